@@ -1,0 +1,51 @@
+"""agentbus: a local message bus for AI-agent sessions on one machine.
+
+The front door for Python programs. Names are imported when they are first used: `agentbus send` passes through
+here too, and must not wait for an event loop that it does not need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentbus.bus import Sent
+    from agentbus.envelope import Envelope, Peer
+    from agentbus.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
+    from agentbus.library import Member, join
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentbusError",
+    "BrokenSetup",
+    "Envelope",
+    "InvalidRequest",
+    "MailboxFull",
+    "Member",
+    "Peer",
+    "Refused",
+    "Sent",
+    "TryAgain",
+    "__version__",
+    "join",
+]
+
+_HOMES = {
+    "Envelope": "agentbus.envelope",
+    "Member": "agentbus.library",
+    "Peer": "agentbus.envelope",
+    "Sent": "agentbus.bus",
+    "join": "agentbus.library",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'agentbus' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "agentbus.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

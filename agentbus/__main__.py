@@ -1,0 +1,78 @@
+"""`agentbus` and `python -m agentbus`: the fast road for what must be instant, typer for the rest.
+
+typer costs 50 to 300 ms; `send` is used in loops and hooks, and `serve` is waited for by an agent, so both are parsed
+here by hand. Every error leaves as one line. Implements [CLI-1], [CLI-4], [ERR-2].
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from agentbus import __version__
+from agentbus.errors import AgentbusError, InvalidRequest
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command in sys.argv and exit with its code."""
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except AgentbusError as error:
+        print(f"agentbus: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130  # 128 + SIGINT, as shells report it
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`agentbus peers | head -1`): no error, but the interpreter would
+        # complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    command, *rest = arguments or [""]
+    if command == "--version":
+        print(f"agentbus {__version__}")
+    elif command == "send" and not {"-h", "--help"} & set(rest):
+        _send(rest)
+    elif command == "serve" and len(rest) == 1 and not rest[0].startswith("-"):
+        from agentbus import commands
+
+        commands.serve(rest[0])
+    else:
+        from agentbus import cli
+
+        return cli.run(arguments)
+    return 0
+
+
+def _send(arguments: list[str]) -> None:
+    sender: str | None = None
+    words: list[str] = []
+    left = iter(arguments)
+    for word in left:
+        if word == "--":
+            words.extend(left)
+        elif word == "--from" or word.startswith("--from="):
+            sender = word[7:] if "=" in word else next(left, None)
+            if not sender:
+                raise InvalidRequest("--from needs a name", hint="agentbus send --from ci backend 'build is green'")
+        elif word.startswith("-") and word != "-":
+            raise InvalidRequest(f"send has no option {word[:40]!r}", hint="put -- before a text that begins with -")
+        else:
+            words.append(word)
+    if not 1 <= len(words) <= 2:
+        problem = "send needs a name" if not words else f"send takes a name and one text, not {len(words)} words"
+        raise InvalidRequest(problem, hint="agentbus send backend 'the text, in quotes'")
+
+    from agentbus import commands
+
+    commands.send(words[0], words[1] if len(words) == 2 else None, sender=sender)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What must be answered before the MCP SDK sees it, so that the connection stays one that can carry channels.
+
+A first request of protocol revision 2026-07-28 would lock the SDK's server to that revision, and Claude Code does not
+take channel events from such a server. Pure: a line in, an answer or nothing out. Implements [MCP-1] to [MCP-3].
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["error_line", "refusal", "salvage", "tools_list_id"]
+
+# Codes of JSON-RPC 2.0, section 5.1, and of MCP revision 2026-07-28 (unsupported protocol version).
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+UNSUPPORTED_PROTOCOL_VERSION = -32022
+
+_VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+# The revisions that begin with `initialize`, oldest first.
+HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+_DISCOVER = "server/discover"
+
+
+def error_line(request_id: object, code: int, message: str, data: dict[str, Any] | None = None) -> bytes:
+    """A JSON-RPC error response, newline and all. ASCII, so that no text can break it."""
+    error: dict[str, Any] = {"code": code, "message": message}
+    if data is not None:
+        error["data"] = data
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode() + b"\n"
+
+
+def _request(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(message, dict) and isinstance(message.get("method"), str) and _is_id(message.get("id")):
+        return message
+    return None
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def refusal(line: bytes) -> bytes | None:
+    """The answer to a request that the SDK must not see; None for every other line. [MCP-1]"""
+    # Looked for as bytes first: parsing every line twice would cost each tool call 10 us. A line that spells the words
+    # with escapes gets past this and is answered by the SDK, with an error.
+    if b"server" not in line and b"protocolVersion" not in line:
+        return None
+    request = _request(line)
+    if request is None:
+        return None
+    method = request["method"]
+    if method == _DISCOVER:
+        return error_line(request["id"], METHOD_NOT_FOUND, "Method not found")
+    params = request.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    if method != "initialize" and isinstance(meta, dict) and _VERSION_KEY in meta:
+        data = {"supported": list(HANDSHAKE_VERSIONS), "requested": str(meta[_VERSION_KEY])}
+        return error_line(request["id"], UNSUPPORTED_PROTOCOL_VERSION, "this server begins with initialize", data)
+    return None
+
+
+def tools_list_id(line: bytes) -> int | str | None:
+    """The id of a `tools/list` request; None for every other line."""
+    if b"tools" not in line:
+        return None
+    request = _request(line)
+    if request is None or request["method"] != "tools/list":
+        return None
+    request_id: int | str = request["id"]
+    return request_id
+
+
+def salvage(line: bytes, problem: str) -> bytes:
+    """The answer to a line that is no JSON-RPC message: under its id if it has one, so that nobody waits. [MCP-3]"""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return error_line(None, PARSE_ERROR, f"not a line of JSON: {problem}")
+    request_id = message.get("id") if isinstance(message, dict) else None
+    return error_line(request_id if _is_id(request_id) else None, INVALID_REQUEST, f"not a request: {problem}")

@@ -1,0 +1,142 @@
+"""The life of one `agentbus serve claude-mcp`: mailbox, name and socket first, then MCP, then a quick end.
+
+Implements [LIFE-1] to [LIFE-4].
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from agentbus import process
+from agentbus.adapters.claude_mcp import guard
+from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.bus import Bus
+from agentbus.config import Settings
+from agentbus.errors import AgentbusError
+from agentbus.session import Checkpoints, Session
+from agentbus.store import Arrival
+
+__all__ = ["serve"]
+
+RUNTIME = "claude-mcp"
+# Of the 100 ms between Claude Code's SIGINT and its SIGTERM; the rest is for the system.
+_STOP_S = 0.05
+
+
+def _say(line: str) -> None:
+    """One line to stderr, which Claude Code keeps in its log of the server."""
+    print(f"agentbus: {line}", file=sys.stderr, flush=True)
+
+
+def serve(settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> None:
+    """Be a peer for the client on stdin and stdout until it goes, then end the process. Does not return.
+
+    Raises AgentbusError, before anything is served, when the home, the database or the settings are not fit.
+    """
+    checkpoints = Checkpoints(settings.home / "bus.db")
+    bus, triggers = open_bus(settings, busy_ms=0, on_wal=checkpoints)
+    preferred = triggers.preferred()
+    stdio = Stdio.claim(guard.refusal)
+    code = 1
+    try:
+        code = anyio.run(_serve, settings, bus, preferred, stdio, checkpoints)
+    except KeyboardInterrupt:
+        code = 0  # a SIGINT before the loop could take it: there is nothing to clear up that a claim would not reap
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
+        code = _report(error)
+    stdio.restore()
+    sys.stderr.flush()
+    # Tearing the interpreter down takes 0.25 s with the SDK loaded, and SIGTERM would come first. [LIFE-1]
+    os._exit(code)
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what went wrong; the exit code for it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, AgentbusError):
+        _say(str(error))
+        return error.exit_code
+    _say(f"internal error, {type(error).__name__}: {error}")
+    return 1
+
+
+async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio, checkpoints: Checkpoints) -> int:
+    gate = ReadyGate()
+    arrival = Arrival(
+        host=process.parent(),
+        launch_name=settings.name,
+        process=process.current(),
+        runtime=RUNTIME,
+        cwd=settings.cwd,
+        delivery=ChannelDelivery.carrier,
+        trigger=triggers[0].name,
+    )
+    session = Session(
+        bus,
+        arrival,
+        triggers=triggers,
+        delivery=ChannelDelivery(stdio, gate),
+        checkpoints=checkpoints,
+        say=_say,
+        retention_hours=settings.retention_hours,
+    )
+    session.claim()
+    _announce(session, settings)
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(_watch_for_end, session, stdio)
+            await tasks.start(session.run)
+            tasks.start_soon(stdio.run)
+            protocol = await anyio.to_thread.run_sync(
+                import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
+            )
+            await protocol.serve_mcp(session, stdio, gate, settings.name_note)
+            # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
+            await anyio.sleep_forever()
+    finally:
+        session.close()
+    return 1
+
+
+def _announce(session: Session, settings: Settings) -> None:
+    if settings.name_note:
+        _say(settings.name_note)
+    holder = session.wished_holder
+    if holder is not None:
+        _say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')
+
+
+async def _watch_for_end(
+    session: Session, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """End the process at a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_after, stdio.closed.wait, tasks.cancel_scope)
+            async for _signal in signals:
+                break
+            tasks.cancel_scope.cancel()
+    # Not by cancelling the rest: the SDK would first answer what is in flight, and a client that does not read would
+    # keep it at that for a second.
+    with anyio.move_on_after(_STOP_S):
+        await session.stop()
+    session.close()
+    stdio.restore()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _cancel_after(wait: Callable[[], Any], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()

@@ -1,0 +1,221 @@
+"""The line transport on this process's stdin and stdout: non-blocking, no threads, cancellable at any point.
+
+Knows bytes and lines, nothing of MCP. The SDK's own stdio transport reads in a thread, hangs at a signal until stdin
+ends, and swallows a broken pipe; here a write that returned was written, and the end of stdin is seen at once.
+Implements [CHAN-3], [MCP-4], [LIFE-2].
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import stat
+import sys
+import termios
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+import anyio
+import anyio.lowlevel
+
+from agentbus.errors import DeliveryClosed
+
+__all__ = ["MAX_LINE_BYTES", "Stdio"]
+
+# Room for the largest message (1 MiB) with every byte escaped as \u00XX, and some; a longer line is refused.
+MAX_LINE_BYTES = 8 * 1_048_576
+_READ_BYTES = 65_536
+# Lines that were read and not yet asked for; beyond it reading waits, so that a client cannot fill the memory.
+_MAX_WAITING_LINES = 1_000
+# SIOCOUTQ, unix(7): TIOCOUTQ has the same number on Linux.
+_OUTQ = termios.TIOCOUTQ
+
+
+def _private_copy(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _can_count_unread(fd: int) -> int | None:
+    """The ioctl that tells how much of what was written to `fd` is unread; None where nobody can tell. [CHAN-3]"""
+    if not sys.platform.startswith("linux"):
+        return None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode):
+        return termios.FIONREAD
+    if stat.S_ISSOCK(mode):
+        return _OUTQ
+    return None
+
+
+async def _until(wait: Callable[[int], Awaitable[None]], fd: int) -> None:
+    try:
+        await wait(fd)
+    except PermissionError:
+        # epoll_ctl(2) EPERM: the descriptor does not support waiting, it is always ready.
+        await anyio.lowlevel.checkpoint()
+
+
+class Stdio:
+    """Lines in from `fd_in`, bytes out to `fd_out`; both become non-blocking. One reader task, any writers.
+
+    `refuse` sees each line first: what it returns is written as the answer, and nobody else sees the line.
+    """
+
+    def __init__(self, fd_in: int, fd_out: int, refuse: Callable[[bytes], bytes | None]) -> None:
+        self._in = fd_in
+        self._out = fd_out
+        self._refuse = refuse
+        self._was_blocking = [fd for fd in (fd_in, fd_out) if os.get_blocking(fd)]
+        os.set_blocking(fd_in, False)
+        os.set_blocking(fd_out, False)
+        self._unread_ioctl = _can_count_unread(fd_out)
+        self._lines: deque[bytes | None] = deque()
+        self._line_came = anyio.Event()
+        self._room_came = anyio.Event()
+        self._unsent = bytearray()
+        self._queued = 0
+        self._flushed = 0
+        self._flush_wanted = anyio.Event()
+        self._progress = anyio.Event()
+        self.closed = anyio.Event()
+        self._is_broken = False
+
+    @classmethod
+    def claim(cls, refuse: Callable[[bytes], bytes | None]) -> Stdio:
+        """Take over fds 0 and 1: fd 0 becomes /dev/null and fd 1 stderr, so that no stray print breaks a line."""
+        fd_in, fd_out = _private_copy(0), _private_copy(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
+        return cls(fd_in, fd_out, refuse)
+
+    def restore(self) -> None:
+        """Make the descriptors blocking again: others may share them, a terminal's shell for one."""
+        for fd in self._was_blocking:
+            os.set_blocking(fd, True)
+
+    async def run(self) -> None:
+        """Read and write until stdin ends or stdout is closed; `closed` is set then."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write_rest)
+                await self._read_all()
+                tasks.cancel_scope.cancel()
+        finally:
+            self.closed.set()
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    async def lines(self) -> AsyncIterator[bytes | None]:
+        """The lines that arrive, without their newline; None for one that is over MAX_LINE_BYTES."""
+        while True:
+            while self._lines:
+                yield self._lines.popleft()
+                self._room_came.set()
+            if self.closed.is_set():
+                return
+            self._line_came = anyio.Event()
+            await self._line_came.wait()
+
+    async def _read_all(self) -> None:
+        parts: list[bytes] = []
+        size = 0
+        while not self._is_broken:
+            try:
+                data = os.read(self._in, _READ_BYTES)
+            except BlockingIOError:
+                await _until(anyio.wait_readable, self._in)
+                continue
+            except OSError:
+                # The terminal has hung up, or the socket was reset: as much an end as an end of file. [LIFE-2]
+                data = b""
+            if not data:
+                break
+            *whole, rest = data.split(b"\n")
+            for piece in whole:
+                size += len(piece)
+                parts.append(piece)
+                await self._take(None if size > MAX_LINE_BYTES else b"".join(parts))
+                parts, size = [], 0
+            size += len(rest)
+            if size <= MAX_LINE_BYTES:
+                parts.append(rest)
+            else:
+                parts = []  # only its length is remembered, until the newline comes
+            while len(self._lines) > _MAX_WAITING_LINES:
+                self._room_came = anyio.Event()
+                await self._room_came.wait()
+        self.closed.set()
+        self._line_came.set()
+
+    async def _take(self, line: bytes | None) -> None:
+        answer = None if line is None else self._refuse(line)
+        if answer is not None:
+            with suppress(DeliveryClosed):  # `closed` is set, and that ends the session
+                await self.write(answer)
+        elif line is None or line.strip():
+            self._lines.append(line)
+            self._line_came.set()
+
+    # -- out -----------------------------------------------------------------------------------------------
+
+    async def write(self, data: bytes) -> int:
+        """Write all of `data`; the position after it, in bytes since the start.
+
+        Writes of several tasks never mix. A cancelled write is still written whole, as long as the process lives.
+
+        Raises DeliveryClosed when stdout is closed.
+        """
+        self._unsent += data
+        self._queued += len(data)
+        position = self._queued
+        self._flush()
+        while self._flushed < position:
+            if self._is_broken:
+                raise DeliveryClosed("the client has closed its end")
+            self._flush_wanted.set()
+            await self._progress.wait()
+        return position
+
+    def read_by_client(self) -> int:
+        """The position up to which the client has surely read; what was written, where nobody can tell."""
+        if self._unread_ioctl is None:
+            return self._flushed
+        unread = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._out, self._unread_ioctl, unread)
+        except OSError:
+            return self._flushed
+        # A socket counts its own bookkeeping too, so this errs to the low side until all is read: 0 then.
+        return self._flushed - unread[0]
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent and not self._is_broken:
+                count = os.write(self._out, self._unsent)
+                del self._unsent[:count]
+                self._flushed += count
+        except BlockingIOError:
+            return
+        except OSError:
+            # Whoever writes learns it from `write`; the session ends with `closed`. [LIFE-2]
+            self._is_broken = True
+            self._unsent.clear()
+            self.closed.set()
+            self._line_came.set()
+
+    async def _write_rest(self) -> None:
+        """Write what the pipe had no room for, as it gets room."""
+        while True:
+            await self._flush_wanted.wait()
+            while self._unsent and not self._is_broken:
+                await _until(anyio.wait_writable, self._out)
+                self._flush()
+                told, self._progress = self._progress, anyio.Event()
+                told.set()
+            self._flush_wanted = anyio.Event()
+            told, self._progress = self._progress, anyio.Event()
+            told.set()

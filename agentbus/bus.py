@@ -1,0 +1,209 @@
+"""What a peer or a person can ask of the bus: send, broadcast, claim, rename, who is there.
+
+A send has succeeded when its row is committed; the wake that follows is a hint, given by the recipient's own
+trigger. Knows no trigger by name and nothing of MCP. Synchronous: in an event loop, wrap a call that writes in
+`patiently`. Implements [SEND-1] to [SEND-5], [NAME-4], [PRES-2].
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from agentbus.envelope import Peer, check_body, normalise_name
+from agentbus.errors import Busy, InvalidRequest
+from agentbus.ports import Trigger, Wake
+from agentbus.process import Process, is_alive
+from agentbus.store import Arrival, Store
+
+__all__ = ["Bus", "Claimed", "Sent", "now_ms", "patiently"]
+
+_T = TypeVar("_T")
+
+# What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
+PREDECESSOR_PATIENCE_S = 0.3
+_PREDECESSOR_POLL_S = 0.02
+# How long a session waits for a busy database, in all; as long as the command line waits inline. [STORE-4]
+BUSY_PATIENCE_S = 10.0
+
+
+def now_ms() -> int:
+    """The wall clock, in milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One message that was committed. `asked` is the name it was sent to, `recipient` the mailbox it is in."""
+
+    id: int
+    asked: str
+    recipient: str
+    is_online: bool
+    is_known: bool
+    similar: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.is_online:
+            return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
+        if self.is_known:
+            return f'queued #{self.id} for "{self.recipient}"{moved}: offline, it is delivered when that peer is back'
+        if not self.similar:
+            return f'queued #{self.id} for "{self.recipient}": no such peer yet, it is delivered when one starts'
+        meant = " or ".join(f'"{name}" (online)' for name in self.similar)
+        return f'queued #{self.id} for "{self.recipient}": no such peer yet. Did you mean {meant}?'
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A name that was claimed. `wished_holder` holds the name that was wished for, when it was not free."""
+
+    peer: Peer
+    wished_holder: Peer | None
+
+
+def _check_reply(reply_to: object) -> int | None:
+    if reply_to is None:
+        return None
+    if isinstance(reply_to, bool) or not isinstance(reply_to, int) or reply_to < 1:
+        raise InvalidRequest(f"{str(reply_to)[:40]!r} is no message id", hint="use the number after msg_id")
+    return reply_to
+
+
+class Bus:
+    """One bus, as seen by one process. `triggers` are looked up by the name in a peer's row.
+
+    `clock` gives milliseconds since 1970 UTC. `max_bytes` bounds a message, in bytes of UTF-8.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        triggers: Mapping[str, Trigger],
+        *,
+        max_bytes: int,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self._triggers = triggers
+        self._max_bytes = max_bytes
+
+    def send(self, sender: str, to: object, text: object, *, reply_to: int | None = None) -> Sent:
+        """Commit `text` for `to` and wake it. [SEND-1]
+
+        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; nothing was sent then.
+        """
+        asked = normalise_name(to)
+        body = check_body(text, self._max_bytes)
+        answered = _check_reply(reply_to)
+        row_id, address = self.store.send(sender, asked, body, now=self.clock(), reply_to=answered)
+        is_online = address.peer is not None and self._wake(address.peer)
+        similar = () if address.is_known else self._similar(asked, sender)
+        return Sent(row_id, asked, address.mailbox, is_online, address.is_known, similar)
+
+    def broadcast(self, sender: str, text: object) -> list[Sent]:
+        """Commit `text` for every present peer but `sender`, all or none, then wake them. [SEND-4]
+
+        Raises InvalidRequest for a bad text, MailboxFull, Busy; nothing was sent then.
+        """
+        body = check_body(text, self._max_bytes)
+        self.reap()
+        sent = self.store.broadcast(sender, body, now=self.clock())
+        return [Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True) for row_id, peer in sent]
+
+    def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
+        # 8 ms to import, and only who mistypes a name waits for it.
+        from difflib import get_close_matches
+
+        names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
+        return tuple(get_close_matches(asked, names, n=3, cutoff=0.6))
+
+    def _wake(self, peer: Peer) -> bool:
+        """Nudge `peer`; whether it is there. A row whose process is dead ends here. [SEND-5]"""
+        trigger = self._triggers.get(peer.trigger)
+        wake = Wake.PENDING if trigger is None else trigger.notify(peer.endpoint)
+        if wake is Wake.WOKEN or is_alive(peer.process):
+            return True
+        try:
+            self.store.leave(peer.session, peer.process.pid, now=self.clock())
+        except Busy:
+            # The message is committed and that is what counts; whoever heartbeats next reaps the row.
+            return False
+        if trigger is not None:
+            trigger.clear(peer.endpoint)
+        return False
+
+    def reap(self) -> list[Peer]:
+        """End the presence of the dead and the silent, and remove what they left; return them. [PRES-2]"""
+        gone = self.store.reap(now=self.clock())
+        for peer in gone:
+            trigger = self._triggers.get(peer.trigger)
+            # A silent peer that lives keeps its socket: it comes back with its next heartbeat.
+            if trigger is not None and not is_alive(peer.process):
+                trigger.clear(peer.endpoint)
+        return gone
+
+    def peers(self) -> list[Peer]:
+        """Who is present, by name; nobody whose process is gone. [PRES-4]"""
+        try:
+            self.reap()
+        except Busy:
+            # Reading needs no lock: the answer is right without the clean-up.
+            return [peer for peer in self.store.present() if is_alive(peer.process)]
+        return self.store.present()
+
+    def claim(self, arrival: Arrival, endpoint: Callable[[str], str], *, again: str | None = None) -> Claimed:
+        """Become a peer. Waits inline up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
+
+        Raises Busy.
+        """
+        self.reap()
+        give_up_at = time.monotonic() + PREDECESSOR_PATIENCE_S
+        while True:
+            crowd = again is not None or time.monotonic() >= give_up_at
+            claimed = self.store.claim(arrival, now=self.clock(), endpoint=endpoint, join_crowd=crowd, again=again)
+            if claimed is not None:
+                return Claimed(*claimed)
+            time.sleep(_PREDECESSOR_POLL_S)
+
+    def rename(self, peer: Peer, name: object) -> str:
+        """Call `peer` something else; return the new name, in its one form. [NAME-5]
+
+        Raises InvalidRequest for a bad name, Refused when it is held, Busy.
+        """
+        new = normalise_name(name)
+        self.store.rename(peer.session, peer.process.pid, new)
+        return new
+
+    def sender_among(self, hosts: Sequence[Process]) -> str | None:
+        """The name of the one session whose host is among `hosts`, nearest first; None if none or several."""
+        found = self.store.sessions_of(hosts)
+        return found[0].name if len(found) == 1 else None
+
+
+async def patiently(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE_S) -> _T:
+    """`call()`, again and again while the database is busy, without blocking the event loop. [STORE-4]
+
+    Raises Busy when it is busy for longer than `patience_s`, and whatever else `call` raises.
+    """
+    try:
+        return call()
+    except Busy:
+        pass
+    # Imported by whoever has an event loop already; the command line has none and need not pay for it.
+    import anyio
+
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        # Jitter keeps sessions that met at a lock from meeting there again; a dozen ms is what a writer holds it.
+        await anyio.sleep(0.001 + os.urandom(1)[0] / 255 * 0.012)
+        try:
+            return call()
+        except Busy:
+            if time.monotonic() >= give_up_at:
+                raise

@@ -1,0 +1,144 @@
+"""What the command line does, apart from parsing: open the bus, act, print.
+
+Shared by the fast road in __main__.py and the typer commands in cli.py; imports neither typer nor an event loop.
+Waits inline for a busy database. Implements [CLI-1] to [CLI-5].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from agentbus import config, process, registry
+from agentbus.bus import Bus
+from agentbus.envelope import Peer, fit_name, normalise_name, timestamp
+from agentbus.errors import InvalidRequest
+
+__all__ = ["broadcast", "peers", "send", "serve", "text_or_stdin"]
+
+# As long as a session waits. [STORE-4]
+_BUSY_MS = 10_000
+
+
+@contextmanager
+def _bus() -> Iterator[tuple[Bus, config.Settings]]:
+    settings = config.load()
+    bus, _triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
+    try:
+        yield bus, settings
+    finally:
+        bus.store.close()
+
+
+def _sender(bus: Bus, settings: config.Settings, asked: str | None) -> str:
+    """As whom a shell sends: --from, the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
+    if asked is not None:
+        return normalise_name(asked)
+    session = bus.sender_among(process.ancestors())
+    if session is not None:
+        return session
+    return settings.name if settings.name_was_asked else _login_name()
+
+
+def _login_name() -> str:
+    import pwd
+
+    try:
+        return fit_name(pwd.getpwuid(os.getuid()).pw_name) or "shell"
+    except KeyError:  # a user id without an entry, as containers have them
+        return "shell"
+
+
+def text_or_stdin(text: str | None) -> str:
+    """`text`, or what is piped in, without its last newline. [CLI-1]
+
+    Raises InvalidRequest when there is neither, or when stdin is not UTF-8.
+    """
+    if text is not None and text != "-":
+        return text
+    if text is None and sys.stdin.isatty():
+        raise InvalidRequest("no text", hint='give it as an argument, agentbus send NAME "TEXT", or pipe it in')
+    try:
+        piped = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"stdin is not UTF-8 (byte {error.start + 1})", hint="put binary data in a file and send its path"
+        ) from None
+    return piped.removesuffix("\n")
+
+
+def send(to: str, text: str | None, *, sender: str | None) -> None:
+    """Send one message and say what became of it."""
+    body = text_or_stdin(text)
+    with _bus() as (bus, settings):
+        print(bus.send(_sender(bus, settings, sender), to, body))
+
+
+def broadcast(text: str | None, *, sender: str | None) -> None:
+    """Send one message to everybody who is online, and say to whom."""
+    body = text_or_stdin(text)
+    with _bus() as (bus, settings):
+        sent = bus.broadcast(_sender(bus, settings, sender), body)
+    if not sent:
+        print("nobody is online; nothing was sent")
+    for one in sent:
+        print(one)
+
+
+def peers(*, as_json: bool) -> None:
+    """Show who is online, and for whom messages wait."""
+    with _bus() as (bus, _settings):
+        present = bus.peers()
+        waiting = bus.store.waiting()
+    offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
+    if as_json:
+        for row in _json_rows(present, waiting, offline):
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    if present:
+        _print_table(present, waiting)
+    else:
+        print("nobody is online")
+    for name, count in offline.items():
+        print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
+
+
+def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for peer in present:
+        yield {
+            "name": peer.name,
+            "online": True,
+            "pending": waiting.get(peer.name, 0),
+            "runtime": peer.runtime,
+            "delivery": peer.delivery,
+            "trigger": peer.trigger,
+            "pid": peer.process.pid,
+            "cwd": peer.cwd,
+            "started_at": timestamp(peer.started_at),
+            "last_seen": timestamp(peer.last_seen),
+        }
+    for name, count in offline.items():
+        yield {"name": name, "online": False, "pending": count}
+
+
+def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
+    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER")]
+    for peer in present:
+        pending = str(waiting.get(peer.name, 0))
+        rows.append((peer.name, peer.runtime, peer.delivery, peer.trigger, pending, str(peer.process.pid), peer.cwd))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def serve(name: str) -> None:
+    """Be a peer for the agent runtime that started this process. Does not return."""
+    chosen = registry.adapter(name)
+    if sys.stdin.isatty():
+        print("agentbus: waiting for an MCP client on stdin; Ctrl-D ends it", file=sys.stderr)
+    chosen.serve(config.load())

@@ -1,0 +1,176 @@
+"""What the environment says, and whether the home folder can be trusted.
+
+The only reader of os.environ. Knows nothing of SQL, sockets or MCP. Implements [CONF-1] to [CONF-3] and
+[TRUST-1], [TRUST-2].
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentbus.envelope import fit_name, normalise_name
+from agentbus.errors import BrokenSetup, InvalidRequest
+
+__all__ = ["DEFAULT_NAME", "Settings", "check_private", "load", "prepare_folder", "prepare_home"]
+
+# Where neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, say).
+DEFAULT_NAME = "agent"
+DEFAULT_MAX_BYTES = 65_536
+# A tool call and its channel event hold the text as JSON, escaped; much more would choke a client's line reader.
+HIGHEST_MAX_BYTES = 1_048_576
+DEFAULT_POLL_MS = 1_000
+DEFAULT_RETENTION_HOURS = 24
+SYNC_MODES = ("normal", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every `AGENTBUS_*` variable, checked. `name` is what the session wishes to be called.
+
+    `name_note` says, in one sentence, why `name` is not what AGENTBUS_NAME asked for; empty when it is.
+    """
+
+    home: Path
+    name: str
+    name_note: str
+    name_was_asked: bool
+    trigger: str | None
+    poll_ms: int
+    sync: str
+    max_bytes: int
+    retention_hours: int
+    cwd: str
+
+
+def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = None) -> Settings:
+    """The settings in `environ` (os.environ by default); `home` stands above AGENTBUS_HOME.
+
+    Raises InvalidRequest, naming the variable, its value and its range.
+    """
+    env = os.environ if environ is None else environ
+    cwd = os.getcwd()
+    asked = env.get("AGENTBUS_NAME", "")
+    name, note = _wished_name(asked, env.get("CLAUDE_PROJECT_DIR") or cwd)
+    root = str(home) if home is not None else env.get("AGENTBUS_HOME") or "~/.agentbus"
+    return Settings(
+        home=Path(os.path.abspath(os.path.expanduser(root))),
+        name=name,
+        name_note=note,
+        name_was_asked=bool(asked) and not note,
+        trigger=env.get("AGENTBUS_TRIGGER") or None,
+        poll_ms=_integer(env, "AGENTBUS_POLL_MS", DEFAULT_POLL_MS, 10, 60_000),
+        sync=_choice(env, "AGENTBUS_SYNC", SYNC_MODES),
+        max_bytes=_integer(env, "AGENTBUS_MAX_BYTES", DEFAULT_MAX_BYTES, 1, HIGHEST_MAX_BYTES),
+        retention_hours=_integer(env, "AGENTBUS_RETENTION_HOURS", DEFAULT_RETENTION_HOURS, 1, 8_760),
+        cwd=cwd,
+    )
+
+
+def _wished_name(asked: str, folder: str) -> tuple[str, str]:
+    fallback = fit_name(os.path.basename(os.path.normpath(folder))) or DEFAULT_NAME
+    if not asked:
+        return fallback, ""
+    try:
+        return normalise_name(asked), ""
+    except InvalidRequest as error:
+        # A session that does not start is worse than one with another name, as long as that is said.
+        return fallback, f'AGENTBUS_NAME is not usable ({error}); the name is "{fallback}"'
+
+
+def _integer(env: Mapping[str, str], variable: str, default: int, low: int, high: int) -> int:
+    raw = env.get(variable, "").strip()
+    if not raw:
+        return default
+    try:
+        value = int(raw)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise InvalidRequest(
+            f"{variable} is {raw[:40]!r}",
+            hint=f"set it to a whole number from {low:,} to {high:,}, or unset it",
+        )
+    return value
+
+
+def _choice(env: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> str:
+    raw = env.get(variable, "").strip().lower()
+    if raw and raw not in choices:
+        raise InvalidRequest(f"{variable} is {raw[:40]!r}", hint=f"set it to {' or '.join(choices)}, or unset it")
+    return raw or choices[0]
+
+
+def check_private(path: Path, *, is_folder: bool) -> None:
+    """Refuse `path` unless it is ours, no symlink, and writable by nobody else. Absent is fine. [TRUST-1]
+
+    Raises BrokenSetup with the command that mends it.
+    """
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BrokenSetup(f"{path} cannot be looked at ({error.strerror})") from error
+    kind = "folder" if is_folder else "file"
+    if stat.S_ISLNK(facts.st_mode):
+        raise BrokenSetup(f"{path} is a symlink", hint=f"put a real {kind} there, or set AGENTBUS_HOME to its target")
+    if is_folder and not stat.S_ISDIR(facts.st_mode):
+        raise BrokenSetup(f"{path} is not a folder", hint=f"move it away: mv '{path}' '{path}.old'")
+    if facts.st_uid != os.geteuid():
+        raise BrokenSetup(
+            f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()})",
+            hint=f"sudo chown {os.geteuid()} '{path}', or set AGENTBUS_HOME to a folder of your own",
+        )
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BrokenSetup(
+            f"{path} can be written by other users (mode {stat.S_IMODE(facts.st_mode):04o})",
+            hint=f"chmod go-rwx '{path}'",
+        )
+
+
+def prepare_folder(path: Path) -> None:
+    """Create `path` for us alone (0700), or check that it is. [TRUST-1]
+
+    Raises BrokenSetup.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True, parents=False)
+    except FileExistsError:
+        pass  # not a folder: the check below says so, with the remedy
+    except FileNotFoundError:
+        # Only the last folder is ours to make private; those above it are made as `mkdir -p` would.
+        _make_parents(path)
+        prepare_folder(path)
+        return
+    except OSError as error:
+        raise BrokenSetup(
+            f"{path} cannot be created ({error.strerror})",
+            hint="set AGENTBUS_HOME to a folder that you can write",
+        ) from error
+    check_private(path, is_folder=True)
+
+
+def _make_parents(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BrokenSetup(
+            f"{path.parent} cannot be created ({error.strerror})",
+            hint="set AGENTBUS_HOME to a folder that you can write",
+        ) from error
+
+
+def prepare_home(home: Path) -> Path:
+    """Create or check the home folder and what is in it; return the path of the database. [TRUST-1]
+
+    Raises BrokenSetup.
+    """
+    prepare_folder(home)
+    database = home / "bus.db"
+    for path in (database, home / "bus.db-wal", home / "bus.db-shm"):
+        check_private(path, is_folder=False)
+    return database

@@ -1,0 +1,178 @@
+"""Opens the database: file modes, pragmas, busy policy, migrations, and what SQLite's errors mean to a person.
+
+Knows the numbered files in migrations/, but no query. Implements [STORE-1] to [STORE-5].
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import apsw
+
+from agentbus.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+
+__all__ = ["checkpoint", "connect", "explained", "latest_version", "migrations"]
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+# Pages (4 KiB each) of WAL after which `on_wal` is told: SQLite's own default for a checkpoint.
+CHECKPOINT_PAGES = 1_000
+# How long opening may wait for others that open, migrate or recover the same file.
+_OPEN_PATIENCE_S = 10.0
+
+
+def migrations() -> list[tuple[int, str]]:
+    """The numbered migrations of this package, ascending, each with its SQL."""
+    found = []
+    for path in sorted(_MIGRATIONS.glob("[0-9]*.sql")):
+        found.append((int(path.name.split("_", 1)[0]), path.read_text(encoding="utf-8")))
+    return found
+
+
+def latest_version() -> int:
+    """The schema version of this package, without reading the files."""
+    return max(int(name.split("_", 1)[0]) for name in os.listdir(_MIGRATIONS) if name.endswith(".sql"))
+
+
+def connect(
+    path: Path,
+    *,
+    busy_ms: int,
+    sync: str = "normal",
+    on_wal: Callable[[int], None] | None = None,
+) -> apsw.Connection:
+    """Open the mailbox at `path`, creating and migrating it as needed. [STORE-1]
+
+    `busy_ms` is how long a statement waits inline for another writer, 0 to 60,000. `sync` is "normal" (a commit
+    survives the death of any process) or "full" (and a power cut). `on_wal` is called after a commit with
+    the number of pages in the WAL; with it, the caller does the checkpoints.
+
+    Raises BrokenSetup when the file is not an agentbus mailbox, is newer than this package, or cannot be opened,
+    and TryAgain when others keep it locked for 10 s.
+    """
+    with explained(path):
+        _create_private(path)
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            _prepare(connection, path, sync)
+            connection.set_busy_timeout(busy_ms)
+            if on_wal is not None:
+                callback = on_wal
+
+                def told(_connection: apsw.Connection, _schema: str, pages: int) -> int:
+                    callback(pages)
+                    return apsw.SQLITE_OK
+
+                connection.set_wal_hook(told)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def checkpoint(path: Path) -> None:
+    """Move what the WAL holds into the database, as far as nobody is in the way. Blocks: call it in a thread."""
+    with explained(path), suppress(apsw.BusyError):  # somebody else is at it: the next commit asks again
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        finally:
+            connection.close()
+
+
+def _create_private(path: Path) -> None:
+    # Created here and not by SQLite, whose mode would be 0644; WAL and shm take the mode of this file.
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise BrokenSetup(f"{path} cannot be created ({error.strerror})") from error
+
+
+def _prepare(connection: apsw.Connection, path: Path, sync: str) -> None:
+    give_up_at = time.monotonic() + _OPEN_PATIENCE_S
+    connection.set_busy_timeout(1_000)
+    while True:
+        try:
+            # Switching to WAL fails at once, whatever the timeout, when another does the same: facts of SQLite,
+            # https://sqlite.org/wal.html (activating WAL), so it is tried again here.
+            if connection.pragma("journal_mode") != "wal":
+                connection.pragma("journal_mode", "wal")
+            connection.pragma("synchronous", sync)
+            connection.pragma("foreign_keys", 1)
+            # Checkpoints cost 11 ms where a send costs 0.1: a session does them off the send path. A command line
+            # has no later, so it leaves them to the close of its connection.
+            connection.pragma("wal_autocheckpoint", 0)
+            _migrate(connection, path)
+            return
+        except apsw.BusyError:
+            if time.monotonic() > give_up_at:
+                raise
+            # Jitter; the random module would cost `agentbus send` 6 ms for it.
+            time.sleep(0.001 + os.urandom(1)[0] / 255 * 0.02)
+
+
+def _migrate(connection: apsw.Connection, path: Path) -> None:
+    latest = latest_version()
+    if _version(connection, path, latest) == latest:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Read again: another process may have been here while we waited for the lock.
+        version = _version(connection, path, latest)
+        if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise BrokenSetup(
+                f"{path} is a database of another program", hint="set AGENTBUS_HOME to a folder of its own"
+            )
+        for number, sql in migrations():
+            if number > version:
+                connection.execute(sql)
+                connection.execute(f"PRAGMA user_version = {number:d}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _version(connection: apsw.Connection, path: Path, latest: int) -> int:
+    version = int(str(connection.pragma("user_version")))
+    if version > latest:
+        raise BrokenSetup(
+            f"{path} has schema {version}, this agentbus knows up to {latest}",
+            hint="upgrade agentbus, or set AGENTBUS_HOME to another folder",
+        )
+    return version
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of SQLite at `path` into the sentence for whoever has to act. [ERR-1]"""
+    try:
+        yield
+    except apsw.Error as error:
+        raise explain(error, path) from error
+
+
+def explain(error: apsw.Error, path: Path) -> AgentbusError:
+    """The error of ours that says what `error`, met at `path`, means to a person."""
+    match error:
+        case apsw.BusyError() | apsw.LockedError():
+            return Busy(f"{path} is being written by another process", hint="try again in a moment")
+        case apsw.FullError():
+            return TryAgain(f"the disk of {path} is full, nothing was changed", hint="free some space, then repeat")
+        case apsw.ReadOnlyError():
+            return BrokenSetup(f"{path} is read-only", hint=f"chmod u+w '{path}' and the folder it is in")
+        case apsw.NotADBError() | apsw.CorruptError():
+            return BrokenSetup(
+                f"{path} is not a healthy SQLite database, and is left as it is",
+                hint=f"keep it for a rescue and start anew: mv '{path}' '{path}.broken'",
+            )
+        case apsw.CantOpenError():
+            return BrokenSetup(f"{path} cannot be opened", hint="check that its folder exists and is yours")
+        case _:
+            return BrokenSetup(f"{path}: SQLite says {type(error).__name__}: {error}")

@@ -1,0 +1,144 @@
+"""The drain machine: what a pump does next, decided without doing it.
+
+Facts go in, actions come out; no I/O, no clock, no await. The table below is the truth: SPEC.md repeats it and a
+test compares the two. To drain is to take what is pending from a mailbox and deliver it, oldest first; an
+envelope is marked delivered only after the far end has taken it, and waiting for that holds up no later
+envelope. Implements [DRAIN-1] to [DRAIN-6].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["TRANSITIONS", "Action", "Drain", "Fact", "IllegalFact", "Pace", "State", "Step"]
+
+
+class State(Enum):
+    """Where the drain of one mailbox is."""
+
+    GATED = "gated"  # the far end cannot take messages yet
+    READING = "reading"  # the mailbox is being read
+    PUSHING = "pushing"  # envelopes are being handed over
+    SETTLING = "settling"  # has the far end taken what was handed over?
+    MARKING = "marking"  # what was taken is being marked delivered
+    HOLDING = "holding"  # something handed over is not taken yet
+    RETRYING = "retrying"  # the database or the delivery said: later
+    IDLE = "idle"  # everything is delivered and marked
+    CLOSED = "closed"  # the far end is gone
+
+
+class Fact(Enum):
+    """What the last action has shown."""
+
+    READY = "ready"  # the far end can take messages
+    FOUND = "found"  # the mailbox has envelopes that were not handed over yet
+    EMPTY = "empty"  # it has none
+    HANDED = "handed"  # the delivery has handed over at least one
+    TAKEN = "taken"  # the far end has taken some that are not marked yet
+    UNTAKEN = "untaken"  # it has taken none of what is out
+    CLEAR = "clear"  # nothing is out
+    MARKED = "marked"  # the marks are committed
+    LOOK = "look"  # a wake arrived, or the time to look again
+    BUSY = "busy"  # another process holds the database
+    FAILED = "failed"  # the delivery handed nothing over
+    GONE = "gone"  # the far end is closed for good
+
+
+class Action(Enum):
+    """What to do next."""
+
+    AWAIT_READY = "await ready"
+    READ = "read"
+    DELIVER = "deliver"
+    CHECK = "check"
+    MARK = "mark"
+    SLEEP = "sleep"  # until a wake or the instant
+    PAUSE = "pause"  # until the instant: a wake does not make a busy database free
+    STOP = "stop"
+
+
+TRANSITIONS: dict[tuple[State, Fact], tuple[State, Action]] = {
+    (State.GATED, Fact.READY): (State.READING, Action.READ),
+    (State.GATED, Fact.GONE): (State.CLOSED, Action.STOP),
+    (State.READING, Fact.FOUND): (State.PUSHING, Action.DELIVER),
+    (State.READING, Fact.EMPTY): (State.SETTLING, Action.CHECK),
+    (State.READING, Fact.BUSY): (State.RETRYING, Action.PAUSE),
+    (State.PUSHING, Fact.HANDED): (State.SETTLING, Action.CHECK),
+    (State.PUSHING, Fact.FAILED): (State.RETRYING, Action.PAUSE),
+    (State.PUSHING, Fact.GONE): (State.CLOSED, Action.STOP),
+    (State.SETTLING, Fact.TAKEN): (State.MARKING, Action.MARK),
+    (State.SETTLING, Fact.UNTAKEN): (State.HOLDING, Action.SLEEP),
+    (State.SETTLING, Fact.CLEAR): (State.IDLE, Action.SLEEP),
+    (State.MARKING, Fact.MARKED): (State.READING, Action.READ),
+    (State.MARKING, Fact.BUSY): (State.RETRYING, Action.PAUSE),
+    (State.HOLDING, Fact.LOOK): (State.READING, Action.READ),
+    (State.RETRYING, Fact.LOOK): (State.READING, Action.READ),
+    (State.IDLE, Fact.LOOK): (State.READING, Action.READ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long the machine sleeps, in seconds. The first of a pair doubles up to the second."""
+
+    # The slow poll under every trigger: the price of a lost wake. [DRAIN-5]
+    safety_s: float = 3.0
+    # A client that listens has read within a millisecond; one that is stuck is asked 20 times a second.
+    settle_s: tuple[float, float] = (0.001, 0.05)
+    # A writer is done in a few milliseconds; a full disk or a stopped writer may take its time.
+    retry_s: tuple[float, float] = (0.005, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do next. `until` is an instant of the caller's clock in seconds, set for SLEEP and PAUSE."""
+
+    action: Action
+    until: float | None = None
+
+
+class IllegalFact(Exception):
+    """A fact that the state does not know: a fault of the caller. The machine has not moved."""
+
+
+class Drain:
+    """The drain of one mailbox. Starts GATED; the first action is AWAIT_READY."""
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self._pace = pace or Pace()
+        self._state = State.GATED
+        self._settle_s = self._pace.settle_s[0]
+        self._retry_s = self._pace.retry_s[0]
+
+    @property
+    def state(self) -> State:
+        """Where the drain is."""
+        return self._state
+
+    def advance(self, fact: Fact, now: float) -> Step:
+        """Take `fact`, known at `now` (seconds, any clock that never goes back), and say what to do next.
+
+        Raises IllegalFact when the state has no place for `fact`.
+        """
+        try:
+            state, action = TRANSITIONS[self._state, fact]
+        except KeyError:
+            raise IllegalFact(f"{fact.value} while {self._state.value}") from None
+        self._state = state
+        if fact in (Fact.HANDED, Fact.MARKED):
+            # Things move again: whatever was slow is looked at closely from here on.
+            self._settle_s = self._pace.settle_s[0]
+            self._retry_s = self._pace.retry_s[0]
+        return Step(action, now + self._sleep_s() if action in (Action.SLEEP, Action.PAUSE) else None)
+
+    def _sleep_s(self) -> float:
+        if self._state is State.HOLDING:
+            sleep_s = self._settle_s
+            self._settle_s = min(2 * sleep_s, self._pace.settle_s[1])
+        elif self._state is State.RETRYING:
+            sleep_s = self._retry_s
+            self._retry_s = min(2 * sleep_s, self._pace.retry_s[1])
+        else:
+            sleep_s = self._pace.safety_s
+        return sleep_s

@@ -1,0 +1,157 @@
+"""The values that travel: names, bodies, envelopes, peers, and the one place that validates them.
+
+Knows nothing of SQL, sockets or MCP. Implements [NAME-1] to [NAME-3], [BODY-1] to [BODY-3] and the terms
+of SPEC.md section 2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from agentbus.errors import InvalidRequest
+from agentbus.process import Process
+
+__all__ = [
+    "MAX_NAME_CHARS",
+    "Envelope",
+    "MessageState",
+    "Peer",
+    "check_body",
+    "fit_name",
+    "normalise_name",
+    "numbered_name",
+    "timestamp",
+]
+
+# Long enough for a project's folder, short enough for a table and for a model to copy without a slip.
+MAX_NAME_CHARS = 32
+_OTHER_CHARACTERS = re.compile(r"[^a-z0-9_-]")
+# Quoted back in an error; an unbounded value would bury the sentence around it.
+_MAX_QUOTED_CHARS = 48
+
+
+class MessageState(Enum):
+    """Where a message is in its life. [STATE-1]"""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    READ = "read"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message as it travels. `sent_at` is in milliseconds since 1970 UTC; `id` grows with every send."""
+
+    id: int
+    sender: str
+    recipient: str
+    text: str
+    sent_at: int
+    reply_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
+
+    `session` outlives a restart of `process` under the same `host`; `endpoint` is where `trigger` wakes it.
+    """
+
+    session: str
+    name: str
+    host: Process
+    launch_name: str
+    process: Process
+    runtime: str
+    cwd: str
+    delivery: str
+    trigger: str
+    endpoint: str
+    started_at: int
+    last_seen: int
+
+
+def _quoted(raw: str) -> str:
+    shown = raw if len(raw) <= _MAX_QUOTED_CHARS else raw[:_MAX_QUOTED_CHARS] + "..."
+    # repr() of lone surrogates and control characters is printable; the raw text might not be.
+    return f'"{shown}"' if shown.isprintable() else repr(shown)
+
+
+def normalise_name(raw: object) -> str:
+    """The one form of a name, for the one who claims it and for the one who addresses it. [NAME-1]
+
+    Lower case; anything but `a-z 0-9 _ -` becomes `-`; dashes at the ends are dropped. Idempotent.
+
+    Raises InvalidRequest when nothing is left, or when it is longer than MAX_NAME_CHARS characters.
+    """
+    if not isinstance(raw, str):
+        raise InvalidRequest(f"a name is text, not {type(raw).__name__}")
+    # Measured before anything else: a name of a million characters costs nothing but its refusal.
+    if len(raw.strip()) > 4 * MAX_NAME_CHARS:
+        raise _too_long(raw, len(raw.strip()))
+    name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()).strip("-")
+    if not name:
+        raise InvalidRequest(
+            f"{_quoted(raw)} is no name", hint=f"use 1 to {MAX_NAME_CHARS} of a-z, 0-9, _ and -, say backend"
+        )
+    if len(name) > MAX_NAME_CHARS:
+        raise _too_long(raw, len(name))
+    return name
+
+
+def _too_long(raw: str, length: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"the name {_quoted(raw)} is {length:,} characters, the limit is {MAX_NAME_CHARS}",
+        hint="use a shorter one",
+    )
+
+
+def fit_name(raw: str) -> str | None:
+    """A name made from a folder or a login, cut to length; None when nothing of it is left. [NAME-3]"""
+    name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()[: 4 * MAX_NAME_CHARS]).strip("-")
+    return name[:MAX_NAME_CHARS].strip("-") or None
+
+
+def numbered_name(name: str, number: int) -> str:
+    """`name-2`, `name-3`, ...: cut so that it stays a name. [NAME-4]"""
+    suffix = f"-{number}"
+    return name[: MAX_NAME_CHARS - len(suffix)].rstrip("-") + suffix
+
+
+def check_body(text: object, max_bytes: int) -> str:
+    """`text` unchanged, if it can be a message. [BODY-1]
+
+    Raises InvalidRequest unless it is 1 to `max_bytes` bytes of UTF-8 with no NUL and no lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"a message is text, not {type(text).__name__}")
+    if not text:
+        raise InvalidRequest("the message is empty", hint="say something")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the message has a lone surrogate at character {error.start + 1}", hint="send valid Unicode text"
+        ) from None
+    if size > max_bytes:
+        raise InvalidRequest(
+            f"message is {size:,} bytes, the limit is {max_bytes:,}",
+            hint="put the bulk in a file and send its path",
+        )
+    nul = text.find("\0")
+    if nul >= 0:
+        raise InvalidRequest(
+            f"the message has a NUL at character {nul + 1}",
+            hint="put binary data in a file and send its path",
+        )
+    return text
+
+
+def timestamp(at_ms: int) -> str:
+    """ISO 8601, UTC, to the millisecond, from milliseconds since 1970 UTC."""
+    # datetime costs 2 ms to import, which `agentbus send` would pay for nothing.
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

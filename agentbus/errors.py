@@ -1,0 +1,69 @@
+"""Every error that agentbus raises on purpose, sorted by who has to act.
+
+Knows nothing of the rest of the package. An error is one sentence that names the value, the limit and
+the way out; its class decides the exit code of the command line. Implements [ERR-1], [ERR-2].
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AgentbusError",
+    "BrokenSetup",
+    "Busy",
+    "DeliveryClosed",
+    "DeliveryFailed",
+    "InvalidRequest",
+    "MailboxFull",
+    "Refused",
+    "TryAgain",
+]
+
+
+class AgentbusError(Exception):
+    """Something went wrong in agentbus."""
+
+    exit_code = 1
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{message}: {self.hint}" if self.hint else message
+
+
+class InvalidRequest(AgentbusError):
+    """What was asked for cannot be done by anybody; the caller has to ask differently."""
+
+    exit_code = 2
+
+
+class BrokenSetup(AgentbusError):
+    """The home folder, the database or the environment is not fit for use; a person has to mend it."""
+
+
+class Refused(AgentbusError):
+    """The bus is healthy and says no, for a reason that the message names."""
+
+
+class TryAgain(AgentbusError):
+    """Nothing is wrong with the request; later it will succeed."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits(3)
+
+
+class Busy(TryAgain):
+    """Another process is writing to the mailbox."""
+
+
+class MailboxFull(TryAgain):
+    """The recipient has too many pending messages."""
+
+
+class DeliveryFailed(AgentbusError):
+    """A delivery handed nothing over, and may be tried again."""
+
+
+class DeliveryClosed(AgentbusError):
+    """The far end of a delivery is gone for good."""

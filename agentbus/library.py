@@ -1,0 +1,170 @@
+"""A Python program as a peer: join, send, iterate over what arrives.
+
+The same mailbox, the same wakes and the same promises as an agent's session. Knows no MCP. Implements [LIB-1] to
+[LIB-3].
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+
+from agentbus import config, process, registry
+from agentbus.bus import Bus, Sent
+from agentbus.envelope import Envelope, Peer, normalise_name
+from agentbus.ports import Receipt, Settled
+from agentbus.session import Checkpoints, Session
+from agentbus.store import Arrival
+
+__all__ = ["Member", "join"]
+
+RUNTIME = "python"
+_log = logging.getLogger("agentbus")
+
+
+class _HandOver:
+    """The delivery of a program: one envelope at a time, when it asks for it."""
+
+    carrier = "python"
+
+    def __init__(self) -> None:
+        # No buffer: an envelope leaves the mailbox when the program takes it, not before.
+        self._send, self.receive = anyio.create_memory_object_stream[Envelope](0)
+
+    async def ready(self) -> None:
+        """A program is ready when it has joined."""
+
+    async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
+        """Wait until the program takes the first of `batch`."""
+        await self._send.send(batch[0])
+        return Settled(1)
+
+    def close(self) -> None:
+        """Give back both ends."""
+        self._send.close()
+        self.receive.close()
+
+
+class Member:
+    """A program that has joined the bus. Iterate over it for the messages that arrive, oldest first, each once.
+
+    A message is delivered when `receive` (or the loop) has returned it. A program that dies right then gets it again,
+    under the same id, when it joins again under its name.
+    """
+
+    def __init__(self, session: Session, hand_over: _HandOver) -> None:
+        self._session = session
+        self._hand_over = hand_over
+
+    @property
+    def name(self) -> str:
+        """The name under which others reach this program: the one asked for, or `name-2` where that was in use."""
+        return self._session.peer.name
+
+    async def send(self, to: str, text: str, *, reply_to: int | None = None) -> Sent:
+        """Send `text` to the peer or the offline mailbox `to`; `reply_to` is the id of the message it answers.
+
+        When this returns, the message is committed and survives the death of any process.
+
+        Raises InvalidRequest for a bad name, text or id, MailboxFull and TryAgain; nothing was sent then.
+        """
+        return await self._session.send(to, text, reply_to=reply_to)
+
+    async def broadcast(self, text: str) -> list[Sent]:
+        """Send `text` to every other peer that is online, to all or (with an error) to none. Raises as `send`."""
+        return await self._session.broadcast(text)
+
+    async def peers(self) -> list[Peer]:
+        """Who is online, this program included."""
+        return await self._session.peers()
+
+    async def rename(self, name: str) -> str:
+        """Take another name; return it in its one form. What is pending comes along, the old name leads here.
+
+        Raises InvalidRequest for a bad name, Refused when another peer has it, TryAgain.
+        """
+        return await self._session.rename(name)
+
+    async def receive(self) -> Envelope:
+        """Wait for the next message. Cancel it for a timeout: no message is lost by that."""
+        return await self._hand_over.receive.receive()
+
+    def __aiter__(self) -> AsyncIterator[Envelope]:
+        return self
+
+    async def __anext__(self) -> Envelope:
+        return await self.receive()
+
+
+@asynccontextmanager
+async def join(name: str | None = None, *, home: str | os.PathLike[str] | None = None) -> AsyncIterator[Member]:
+    """Be on the bus as `name` (by default AGENTBUS_NAME, or the working folder's) until the block ends.
+
+    `home` stands above AGENTBUS_HOME; the other AGENTBUS_* variables count as for a session. Joining blocks the
+    event loop while the database is opened, a few milliseconds, or up to 0.3 s where the name was just left.
+
+    Raises InvalidRequest for a bad name or setting, BrokenSetup when the home is not fit, TryAgain when it is busy.
+    """
+    settings = config.load(home=None if home is None else Path(home))
+    if name is not None:
+        settings = replace(settings, name=normalise_name(name), name_note="")
+    checkpoints = Checkpoints(settings.home / "bus.db")
+    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
+    hand_over = _HandOver()
+    try:
+        session = _session(settings, bus, triggers, hand_over, checkpoints)
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(session.run)
+                yield Member(session, hand_over)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The task group is our affair: what the block raised leaves it as it was raised.
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
+        finally:
+            session.close()
+    finally:
+        hand_over.close()
+        bus.store.close()
+
+
+def _session(
+    settings: config.Settings,
+    bus: Bus,
+    triggers: registry.Triggers,
+    hand_over: _HandOver,
+    checkpoints: Checkpoints,
+) -> Session:
+    here = process.current()
+    preferred = triggers.preferred()
+    arrival = Arrival(
+        # The program is its own host: started again it is another one, and takes its name if that is free.
+        host=here,
+        launch_name=settings.name,
+        process=here,
+        runtime=RUNTIME,
+        cwd=settings.cwd,
+        delivery=_HandOver.carrier,
+        trigger=preferred[0].name,
+    )
+    session = Session(
+        bus,
+        arrival,
+        triggers=preferred,
+        delivery=hand_over,
+        checkpoints=checkpoints,
+        say=_log.warning,
+        retention_hours=settings.retention_hours,
+    )
+    session.claim()
+    if settings.name_note:
+        _log.warning("%s", settings.name_note)
+    return session

@@ -1,0 +1,114 @@
+"""The two ports: how a peer is woken, and how a message enters a live session.
+
+The docstrings here are the whole contract: an implementation is right when it keeps them, and every
+implementation, the fakes of the tests included, runs through tests/test_trigger_contract.py or
+tests/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-5], [DELIV-1] to
+[DELIV-4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from agentbus.envelope import Envelope
+
+__all__ = ["Delivery", "Receipt", "Settled", "Trigger", "Wake", "Wakes"]
+
+
+class Wake(Enum):
+    """What became of one nudge."""
+
+    WOKEN = "woken"  # the peer listens, and has been told
+    PENDING = "pending"  # the peer will look by itself, or has nudges enough waiting
+    ABSENT = "absent"  # nobody listens, nor has left a trace
+    STALE = "stale"  # somebody listened and died without clearing up
+
+
+class Wakes(Protocol):
+    """The wakes of one armed endpoint."""
+
+    async def wait(self) -> None:
+        """Return once at least one nudge has arrived since the last return.
+
+        Any number of nudges makes one return. Spurious returns are allowed. Whatever was nudged before the
+        return is forgotten *before* it, so who reads the mailbox afterwards misses nothing: a nudge that
+        comes later makes the next call return. Cancelling loses no nudge.
+        """
+
+
+class Trigger(Protocol):
+    """How a peer is woken. A wake is a hint: it may be lost, repeated or spurious, and carries no data."""
+
+    @property
+    def name(self) -> str:
+        """What `AGENTBUS_TRIGGER` and the `trigger` column call it."""
+
+    def endpoint(self, session: str) -> str:
+        """The address under which `session` will listen. The same session always has the same one."""
+
+    def arm(self, endpoint: str) -> AbstractAsyncContextManager[Wakes]:
+        """Listen on `endpoint` until the context ends, then leave no trace of it.
+
+        A leftover of a dead process is replaced; arming beside a live listener raises.
+
+        Raises BrokenSetup when this place cannot be listened on.
+        """
+
+    def notify(self, endpoint: str) -> Wake:
+        """Nudge whoever listens on `endpoint`.
+
+        Never blocks, never raises for an absent, dead or overfull peer, and touches nothing of the peer's.
+        """
+
+    def clear(self, endpoint: str) -> None:
+        """Remove what a dead peer has left at `endpoint`. Nothing there is no error."""
+
+
+class Receipt(Protocol):
+    """What a delivery says of the envelopes that it handed over in one call."""
+
+    @property
+    def count(self) -> int:
+        """How many of the batch were handed over: the first `count`, at least 1."""
+
+    def taken(self) -> bool:
+        """Whether the far end has taken all of them. Never blocks; once true, it stays true.
+
+        A delivery that cannot know says true.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The receipt of a delivery for which handed over is taken."""
+
+    count: int
+
+    def taken(self) -> bool:
+        """True: there is nothing to wait for."""
+        return True
+
+
+class Delivery(Protocol):
+    """How a message enters a live session. One pump uses it, from one task."""
+
+    @property
+    def carrier(self) -> str:
+        """What the `carrier` column calls it."""
+
+    async def ready(self) -> None:
+        """Return once the far end can take messages; nothing is handed over before."""
+
+    async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
+        """Hand over the first envelopes of `batch` (never empty), in order.
+
+        May wait as long as the far end does not take anything. A cancelled call may have handed over what
+        it was at: the next process delivers that again under the same id.
+
+        Raises DeliveryFailed when nothing was handed over but may be later, and DeliveryClosed when the far
+        end is gone for good.
+        """

@@ -1,0 +1,158 @@
+"""The only loop: do what the drain machine says, tell it what came of it.
+
+Knows the ports, not who implements them, and not where the mailbox is: it is handed two calls. A listener is
+armed before the pump starts, so that the first read misses nothing. Implements [DRAIN-1] to [DRAIN-6].
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import anyio
+import anyio.lowlevel
+
+from agentbus.drain import Action, Drain, Fact, Pace, Step
+from agentbus.envelope import Envelope
+from agentbus.errors import DeliveryClosed, DeliveryFailed, TryAgain
+from agentbus.ports import Delivery, Receipt, Wakes
+
+__all__ = ["Pump"]
+
+# Envelopes read and handed over at once: enough to amortise a write, few enough that a crash in between doubles
+# little.
+BATCH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """Envelopes that were handed over and are not marked yet."""
+
+    ids: tuple[int, ...]
+    receipt: Receipt
+
+
+class Pump:
+    """Drains one mailbox into one delivery until the far end is gone.
+
+    `read(limit)` returns the oldest pending envelopes, ascending, at most `limit`; `mark(ids)` stamps them
+    delivered. Both may raise TryAgain, and are tried again. What else they or the delivery raise ends the pump.
+    """
+
+    def __init__(
+        self,
+        *,
+        read: Callable[[int], list[Envelope]],
+        mark: Callable[[Iterable[int]], None],
+        delivery: Delivery,
+        wakes: Wakes,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self._read = read
+        self._mark = mark
+        self._delivery = delivery
+        self._wakes = wakes
+        self._clock = clock
+        self._drain = Drain(pace)
+        self._found: list[Envelope] = []
+        self._out: deque[_Out] = deque()
+        self._out_ids: set[int] = set()
+        self._taken: list[int] = []
+
+    async def run(self) -> None:
+        """Pump until the delivery is closed. Cancel it to stop earlier, then call `settle`."""
+        step = Step(Action.AWAIT_READY)
+        while step.action is not Action.STOP:
+            fact = await self._perform(step)
+            step = self._drain.advance(fact, self._clock())
+
+    def settle(self) -> None:
+        """Mark what the far end has taken by now; to be called once, after the last `run`.
+
+        What it has not taken stays pending, and is delivered again to whoever has the name next. [DRAIN-4]
+
+        Raises TryAgain; then all of it is delivered again.
+        """
+        self._collect()
+        if self._taken:
+            self._mark(self._taken)
+
+    async def _perform(self, step: Step) -> Fact:
+        match step.action:
+            case Action.AWAIT_READY:
+                return await self._await_ready()
+            case Action.READ:
+                return self._read_mailbox()
+            case Action.DELIVER:
+                return await self._deliver()
+            case Action.CHECK:
+                return self._check()
+            case Action.MARK:
+                return self._mark_taken()
+            case _:
+                return await self._sleep(step)
+
+    async def _await_ready(self) -> Fact:
+        try:
+            await self._delivery.ready()
+        except DeliveryClosed:
+            return Fact.GONE
+        return Fact.READY
+
+    def _read_mailbox(self) -> Fact:
+        out = self._out_ids
+        try:
+            pending = self._read(BATCH + len(out))
+        except TryAgain:
+            return Fact.BUSY
+        self._found = [envelope for envelope in pending if envelope.id not in out][:BATCH]
+        return Fact.FOUND if self._found else Fact.EMPTY
+
+    async def _deliver(self) -> Fact:
+        try:
+            receipt = await self._delivery.deliver(self._found)
+        except DeliveryFailed:
+            return Fact.FAILED
+        except DeliveryClosed:
+            return Fact.GONE
+        ids = tuple(envelope.id for envelope in self._found[: receipt.count])
+        self._found = []
+        self._out.append(_Out(ids, receipt))
+        self._out_ids.update(ids)
+        # A full mailbox drains without a pause otherwise: let heartbeats and tool calls in between.
+        await anyio.lowlevel.checkpoint()
+        return Fact.HANDED
+
+    def _collect(self) -> None:
+        # In order: the far end takes what was handed over first before what came later.
+        while self._out and self._out[0].receipt.taken():
+            self._taken.extend(self._out.popleft().ids)
+
+    def _check(self) -> Fact:
+        self._collect()
+        if self._taken:
+            return Fact.TAKEN
+        return Fact.UNTAKEN if self._out else Fact.CLEAR
+
+    def _mark_taken(self) -> Fact:
+        try:
+            self._mark(self._taken)
+        except TryAgain:
+            return Fact.BUSY
+        self._out_ids.difference_update(self._taken)
+        self._taken = []
+        return Fact.MARKED
+
+    async def _sleep(self, step: Step) -> Fact:
+        assert step.until is not None
+        sleep_s = max(0.0, step.until - self._clock())
+        if step.action is Action.PAUSE:
+            # Jitter: sessions that met at a lock must not meet there again.
+            await anyio.sleep(sleep_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        else:
+            with anyio.move_on_after(sleep_s):
+                await self._wakes.wait()
+        return Fact.LOOK

@@ -1,0 +1,230 @@
+"""The life of one peer in one process: claim a name, listen, drain, heartbeat, leave.
+
+What an agent's adapter and a Python program share; knows neither. Blocks the event loop nowhere: a busy
+database is waited for with `patiently`, checkpoints run in a thread. Implements [PRES-3], [NAME-7], [WAKE-5],
+[STATE-4], [STORE-5].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from agentbus import database
+from agentbus.bus import Bus, Claimed, Sent, patiently
+from agentbus.drain import Pace
+from agentbus.envelope import Envelope, Peer
+from agentbus.errors import BrokenSetup, TryAgain
+from agentbus.ports import Delivery, Trigger, Wakes
+from agentbus.pump import Pump
+from agentbus.store import Arrival
+
+__all__ = ["Checkpoints", "Session"]
+
+HEARTBEAT_S = 15.0
+# Rows deleted in one transaction: a few milliseconds, so that pruning is in nobody's way.
+_PRUNE_ROWS = 1_000
+# A reader that is always there keeps a checkpoint from finishing; asking again at once would only burn a core.
+_CHECKPOINT_PAUSE_S = 0.2
+
+
+class Checkpoints:
+    """Keeps the WAL small without making a send wait: told of its size, merges it in a thread. [STORE-5]"""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._due = anyio.Event()
+
+    def __call__(self, pages: int) -> None:
+        """Take note that the WAL has `pages` pages; to be called after each commit."""
+        if pages >= database.CHECKPOINT_PAGES:
+            self._due.set()
+
+    async def run(self) -> None:
+        """Merge the WAL whenever it is due, until cancelled."""
+        while True:
+            await self._due.wait()
+            self._due = anyio.Event()
+            await anyio.to_thread.run_sync(database.checkpoint, self._path, abandon_on_cancel=True)
+            await anyio.sleep(_CHECKPOINT_PAUSE_S)
+
+
+class Session:
+    """One peer. Call `claim`, then `run` in a task; `stop` and `close` end it.
+
+    `triggers` are tried in order until one can be armed. `say` takes one line for whoever watches (stderr, say).
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        arrival: Arrival,
+        *,
+        triggers: Sequence[Trigger],
+        delivery: Delivery,
+        checkpoints: Checkpoints,
+        say: Callable[[str], None],
+        retention_hours: int,
+        pace: Pace | None = None,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self.bus = bus
+        self._arrival = arrival
+        self._triggers = triggers
+        self._delivery = delivery
+        self._checkpoints = checkpoints
+        self._say = say
+        self._retention_ms = retention_hours * 3_600_000
+        self._pace = pace
+        self._heartbeat_s = heartbeat_s
+        self._claimed: Claimed | None = None
+        self._pump: Pump | None = None
+        self._scope = anyio.CancelScope()
+        self._stopped = anyio.Event()
+        # Sends of one session are committed in the order in which they were asked for, busy database or not.
+        self._turn = anyio.Lock()
+
+    @property
+    def peer(self) -> Peer:
+        """This peer, with the name it has now."""
+        assert self._claimed is not None, "claim() comes first"
+        return self._claimed.peer
+
+    @property
+    def wished_holder(self) -> Peer | None:
+        """Who holds the name that this session wished for; None when it got that name."""
+        assert self._claimed is not None, "claim() comes first"
+        return self._claimed.wished_holder
+
+    def claim(self) -> Peer:
+        """Become a peer. Blocks up to 0.3 s for a predecessor; for use before there is an event loop to block.
+
+        Raises Busy, and what `database.explain` names.
+        """
+        self._claimed = self.bus.claim(self._arrival, self._triggers[0].endpoint)
+        return self.peer
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Listen, drain and heartbeat until the delivery is closed or `stop` is called.
+
+        Reports started as soon as senders can wake it.
+
+        Raises BrokenSetup when no trigger can be armed.
+        """
+        try:
+            with self._scope:
+                async with AsyncExitStack() as stack:
+                    wakes = await self._arm(stack)
+                    self._pump = self._make_pump(wakes)
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(self._heartbeat)
+                        tasks.start_soon(self._checkpoints.run)
+                        task_status.started()
+                        await self._pump.run()
+                        tasks.cancel_scope.cancel()
+        finally:
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """Stop `run` and wait until it has stopped listening. Nothing of it blocks."""
+        self._scope.cancel()
+        if self._pump is not None:
+            await self._stopped.wait()
+
+    def close(self) -> None:
+        """Mark what was taken, end the presence. To be called once `run` has ended; never raises for a busy bus."""
+        try:
+            if self._pump is not None:
+                self._pump.settle()
+            self.bus.store.leave(self.peer.session, self.peer.process.pid, now=self.bus.clock())
+        except TryAgain as error:
+            # There is no later here. What was not marked is delivered again, and the row is reaped with the process.
+            self._say(f"left in a hurry: {error}")
+
+    def _make_pump(self, wakes: Wakes) -> Pump:
+        return Pump(read=self._read, mark=self._mark, delivery=self._delivery, wakes=wakes, pace=self._pace)
+
+    def _read(self, limit: int) -> list[Envelope]:
+        return self.bus.store.pending(self.peer.session, self.peer.process.pid, limit)
+
+    def _mark(self, ids: Iterable[int]) -> None:
+        carrier = self._delivery.carrier
+        self.bus.store.mark_delivered(ids, session=self.peer.session, carrier=carrier, now=self.bus.clock())
+
+    async def _arm(self, stack: AsyncExitStack) -> Wakes:
+        # [WAKE-5]
+        for number, trigger in enumerate(self._triggers, 1):
+            endpoint = trigger.endpoint(self.peer.session)
+            try:
+                wakes = await stack.enter_async_context(trigger.arm(endpoint))
+            except BrokenSetup as error:
+                if number == len(self._triggers):
+                    raise
+                self._say(f"trigger {trigger.name} cannot be used ({error}); trying {self._triggers[number].name}")
+                continue
+            if (trigger.name, endpoint) != (self.peer.trigger, self.peer.endpoint):
+                await self._move_endpoint(trigger.name, endpoint)
+            return wakes
+        raise AssertionError("a session needs a trigger")
+
+    async def _move_endpoint(self, trigger: str, endpoint: str) -> None:
+        await patiently(lambda: self.bus.store.set_trigger(self.peer.session, trigger, endpoint))
+        self._arrival = replace(self._arrival, trigger=trigger)
+        self._update(replace(self.peer, trigger=trigger, endpoint=endpoint))
+
+    def _update(self, peer: Peer) -> None:
+        assert self._claimed is not None
+        self._claimed = Claimed(peer, self._claimed.wished_holder)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await anyio.sleep(self._heartbeat_s)
+            try:
+                await self._beat()
+            except TryAgain as error:
+                # Two more beats may fail before anybody takes this session for dead.
+                self._say(f"heartbeat: {error}")
+
+    async def _beat(self) -> None:
+        store, clock, peer = self.bus.store, self.bus.clock, self.peer
+        if not await patiently(lambda: store.heartbeat(peer.session, peer.process.pid, now=clock())):
+            await self._come_back()
+        await patiently(self.bus.reap)
+        await patiently(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS))
+
+    async def _come_back(self) -> None:
+        # The machine slept, or this process was stopped: others took it for dead, rightly. [PRES-3]
+        before = self.peer
+        claimed = await patiently(
+            lambda: self.bus.claim(self._arrival, lambda _session: before.endpoint, again=before.session)
+        )
+        self._claimed = claimed
+        if claimed.peer.name != before.name:
+            self._say(f'was away; "{before.name}" is taken by now, the name is "{claimed.peer.name}"')
+
+    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
+        """Send as this peer. Raises what `Bus.send` raises."""
+        async with self._turn:
+            return await patiently(lambda: self.bus.send(self.peer.name, to, text, reply_to=reply_to))
+
+    async def broadcast(self, text: object) -> list[Sent]:
+        """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
+        async with self._turn:
+            return await patiently(lambda: self.bus.broadcast(self.peer.name, text))
+
+    async def rename(self, name: object) -> str:
+        """Take another name, pending messages and all; return it. Raises what `Bus.rename` raises."""
+        async with self._turn:
+            new = await patiently(lambda: self.bus.rename(self.peer, name))
+            self._update(replace(self.peer, name=new))
+        return new
+
+    async def peers(self) -> list[Peer]:
+        """Who is present, this peer included."""
+        return await patiently(self.bus.peers)

@@ -1,0 +1,391 @@
+"""Every query on the mailboxes and on presence, one method each. All SQL that is not a migration is here.
+
+Synchronous; a method either commits whole or changes nothing. Knows nothing of triggers, deliveries or MCP.
+Instants are milliseconds since 1970 UTC. Every method raises Busy when another process holds the database for
+longer than the connection waits, and BrokenSetup or TryAgain for what `database.explain` names.
+Implements [SEND-1] to [SEND-4], [STATE-2], [NAME-4] to [NAME-7], [PRES-2] to [PRES-4].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentbus import database
+from agentbus.envelope import Envelope, Peer, numbered_name
+from agentbus.errors import MailboxFull, Refused
+from agentbus.process import Process, is_alive
+
+__all__ = ["MAX_PENDING", "SILENT_MS", "Address", "Arrival", "Store"]
+
+# A mailbox that nobody empties must not fill the disk; at 64 KiB each this is 640 MiB.
+MAX_PENDING = 10_000
+# Three missed heartbeats of 15 s. [PRES-3]
+SILENT_MS = 45_000
+
+_PEER = (
+    "session, name, host_pid, host_started, launch_name, pid, pid_started,"
+    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen"
+)
+_MESSAGE = "id, sender, recipient, body, sent_at, reply_to"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a name leads: the mailbox, its peer if one is present, and whether the name was ever a peer's."""
+
+    mailbox: str
+    peer: Peer | None
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Who wants to be a peer. `session` and `name` are decided by the claim."""
+
+    host: Process
+    launch_name: str
+    process: Process
+    runtime: str
+    cwd: str
+    delivery: str
+    trigger: str
+
+
+def _peer(row: Sequence[Any]) -> Peer:
+    return Peer(
+        session=row[0],
+        name=row[1],
+        host=Process(row[2], row[3]),
+        launch_name=row[4],
+        process=Process(row[5], row[6]),
+        runtime=row[7],
+        cwd=row[8],
+        delivery=row[9],
+        trigger=row[10],
+        endpoint=row[11],
+        started_at=row[12],
+        last_seen=row[13],
+    )
+
+
+class Store:
+    """The mailboxes and the peers of one bus, over one connection, used from one thread.
+
+    `alive` says whether a process runs; `max_pending` bounds a mailbox, in messages.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        busy_ms: int,
+        sync: str = "normal",
+        on_wal: Callable[[int], None] | None = None,
+        alive: Callable[[Process], bool] = is_alive,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
+        self._path = path
+        self._connection = database.connect(path, busy_ms=busy_ms, sync=sync, on_wal=on_wal)
+        self._alive = alive
+        self._max_pending = max_pending
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
+
+    def close(self) -> None:
+        """Close the connection; the last one to leave merges the WAL."""
+        self._connection.close()
+
+    def _read(self, sql: str, *values: Any) -> list[Any]:
+        with database.explained(self._path):
+            return self._connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Callable[..., Any]]:
+        # IMMEDIATE: a deferred transaction that reads first and writes later fails at once when another process
+        # has written in between, in half of the cases with two writers. [STORE-3]
+        with database.explained(self._path):
+            execute = self._connection.execute
+            execute("BEGIN IMMEDIATE")
+            try:
+                yield execute
+                execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    execute("ROLLBACK")
+                raise
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    def send(self, sender: str, to: str, body: str, *, now: int, reply_to: int | None = None) -> tuple[int, Address]:
+        """Commit one message for whoever `to` leads to; return its id and the address. [SEND-1]
+
+        Raises MailboxFull.
+        """
+        with self._writing() as execute:
+            address = self._resolve(execute, to)
+            self._check_room(execute, address.mailbox)
+            row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now)
+        return row_id, address
+
+    def broadcast(self, sender: str, body: str, *, now: int) -> list[tuple[int, Peer]]:
+        """Commit one message for each present peer but `sender`, in one transaction. [SEND-4]
+
+        Raises MailboxFull, having sent to nobody.
+        """
+        with self._writing() as execute:
+            peers = [peer for peer in self._present(execute) if peer.name != sender]
+            for peer in peers:
+                self._check_room(execute, peer.name)
+            return [(self._insert(execute, sender, peer.name, body, None, now), peer) for peer in peers]
+
+    @staticmethod
+    def _insert(
+        execute: Callable[..., Any], sender: str, recipient: str, body: str, reply_to: int | None, now: int
+    ) -> int:
+        row = execute(
+            "INSERT INTO messages (sender, recipient, body, reply_to, sent_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
+            (sender, recipient, body, reply_to, now),
+        ).fetchone()
+        return int(row[0])
+
+    def _check_room(self, execute: Callable[..., Any], mailbox: str) -> None:
+        full = execute(
+            "SELECT 1 FROM messages WHERE recipient = ? AND delivered_at IS NULL ORDER BY id LIMIT 1 OFFSET ?",
+            (mailbox, self._max_pending - 1),
+        ).fetchone()
+        if full:
+            raise MailboxFull(
+                f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
+                hint=f'start a session named "{mailbox}", which takes them, then send again',
+            )
+
+    def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
+        row = execute(f"SELECT {_PEER} FROM peers WHERE name = ? AND left_at IS NULL", (to,)).fetchone()
+        if row:
+            return Address(to, _peer(row), is_known=True)
+        row = execute(
+            f"SELECT {_PEER}, left_at FROM peers JOIN aliases USING (session) WHERE alias = ?", (to,)
+        ).fetchone()
+        # An alias lives as long as the session, and a session as long as its host process. [NAME-6]
+        if row and (row[14] is None or self._alive(Process(row[2], row[3]))):
+            return Address(row[1], _peer(row) if row[14] is None else None, is_known=True)
+        known = execute("SELECT 1 FROM peers WHERE name = ? LIMIT 1", (to,)).fetchone()
+        return Address(to, None, is_known=bool(known))
+
+    def pending(self, session: str, pid: int, limit: int) -> list[Envelope]:
+        """The oldest `limit` pending messages for the name that `session` has now, ascending. [DRAIN-1]
+
+        None for a session that is not present in process `pid`: whoever was taken for dead drains no more.
+        """
+        rows = self._read(
+            "SELECT m.id, m.sender, m.recipient, m.body, m.sent_at, m.reply_to"
+            " FROM peers p JOIN messages m ON m.recipient = p.name"
+            " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL"
+            " ORDER BY m.id LIMIT ?",
+            session,
+            pid,
+            limit,
+        )
+        return [Envelope(*row) for row in rows]
+
+    def mark_delivered(self, ids: Iterable[int], *, session: str, carrier: str, now: int) -> None:
+        """Stamp pending messages as delivered to `session` by `carrier`, in one transaction. [STATE-2]"""
+        with self._writing():
+            self._connection.executemany(
+                "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ?"
+                " WHERE id = ? AND delivered_at IS NULL",
+                [(now, carrier, session, row_id) for row_id in ids],
+            )
+
+    def waiting(self) -> dict[str, int]:
+        """How many messages are pending, by mailbox; mailboxes with none are left out."""
+        rows = self._read(
+            "SELECT recipient, count(*) FROM messages WHERE delivered_at IS NULL GROUP BY recipient ORDER BY recipient"
+        )
+        return {str(name): int(count) for name, count in rows}
+
+    def prune(self, before: int, limit: int) -> int:
+        """Delete at most `limit` messages delivered before the instant `before`; return how many. [STATE-4]"""
+        if not self._read("SELECT 1 FROM messages WHERE delivered_at < ? LIMIT 1", before):
+            return 0
+        with self._writing() as execute:
+            execute(
+                "DELETE FROM messages WHERE id IN"
+                " (SELECT id FROM messages WHERE delivered_at < ? ORDER BY delivered_at LIMIT ?)",
+                (before, limit),
+            )
+            return self._connection.changes()
+
+    # -- presence ------------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        arrival: Arrival,
+        *,
+        now: int,
+        endpoint: Callable[[str], str],
+        join_crowd: bool,
+        again: str | None = None,
+    ) -> tuple[Peer, Peer | None] | None:
+        """Make `arrival` a present peer, in one transaction; return it and who holds the wished-for name. [NAME-4]
+
+        A session of the same host and launch name whose process is gone is taken over, with its name and its
+        aliases. While its process runs, None is returned and nothing changed, unless `join_crowd`: then the
+        arrival becomes one more session. `endpoint` gives the wake address of a session. `again` is the session
+        that the arrival was before it was taken for dead: it comes back as that one and no other.
+        """
+        with self._writing() as execute:
+            self._reap(execute, now)
+            rows = execute(
+                f"SELECT {_PEER}, left_at FROM peers WHERE host_pid = ? AND host_started = ? AND launch_name = ?"
+                " ORDER BY started_at, session",
+                (arrival.host.pid, arrival.host.started, arrival.launch_name),
+            ).fetchall()
+            left = [_peer(row) for row in rows if row[14] is not None]
+            own = next((peer for peer in left if again in (None, peer.session)), None)
+            if own is None and rows and not join_crowd:
+                return None
+            session = own.session if own else again or os.urandom(6).hex()
+            wished = own.name if own else arrival.launch_name
+            taken = {peer.name: peer for peer in self._present(execute)}
+            name, number = wished, 1
+            while name in taken:
+                number += 1
+                name = numbered_name(wished, number)
+            peer = Peer(
+                session=session,
+                name=name,
+                host=arrival.host,
+                launch_name=arrival.launch_name,
+                process=arrival.process,
+                runtime=arrival.runtime,
+                cwd=arrival.cwd,
+                delivery=arrival.delivery,
+                trigger=arrival.trigger,
+                endpoint=endpoint(session),
+                started_at=now,
+                last_seen=now,
+            )
+            self._seat(execute, peer)
+        return peer, taken.get(wished)
+
+    @staticmethod
+    def _seat(execute: Callable[..., Any], peer: Peer) -> None:
+        # Whoever claims a name ends its life as another session's alias. [NAME-6]
+        execute("DELETE FROM aliases WHERE alias = ?", (peer.name,))
+        execute(
+            f"INSERT INTO peers ({_PEER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (session) DO UPDATE SET name = excluded.name, pid = excluded.pid,"
+            " pid_started = excluded.pid_started, runtime = excluded.runtime, cwd = excluded.cwd,"
+            " delivery = excluded.delivery, trigger = excluded.trigger, endpoint = excluded.endpoint,"
+            " started_at = excluded.started_at, last_seen = excluded.last_seen, left_at = NULL",
+            (
+                *(peer.session, peer.name, peer.host.pid, peer.host.started, peer.launch_name),
+                *(peer.process.pid, peer.process.started, peer.runtime, peer.cwd, peer.delivery),
+                *(peer.trigger, peer.endpoint, peer.started_at, peer.last_seen),
+            ),
+        )
+
+    def rename(self, session: str, pid: int, name: str) -> str:
+        """Give `session` another name, its pending messages with it; return the name it had. [NAME-5]
+
+        Raises Refused when a present peer holds `name`, or when `session` is not present in process `pid`.
+        """
+        with self._writing() as execute:
+            row = execute(
+                "SELECT name FROM peers WHERE session = ? AND pid = ? AND left_at IS NULL", (session, pid)
+            ).fetchone()
+            if not row:
+                raise Refused("this session is not on the bus just now", hint="try again in 15 seconds")
+            old = str(row[0])
+            if old == name:
+                return old
+            row = execute(f"SELECT {_PEER} FROM peers WHERE name = ? AND left_at IS NULL", (name,)).fetchone()
+            if row:
+                raise Refused(
+                    f'the name "{name}" is held by the session in {row[8]} (process {row[5]})',
+                    hint="choose another, list_peers shows those in use",
+                )
+            execute("UPDATE messages SET recipient = ? WHERE recipient = ? AND delivered_at IS NULL", (name, old))
+            execute("DELETE FROM aliases WHERE alias = ?", (name,))
+            execute("INSERT OR REPLACE INTO aliases (alias, session) VALUES (?, ?)", (old, session))
+            execute("UPDATE peers SET name = ? WHERE session = ?", (name, session))
+        return old
+
+    def heartbeat(self, session: str, pid: int, *, now: int) -> bool:
+        """Say that `session` lives in process `pid`; False when it was taken for dead meanwhile. [PRES-3]"""
+        with self._writing() as execute:
+            execute(
+                "UPDATE peers SET last_seen = ? WHERE session = ? AND pid = ? AND left_at IS NULL",
+                (now, session, pid),
+            )
+            return self._connection.changes() > 0
+
+    def set_trigger(self, session: str, trigger: str, endpoint: str) -> None:
+        """Say by which trigger `session` is woken, and where."""
+        with self._writing() as execute:
+            execute("UPDATE peers SET trigger = ?, endpoint = ? WHERE session = ?", (trigger, endpoint, session))
+
+    def leave(self, session: str, pid: int, *, now: int) -> None:
+        """End the presence of `session` in process `pid`; its host's next server finds the name again."""
+        with self._writing() as execute:
+            execute(
+                "UPDATE peers SET left_at = ? WHERE session = ? AND pid = ? AND left_at IS NULL",
+                (now, session, pid),
+            )
+
+    def present(self) -> list[Peer]:
+        """The peers that are present by their rows, by name; `reap` first where it matters who is dead."""
+        return self._present(self._connection.execute)
+
+    def _present(self, execute: Callable[..., Any]) -> list[Peer]:
+        with database.explained(self._path):
+            rows = execute(f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name").fetchall()
+        return [_peer(row) for row in rows]
+
+    def sessions_of(self, hosts: Sequence[Process]) -> list[Peer]:
+        """The present peers whose host is the first of `hosts` that has any."""
+        present = self.present()
+        for host in hosts:
+            found = [peer for peer in present if peer.host == host]
+            if found:
+                return found
+        return []
+
+    def reap(self, *, now: int) -> list[Peer]:
+        """End the presence of peers that are dead or silent, forget sessions whose host is gone. [PRES-2]
+
+        Returns the peers whose presence ended, so that their endpoints can be cleared.
+        """
+        # Looking is free, writing is not: most of the time there is nobody to reap.
+        if not any(self._is_gone(peer, now) for peer in self.present()) and not self._ended_hosts():
+            return []
+        with self._writing() as execute:
+            return self._reap(execute, now)
+
+    def _is_gone(self, peer: Peer, now: int) -> bool:
+        return now - peer.last_seen > SILENT_MS or not self._alive(peer.process)
+
+    def _ended_hosts(self) -> list[Process]:
+        rows = self._read("SELECT DISTINCT host_pid, host_started FROM peers WHERE left_at IS NOT NULL")
+        return [host for host in (Process(*row) for row in rows) if not self._alive(host)]
+
+    def _reap(self, execute: Callable[..., Any], now: int) -> list[Peer]:
+        gone = [peer for peer in self._present(execute) if self._is_gone(peer, now)]
+        for peer in gone:
+            execute("UPDATE peers SET left_at = ? WHERE session = ? AND left_at IS NULL", (now, peer.session))
+        for host in self._ended_hosts():
+            # Aliases go with the row. [NAME-6]
+            execute(
+                "DELETE FROM peers WHERE left_at IS NOT NULL AND host_pid = ? AND host_started = ?",
+                (host.pid, host.started),
+            )
+        return gone

@@ -1,0 +1,49 @@
+"""The poll trigger: nobody is told anything, everybody looks every so often.
+
+Works wherever the database does. Knows nothing of the mailbox: a wake is the passing of time. Implements [WAKE-4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agentbus.ports import Wake
+
+__all__ = ["PollTrigger"]
+
+
+class _Ticks:
+    def __init__(self, poll_s: float) -> None:
+        self._poll_s = poll_s
+
+    async def wait(self) -> None:
+        import anyio
+
+        await anyio.sleep(self._poll_s)
+
+
+class PollTrigger:
+    """Wakes its peer every `poll_ms` milliseconds, whether there is anything or not."""
+
+    name = "poll"
+
+    def __init__(self, home: Path, *, poll_ms: int) -> None:
+        self._poll_s = poll_ms / 1000
+
+    def endpoint(self, session: str) -> str:
+        """The session itself: there is nothing to address."""
+        return session
+
+    @asynccontextmanager
+    async def arm(self, endpoint: str) -> AsyncIterator[_Ticks]:
+        """Start the clock."""
+        yield _Ticks(self._poll_s)
+
+    def notify(self, endpoint: str) -> Wake:
+        """PENDING: the peer looks by itself, if it lives."""
+        return Wake.PENDING
+
+    def clear(self, endpoint: str) -> None:
+        """Nothing is ever left behind."""

@@ -1,0 +1,175 @@
+"""The socket trigger: each peer binds a unix datagram socket, and a nudge is one empty datagram.
+
+The default, and the fastest that there is without a daemon. A datagram carries nothing; a dead listener is known at
+once, by ECONNREFUSED. Knows nothing of the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-3].
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from agentbus.config import check_private, prepare_folder
+from agentbus.errors import AgentbusError, BrokenSetup
+from agentbus.ports import Wake
+
+__all__ = ["SocketTrigger"]
+
+# Linux reaches a folder of any depth through a descriptor of its own; elsewhere a short symlink has to do.
+_FD_FOLDER = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None
+# sizeof(sun_path) - 1: unix(7) on Linux, sys/un.h on macOS and the BSDs.
+_MAX_PATH_BYTES = 107 if _FD_FOLDER else 103
+_SUFFIX = ".sock"
+_NUDGE = b"\0"
+# More than any queue holds (net.unix.max_dgram_qlen is 10 to 512), so that one pass empties it; bounded, so that a
+# storm of nudges cannot keep a peer from its mailbox.
+_MAX_NUDGES = 1_024
+
+_RESULTS = {
+    errno.ENOENT: Wake.ABSENT,
+    errno.ENOTDIR: Wake.ABSENT,
+    errno.ECONNREFUSED: Wake.STALE,
+    # The queue is full: wakes are waiting already, and the peer empties it before it reads its mailbox.
+    errno.EAGAIN: Wake.PENDING,
+    errno.ENOBUFS: Wake.PENDING,  # what macOS says for a full queue
+}
+
+
+class _Nudges:
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+
+    async def wait(self) -> None:
+        import anyio
+
+        while not self._empty():
+            await anyio.wait_readable(self._listener)
+
+    def _empty(self) -> bool:
+        """Take all nudges that have arrived; whether there were any."""
+        for count in range(_MAX_NUDGES):
+            try:
+                self._listener.recv(1)
+            except BlockingIOError:
+                return count > 0
+        return True
+
+
+class SocketTrigger:
+    """Wakes peers through sockets in `home`/sock.
+
+    `max_path_bytes` is what the system lets the path of a socket be, `fd_folder` where it shows open descriptors
+    as paths, if it does.
+    """
+
+    name = "socket"
+
+    def __init__(
+        self, home: Path, *, max_path_bytes: int = _MAX_PATH_BYTES, fd_folder: str | None = _FD_FOLDER
+    ) -> None:
+        self._folder = home / "sock"
+        self._fd_folder = fd_folder
+        self._max_path_bytes = max_path_bytes
+        self._sender: socket.socket | None = None
+        self._folder_fd: int | None = None
+
+    def endpoint(self, session: str) -> str:
+        """A file name in the socket folder; never a path, so that a home can be moved."""
+        return session + _SUFFIX
+
+    @asynccontextmanager
+    async def arm(self, endpoint: str) -> AsyncIterator[_Nudges]:
+        """Bind `endpoint`, in place of what a dead process left there.
+
+        Raises BrokenSetup when the folder is not fit, a live listener has the endpoint, or the file system knows no
+        sockets.
+        """
+        prepare_folder(self._folder)
+        path = self._folder / endpoint
+        if self.notify(endpoint) in (Wake.WOKEN, Wake.PENDING):
+            raise BrokenSetup(f"{path} is in use by a live process")
+        self.clear(endpoint)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.setblocking(False)
+            self._bind(listener, path)
+            bound = os.lstat(path).st_ino
+            try:
+                yield _Nudges(listener)
+            finally:
+                # Closed before it is removed: who nudges in between is told STALE, not that all is well.
+                listener.close()
+                # A file that is gone is no error, and a successor's socket of that name is not ours to remove.
+                with suppress(OSError):
+                    if os.lstat(path).st_ino == bound:
+                        path.unlink()
+
+    def _bind(self, listener: socket.socket, path: Path) -> None:
+        try:
+            listener.bind(self._address(path.name))
+            path.chmod(0o600)
+        except OSError as error:
+            raise BrokenSetup(
+                f"no unix socket can be bound at {path} ({error.strerror})",
+                hint="set AGENTBUS_HOME to a folder on a local disk, or AGENTBUS_TRIGGER=poll",
+            ) from error
+
+    def notify(self, endpoint: str) -> Wake:
+        """Send one datagram to `endpoint`. See Trigger."""
+        try:
+            if self._sender is None:
+                self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._sender.setblocking(False)
+            self._sender.sendto(_NUDGE, self._address(endpoint))
+        except OSError as error:
+            # Anything else (no permission, not a socket): nobody there can be told, and its poll finds the row.
+            return _RESULTS.get(error.errno or 0, Wake.ABSENT)
+        except AgentbusError:
+            # The folder itself is unfit; a sender is not the one to mend it.
+            return Wake.ABSENT
+        return Wake.WOKEN
+
+    def clear(self, endpoint: str) -> None:
+        """Remove the socket file of a dead peer, and nothing that is not a socket."""
+        path = self._folder / endpoint
+        with suppress(OSError):
+            if path.name == endpoint and stat.S_ISSOCK(os.lstat(path).st_mode):
+                path.unlink()
+
+    def _address(self, endpoint: str) -> str:
+        path = f"{self._folder}/{endpoint}"
+        if len(os.fsencode(path)) <= self._max_path_bytes:
+            return path
+        # [WAKE-3]
+        if self._fd_folder:
+            return f"{self._fd_folder}/{self._open_folder()}/{endpoint}"
+        return f"{self._short_folder()}/{endpoint}"
+
+    def _open_folder(self) -> int:
+        fd = self._folder_fd
+        # A folder that was deleted and made anew is another one; st_nlink of the old is 0 then.
+        if fd is not None and os.fstat(fd).st_nlink == 0:
+            os.close(fd)
+            fd = None
+        if fd is None:
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder_fd = fd
+        return fd
+
+    def _short_folder(self) -> str:
+        """A symlink to the socket folder, short enough, in a folder of ours under the system's temporary one."""
+        # 15 ms to import, and only a home too long for a socket, off Linux, has to wait for it.
+        import hashlib
+        import tempfile
+
+        ours = Path(tempfile.gettempdir()) / f"agentbus-{os.getuid()}"
+        prepare_folder(ours)
+        link = ours / hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
+        with suppress(FileExistsError):
+            link.symlink_to(self._folder)
+        check_private(self._folder, is_folder=True)
+        return str(link)
