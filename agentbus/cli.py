@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 # What typer raises for a command line that makes no sense; it exports the child, not this.
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 _From = Annotated[
     str | None,

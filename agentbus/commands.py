@@ -27,11 +27,12 @@ _BUSY_MS = 10_000
 @contextmanager
 def _bus() -> Iterator[tuple[Bus, config.Settings]]:
     settings = config.load()
-    bus, _triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
+    bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
     try:
         yield bus, settings
     finally:
         bus.store.close()
+        triggers.close()
 
 
 def _sender(bus: Bus, settings: config.Settings, asked: str | None) -> str:

@@ -1,7 +1,7 @@
 """What the environment says, and whether the home folder can be trusted.
 
-The only reader of os.environ. Knows nothing of SQL, sockets or MCP. Implements [CONF-1] to [CONF-3] and
-[TRUST-1], [TRUST-2].
+The only reader of os.environ. Knows nothing of SQL, sockets or MCP. Implements [CONF-1], [CONF-2] and
+[TRUST-1].
 """
 
 from __future__ import annotations

@@ -78,6 +78,8 @@ def checkpoint(path: Path) -> None:
     with explained(path), suppress(apsw.BusyError):  # somebody else is at it: the next commit asks again
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
+            # A connection that has read nothing does not know yet that there is a WAL, and would merge none.
+            connection.pragma("user_version")
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         finally:
             connection.close()

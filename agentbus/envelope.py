@@ -1,6 +1,6 @@
 """The values that travel: names, bodies, envelopes, peers, and the one place that validates them.
 
-Knows nothing of SQL, sockets or MCP. Implements [NAME-1] to [NAME-3], [BODY-1] to [BODY-3] and the terms
+Knows nothing of SQL, sockets or MCP. Implements [NAME-1] to [NAME-3], [BODY-1], [BODY-2] and the terms
 of SPEC.md section 2.
 """
 

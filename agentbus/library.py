@@ -134,6 +134,7 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
     finally:
         hand_over.close()
         bus.store.close()
+        triggers.close()
 
 
 def _session(

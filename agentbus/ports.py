@@ -3,7 +3,7 @@
 The docstrings here are the whole contract: an implementation is right when it keeps them, and every
 implementation, the fakes of the tests included, runs through tests/test_trigger_contract.py or
 tests/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-5], [DELIV-1] to
-[DELIV-4].
+[DELIV-3].
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class Trigger(Protocol):
 
     def clear(self, endpoint: str) -> None:
         """Remove what a dead peer has left at `endpoint`. Nothing there is no error."""
+
+    def close(self) -> None:
+        """Give back what `notify` keeps open. What is armed stays armed, and the trigger can be used again."""
 
 
 class Receipt(Protocol):

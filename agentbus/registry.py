@@ -53,6 +53,11 @@ class Triggers(Mapping[str, Trigger]):
     def __len__(self) -> int:
         return len(_TRIGGERS)
 
+    def close(self) -> None:
+        """Give back what the triggers that were used keep open."""
+        for trigger in self._made.values():
+            trigger.close()
+
     def preferred(self) -> list[Trigger]:
         """What a session tries, in order: the one that AGENTBUS_TRIGGER names, or all. [WAKE-5]
 

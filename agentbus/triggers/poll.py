@@ -47,3 +47,6 @@ class PollTrigger:
 
     def clear(self, endpoint: str) -> None:
         """Nothing is ever left behind."""
+
+    def close(self) -> None:
+        """Nothing is kept open."""

@@ -140,6 +140,15 @@ class SocketTrigger:
             if path.name == endpoint and stat.S_ISSOCK(os.lstat(path).st_mode):
                 path.unlink()
 
+    def close(self) -> None:
+        """Close the sending socket, and the descriptor of the folder."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        if self._folder_fd is not None:
+            os.close(self._folder_fd)
+            self._folder_fd = None
+
     def _address(self, endpoint: str) -> str:
         path = f"{self._folder}/{endpoint}"
         if len(os.fsencode(path)) <= self._max_path_bytes:
@@ -154,10 +163,9 @@ class SocketTrigger:
         # A folder that was deleted and made anew is another one; st_nlink of the old is 0 then.
         if fd is not None and os.fstat(fd).st_nlink == 0:
             os.close(fd)
-            fd = None
+            fd = self._folder_fd = None
         if fd is None:
-            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._folder_fd = fd
+            fd = self._folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return fd
 
     def _short_folder(self) -> str:

@@ -1,7 +1,7 @@
 """The channel delivery: an envelope becomes a `notifications/claude/channel` line on the client's stream.
 
 Knows the transport only as something that writes bytes and tells how many were read. Implements [CHAN-1] to
-[CHAN-4], [TRUST-3].
+[CHAN-3], [TRUST-2].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TAG = re.compile(r"<(?=\s*/?\s*channel)", re.IGNORECASE)
 
 
 def defused(text: str) -> str:
-    """`text` with each `<channel` and `</channel` made harmless, everything else unchanged. [TRUST-3]"""
+    """`text` with each `<channel` and `</channel` made harmless, everything else unchanged. [TRUST-2]"""
     return _TAG.sub("&lt;", text)
 
 

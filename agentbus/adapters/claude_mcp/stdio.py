@@ -2,7 +2,7 @@
 
 Knows bytes and lines, nothing of MCP. The SDK's own stdio transport reads in a thread, hangs at a signal until stdin
 ends, and swallows a broken pipe; here a write that returned was written, and the end of stdin is seen at once.
-Implements [CHAN-3], [MCP-4], [LIFE-2].
+Implements [CHAN-3], [LIFE-2], [LIFE-4].
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Stdio:
         self._unsent = bytearray()
         self._queued = 0
         self._flushed = 0
+        self._read = 0
         self._flush_wanted = anyio.Event()
         self._progress = anyio.Event()
         self.closed = anyio.Event()
@@ -189,8 +190,10 @@ class Stdio:
             fcntl.ioctl(self._out, self._unread_ioctl, unread)
         except OSError:
             return self._flushed
-        # A socket counts its own bookkeeping too, so this errs to the low side until all is read: 0 then.
-        return self._flushed - unread[0]
+        # A socket counts its own bookkeeping too, so this errs to the low side until all is read: 0 then. What was
+        # known to be read stays read.
+        self._read = max(self._read, self._flushed - unread[0])
+        return self._read
 
     def _flush(self) -> None:
         try:

@@ -1,0 +1,40 @@
+"""Fixtures: a home of its own for each test, and raw clients that never outlive it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import RawClient, clients
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _scrub_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in list(os.environ):
+        if variable.startswith(("AGENTBUS_", "CLAUDE")):
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A bus of its own, under a path short enough for a socket."""
+    root = Path(tempfile.mkdtemp(prefix="ab-", dir="/tmp"))
+    yield root / "bus"
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Callable[..., RawClient]]:
+    """Starts `agentbus serve claude-mcp` on `home` under a name: start("backend")."""
+    with clients() as start_client:
+        yield lambda name=None, **options: start_client(home, name, **options)

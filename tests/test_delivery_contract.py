@@ -1,0 +1,210 @@
+"""What ports.Delivery promises, of every delivery. A new one is one more parameter."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+
+import anyio
+import pytest
+
+from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.errors import DeliveryClosed
+from agentbus.library import _HandOver
+from agentbus.ports import Delivery
+from tests.helpers import FakeDelivery, envelope
+
+pytestmark = pytest.mark.anyio
+
+
+class FarEnd:
+    """A delivery with its far end: `take` lets that end take what there is, and gives back the ids, as text."""
+
+    def __init__(self, delivery: Delivery, take: Callable[[], list[str]], close: Callable[[], None] | None) -> None:
+        self.delivery = delivery
+        self.take = take
+        self.close = close
+        self.took: list[str] = []
+
+    async def until_took(self, ids: list[str]) -> None:
+        with anyio.fail_after(10):
+            while self.took != ids:
+                self.took += self.take()
+                await anyio.sleep(0.001)
+
+
+@asynccontextmanager
+async def fake() -> AsyncIterator[FarEnd]:
+    delivery = FakeDelivery(most=3, holds=True)
+    seen = 0
+
+    def take() -> list[str]:
+        nonlocal seen
+        delivery.take()
+        new, seen = delivery.handed[seen:], len(delivery.handed)
+        return [str(one.id) for one in new]
+
+    yield FarEnd(delivery, take, delivery.close)
+
+
+@asynccontextmanager
+async def hand_over() -> AsyncIterator[FarEnd]:
+    delivery = _HandOver()
+
+    def take() -> list[str]:
+        try:
+            return [str(delivery.receive.receive_nowait().id)]
+        except anyio.WouldBlock:
+            return []
+
+    yield FarEnd(delivery, take, None)
+    delivery.close()
+
+
+@asynccontextmanager
+async def channel(make_pair: Callable[[], tuple[int, int]]) -> AsyncIterator[FarEnd]:
+    theirs, ours = make_pair()
+    null = os.open(os.devnull, os.O_RDONLY)
+    stdio = Stdio(null, ours, lambda line: None)
+    gate = ReadyGate(settle_s=0)
+    gate.initialized()
+    gate.listed()
+    os.set_blocking(theirs, False)
+    rest = b""
+
+    def take() -> list[str]:
+        nonlocal rest
+        with suppress(BlockingIOError):
+            rest += os.read(theirs, 1_048_576)
+        *lines, rest = rest.split(b"\n")
+        return [json.loads(line)["params"]["meta"]["msg_id"] for line in lines]
+
+    def close() -> None:
+        os.dup2(null, theirs)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stdio._write_rest)
+        yield FarEnd(ChannelDelivery(stdio, gate), take, close)
+        tasks.cancel_scope.cancel()
+    for fd in (theirs, ours, null):
+        os.close(fd)
+
+
+def socket_pair() -> tuple[int, int]:
+    theirs, ours = socket.socketpair()
+    return theirs.detach(), ours.detach()
+
+
+DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
+    "fake": fake,
+    "program": hand_over,
+    "channel, pipe": lambda: channel(os.pipe),
+    "channel, socketpair": lambda: channel(socket_pair),
+}
+
+
+@pytest.fixture(params=DELIVERIES)
+async def far_end(request: pytest.FixtureRequest) -> AsyncIterator[FarEnd]:
+    async with DELIVERIES[request.param]() as made:
+        yield made
+
+
+async def deliver_all(far_end: FarEnd, count: int) -> list[str]:
+    """Deliver envelopes 1 to `count` as a pump does, while the far end takes; what it took."""
+    batch = [envelope(number) for number in range(1, count + 1)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(far_end.until_took, [str(one.id) for one in batch])
+        left = batch
+        while left:
+            receipt = await far_end.delivery.deliver(left)
+            assert 1 <= receipt.count <= len(left)
+            left = left[receipt.count :]
+    return far_end.took
+
+
+async def test_it_has_a_carrier(far_end: FarEnd) -> None:
+    assert far_end.delivery.carrier
+
+
+async def test_it_is_ready_at_last(far_end: FarEnd) -> None:
+    with anyio.fail_after(10):
+        await far_end.delivery.ready()
+
+
+@pytest.mark.spec("DELIV-1")
+async def test_all_arrive_in_order_once(far_end: FarEnd) -> None:
+    with anyio.fail_after(10):
+        assert await deliver_all(far_end, 250) == [str(number) for number in range(1, 251)]
+
+
+@pytest.mark.spec("DELIV-2", "CHAN-3")
+async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -> None:
+    async with anyio.create_task_group() as tasks:
+        receipts = []
+
+        async def deliver() -> None:
+            receipts.append(await far_end.delivery.deliver([envelope(1)]))
+
+        tasks.start_soon(deliver)
+        await anyio.wait_all_tasks_blocked()
+        assert not [receipt for receipt in receipts if receipt.taken()]
+        await far_end.until_took(["1"])
+    (receipt,) = receipts
+    assert receipt.taken()
+    if not isinstance(far_end.delivery, _HandOver):
+        await far_end.delivery.deliver([envelope(2)])
+    assert receipt.taken()
+
+
+@pytest.mark.spec("DELIV-3")
+async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end: FarEnd) -> None:
+    """... once it can hold no more; cancelled, it lets go at once."""
+    if isinstance(far_end.delivery, FakeDelivery):
+        pytest.skip("holds any number")
+    huge = [envelope(number, "x" * 65_536) for number in range(1, 101)]
+    ticks = 0
+    with anyio.move_on_after(0.1):
+        async with anyio.create_task_group() as tasks:
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    await anyio.sleep(0.001)
+                    ticks += 1
+
+            tasks.start_soon(tick)
+            await far_end.delivery.deliver(huge)
+            pytest.fail("6 MiB went where nobody takes anything")
+    assert ticks > 5
+
+
+async def test_a_closed_far_end_is_said(far_end: FarEnd) -> None:
+    if far_end.close is None:
+        pytest.skip("ends with the program that takes")
+    far_end.close()
+    with anyio.fail_after(10), pytest.raises(DeliveryClosed):
+        await far_end.delivery.deliver([envelope(1, "x" * 65_536)])
+
+
+async def test_a_far_end_that_closes_while_it_waits_is_said(far_end: FarEnd) -> None:
+    if far_end.close is None or isinstance(far_end.delivery, FakeDelivery):
+        pytest.skip("never waits for a far end that can close")
+    async with anyio.create_task_group() as tasks:
+        raised: list[bool] = []
+
+        async def deliver() -> None:
+            try:
+                while True:
+                    await far_end.delivery.deliver([envelope(1, "x" * 65_536)])
+            except DeliveryClosed:
+                raised.append(True)
+
+        tasks.start_soon(deliver)
+        await anyio.wait_all_tasks_blocked()
+        assert not raised
+        far_end.close()
+    assert raised
