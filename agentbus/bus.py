@@ -23,9 +23,6 @@ __all__ = ["Bus", "Claimed", "Sent", "now_ms", "patiently"]
 
 _T = TypeVar("_T")
 
-# What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
-PREDECESSOR_PATIENCE_S = 0.3
-_PREDECESSOR_POLL_S = 0.02
 # How long a session waits for a busy database, in all; as long as the command line waits inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
 
@@ -157,19 +154,16 @@ class Bus:
             return [peer for peer in self.store.present() if is_alive(peer.process)]
         return self.store.present()
 
-    def claim(self, arrival: Arrival, endpoint: Callable[[str], str], *, again: str | None = None) -> Claimed:
-        """Become a peer. Waits inline up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
+    def claim(
+        self, arrival: Arrival, endpoint: Callable[[str], str], *, join_crowd: bool, again: str | None = None
+    ) -> Claimed | None:
+        """Become a peer; None while a predecessor of that host and launch name runs. See Store.claim. [NAME-4]
 
         Raises Busy.
         """
         self.reap()
-        give_up_at = time.monotonic() + PREDECESSOR_PATIENCE_S
-        while True:
-            crowd = again is not None or time.monotonic() >= give_up_at
-            claimed = self.store.claim(arrival, now=self.clock(), endpoint=endpoint, join_crowd=crowd, again=again)
-            if claimed is not None:
-                return Claimed(*claimed)
-            time.sleep(_PREDECESSOR_POLL_S)
+        claimed = self.store.claim(arrival, now=self.clock(), endpoint=endpoint, join_crowd=join_crowd, again=again)
+        return None if claimed is None else Claimed(*claimed)
 
     def rename(self, peer: Peer, name: object) -> str:
         """Call `peer` something else; return the new name, in its one form. [NAME-5]

@@ -138,30 +138,16 @@ def prepare_folder(path: Path) -> None:
     Raises BrokenSetup.
     """
     try:
-        path.mkdir(mode=0o700, exist_ok=True, parents=False)
-    except FileExistsError:
-        pass  # not a folder: the check below says so, with the remedy
-    except FileNotFoundError:
         # Only the last folder is ours to make private; those above it are made as `mkdir -p` would.
-        _make_parents(path)
-        prepare_folder(path)
-        return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass  # it is there, whatever it is: the check below says so, with the remedy
     except OSError as error:
         raise BrokenSetup(
-            f"{path} cannot be created ({error.strerror})",
-            hint="set AGENTBUS_HOME to a folder that you can write",
+            f"{path} cannot be created ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"
         ) from error
     check_private(path, is_folder=True)
-
-
-def _make_parents(path: Path) -> None:
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise BrokenSetup(
-            f"{path.parent} cannot be created ({error.strerror})",
-            hint="set AGENTBUS_HOME to a folder that you can write",
-        ) from error
 
 
 def prepare_home(home: Path) -> Path:

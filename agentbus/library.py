@@ -107,7 +107,7 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
     """Be on the bus as `name` (by default AGENTBUS_NAME, or the working folder's) until the block ends.
 
     `home` stands above AGENTBUS_HOME; the other AGENTBUS_* variables count as for a session. Joining blocks the
-    event loop while the database is opened, a few milliseconds, or up to 0.3 s where the name was just left.
+    event loop while the database is opened: a few milliseconds.
 
     Raises InvalidRequest for a bad name or setting, BrokenSetup when the home is not fit, TryAgain when it is busy.
     """
@@ -118,7 +118,7 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
     bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
     hand_over = _HandOver()
     try:
-        session = _session(settings, bus, triggers, hand_over, checkpoints)
+        session = await _session(settings, bus, triggers, hand_over, checkpoints)
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(session.run)
@@ -137,7 +137,7 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
         triggers.close()
 
 
-def _session(
+async def _session(
     settings: config.Settings,
     bus: Bus,
     triggers: registry.Triggers,
@@ -165,7 +165,7 @@ def _session(
         say=_log.warning,
         retention_hours=settings.retention_hours,
     )
-    session.claim()
+    await session.claim()
     if settings.name_note:
         _log.warning("%s", settings.name_note)
     return session

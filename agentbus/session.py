@@ -28,6 +28,9 @@ from agentbus.store import Arrival
 __all__ = ["Checkpoints", "Session"]
 
 HEARTBEAT_S = 15.0
+# What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
+_PREDECESSOR_PATIENCE_S = 0.3
+_PREDECESSOR_POLL_S = 0.02
 # Rows deleted in one transaction: a few milliseconds, so that pruning is in nobody's way.
 _PRUNE_ROWS = 1_000
 # A reader that is always there keeps a checkpoint from finishing; asking again at once would only burn a core.
@@ -102,13 +105,23 @@ class Session:
         assert self._claimed is not None, "claim() comes first"
         return self._claimed.wished_holder
 
-    def claim(self) -> Peer:
-        """Become a peer. Blocks up to 0.3 s for a predecessor; for use before there is an event loop to block.
+    async def claim(self) -> Peer:
+        """Become a peer, waiting up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
 
         Raises Busy, and what `database.explain` names.
         """
-        self._claimed = self.bus.claim(self._arrival, self._triggers[0].endpoint)
+        give_up_at = anyio.current_time() + _PREDECESSOR_PATIENCE_S
+        while self._claimed is None:
+            is_late = anyio.current_time() >= give_up_at
+            self._claimed = await self._claim(self._triggers[0].endpoint, join_crowd=is_late)
+            if self._claimed is None:
+                await anyio.sleep(_PREDECESSOR_POLL_S)
         return self.peer
+
+    async def _claim(
+        self, endpoint: Callable[[str], str], *, join_crowd: bool, again: str | None = None
+    ) -> Claimed | None:
+        return await patiently(lambda: self.bus.claim(self._arrival, endpoint, join_crowd=join_crowd, again=again))
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen, drain and heartbeat until the delivery is closed or `stop` is called.
@@ -201,9 +214,8 @@ class Session:
     async def _come_back(self) -> None:
         # The machine slept, or this process was stopped: others took it for dead, rightly. [PRES-3]
         before = self.peer
-        claimed = await patiently(
-            lambda: self.bus.claim(self._arrival, lambda _session: before.endpoint, again=before.session)
-        )
+        claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before.session)
+        assert claimed is not None, "who joins a crowd waits for nobody"
         self._claimed = claimed
         if claimed.peer.name != before.name:
             self._say(f'was away; "{before.name}" is taken by now, the name is "{claimed.peer.name}"')

@@ -90,7 +90,7 @@ async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio
         say=_say,
         retention_hours=settings.retention_hours,
     )
-    session.claim()
+    await session.claim()
     _announce(session, settings)
     try:
         async with anyio.create_task_group() as tasks:
