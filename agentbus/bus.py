@@ -114,10 +114,12 @@ class Bus:
         return [Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True) for row_id, peer in sent]
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
+        names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
+        if not names:
+            return ()
         # 8 ms to import, and only who mistypes a name waits for it.
         from difflib import get_close_matches
 
-        names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
         return tuple(get_close_matches(asked, names, n=3, cutoff=0.6))
 
     def _wake(self, peer: Peer) -> bool:

@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> int:
         # Not standalone: typer would print a usage error as a box of five lines. [ERR-2]
         return app(args=arguments, prog_name="agentbus", standalone_mode=False) or 0
     except _UsageError as error:
-        raise InvalidRequest(str(error).rstrip("."), hint="see agentbus --help") from error
+        message: str = getattr(error, "format_message", error.__str__)()
+        raise InvalidRequest(message.rstrip("."), hint="see agentbus --help") from error
     except typer.Abort:
         raise KeyboardInterrupt from None
 

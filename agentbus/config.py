@@ -114,7 +114,9 @@ def check_private(path: Path, *, is_folder: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BrokenSetup(f"{path} cannot be looked at ({error.strerror})") from error
+        raise BrokenSetup(
+            f"{path} cannot be looked at ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"
+        ) from error
     kind = "folder" if is_folder else "file"
     if stat.S_ISLNK(facts.st_mode):
         raise BrokenSetup(f"{path} is a symlink", hint=f"put a real {kind} there, or set AGENTBUS_HOME to its target")

@@ -87,6 +87,7 @@ class Session:
         self._pace = pace
         self._heartbeat_s = heartbeat_s
         self._claimed: Claimed | None = None
+        self._armed: Trigger | None = None
         self._pump: Pump | None = None
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
@@ -181,6 +182,7 @@ class Session:
                     raise
                 self._say(f"trigger {trigger.name} cannot be used ({error}); trying {self._triggers[number].name}")
                 continue
+            self._armed = trigger
             if (trigger.name, endpoint) != (self.peer.trigger, self.peer.endpoint):
                 await self._move_endpoint(trigger.name, endpoint)
             return wakes
@@ -217,6 +219,9 @@ class Session:
         claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before.session)
         assert claimed is not None, "who joins a crowd waits for nobody"
         self._claimed = claimed
+        if self._armed is not None:
+            # What came while it was away is due now, not at the next safety poll.
+            self._armed.notify(claimed.peer.endpoint)
         if claimed.peer.name != before.name:
             self._say(f'was away; "{before.name}" is taken by now, the name is "{claimed.peer.name}"')
 

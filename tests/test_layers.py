@@ -1,0 +1,102 @@
+"""Who may import whom, read from the source. A breach is a change of the design, not of this file."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "agentbus"
+
+# A module may import what has a lower number. Everything up to 6 is the core.
+LEVELS = {
+    "errors": 0,
+    "process": 0,
+    "envelope": 1,
+    "ports": 2,
+    "config": 2,
+    "drain": 2,
+    "database": 3,
+    "store": 4,
+    "bus": 5,
+    "pump": 5,
+    "session": 6,
+    "triggers": 7,
+    "adapters": 7,
+    "registry": 8,
+    "library": 9,
+    "commands": 9,
+    "cli": 10,
+    "__main__": 11,
+    "__init__": 12,  # the front door: everything may be behind it
+}
+# What the triggers may use of ours, whatever their level.
+TRIGGERS_MAY_USE = 2
+
+ONLY_IN = {
+    "mcp": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
+    "apsw": {"database.py", "store.py"},
+    "typer": {"cli.py"},
+    "pydantic": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "agentbus" else {module}
+            if module.startswith("agentbus."):
+                found |= {f"{module}.{alias.name}" for alias in node.names if (ROOT / as_path(module)).is_dir()}
+    return found
+
+
+def as_path(module: str) -> str:
+    return module.removeprefix("agentbus").strip(".").replace(".", "/")
+
+
+def part(dotted: str) -> str:
+    """The entry of LEVELS that a dotted name of ours falls under."""
+    return dotted.split(".")[1]
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    own = relative.parts[0] if len(relative.parts) > 1 else relative.stem
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert str(relative) in ONLY_IN.get(top, {str(relative)}), f"{relative} imports {name}"
+        if top != "agentbus" or name in ("agentbus", "agentbus.__version__"):
+            continue
+        other = part(name)
+        if own == other == "adapters":
+            assert name.startswith("agentbus.adapters." + relative.parts[1]), f"{relative} imports a sibling: {name}"
+        elif own == "triggers":
+            assert LEVELS[other] <= TRIGGERS_MAY_USE, f"{relative} imports {name}"
+        else:
+            assert LEVELS[other] < LEVELS[own], f"{relative} imports {name}"
+
+
+def test_the_environment_has_one_reader() -> None:
+    allowed = {"config.py", "adapters/claude_mcp/demo.py"}  # the demo hands its environment to its children
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        if "os.environ" in text or "getenv" in text:
+            assert str(path.relative_to(ROOT)) in allowed
+
+
+def test_every_module_says_what_it_is_for_and_none_is_too_long() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), path
+        assert len(text.splitlines()) <= 420, f"{path} is for splitting"

@@ -1,0 +1,242 @@
+"""The life of a session in this process: heartbeats, coming back, fallback, a busy database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import apsw
+import pytest
+
+from agentbus import database
+from agentbus.bus import Bus, patiently
+from agentbus.config import prepare_home
+from agentbus.errors import BrokenSetup, Busy
+from agentbus.process import Process
+from agentbus.session import Checkpoints, Session
+from agentbus.store import SILENT_MS, Store
+from agentbus.triggers.poll import PollTrigger
+from tests.helpers import FakeClock, FakeDelivery, FakeTrigger, arrival
+
+pytestmark = pytest.mark.anyio
+
+HOUR_MS = 3_600_000
+
+
+class World:
+    """A bus on a real file with a clock and a trigger of ours; its sessions live in this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = FakeClock()
+        self.trigger = FakeTrigger()
+        self.triggers = {"fake": self.trigger, "poll": PollTrigger(path.parent, poll_ms=10)}
+        self.checkpoints = Checkpoints(path)
+        self.store = Store(path, busy_ms=0, on_wal=self.checkpoints)
+        self.bus = Bus(self.store, self.triggers, max_bytes=1_000, clock=self.clock)
+        self.said: list[str] = []
+
+    def session(self, name: str, delivery: FakeDelivery, **options) -> Session:
+        return Session(
+            self.bus,
+            options.pop("arrival", None) or arrival(name),
+            triggers=options.pop("triggers", [self.trigger]),
+            delivery=delivery,
+            checkpoints=self.checkpoints,
+            say=self.said.append,
+            retention_hours=24,
+            heartbeat_s=options.pop("heartbeat_s", 0.01),
+        )
+
+    @asynccontextmanager
+    async def running(self, name: str, **options) -> AsyncIterator[tuple[Session, FakeDelivery]]:
+        delivery = FakeDelivery()
+        session = self.session(name, delivery, **options)
+        await session.claim()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(session.run)
+            yield session, delivery
+            await session.stop()
+        session.close()
+
+
+@pytest.fixture
+def world(home: Path) -> Iterator[World]:
+    world = World(prepare_home(home))
+    yield world
+    world.store.close()
+
+
+async def until(condition) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.002)
+
+
+@pytest.mark.spec("PRES-3")
+async def test_a_heartbeat_says_that_the_peer_lives(world: World) -> None:
+    async with world.running("web") as (session, _):
+        world.clock.now += 40_000
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        world.clock.now += 40_000
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        assert session.peer.name == "web"
+    assert world.store.present() == []
+
+
+@pytest.mark.spec("PRES-3")
+async def test_a_session_that_was_taken_for_dead_comes_back_and_drains(world: World) -> None:
+    async with world.running("web", heartbeat_s=0.05) as (session, delivery):
+        before = session.peer
+        world.clock.now += SILENT_MS + 1
+        assert [peer.name for peer in world.store.reap(now=world.clock.now)] == ["web"]
+        world.bus.send("alice", "web", "while away")
+        await until(lambda: [one.text for one in delivery.handed] == ["while away"])
+        assert (session.peer.session, session.peer.endpoint) == (before.session, before.endpoint)
+        assert world.said == []
+
+
+@pytest.mark.spec("PRES-3", "NAME-4")
+async def test_a_session_that_comes_back_to_a_taken_name_says_so(world: World) -> None:
+    async with world.running("web", heartbeat_s=0.2) as (session, _):
+        world.clock.now += SILENT_MS + 1
+        other = arrival("web", host=Process(1, "another"))
+        assert world.bus.claim(other, str, join_crowd=True) is not None
+        await until(lambda: session.peer.name == "web-2")
+        assert world.said == ['was away; "web" is taken by now, the name is "web-2"']
+
+
+@pytest.mark.spec("STATE-4")
+async def test_heartbeats_prune_what_was_delivered_a_day_ago(world: World) -> None:
+    async with world.running("web") as (_, delivery):
+        world.bus.send("alice", "web", "old news")
+        world.bus.send("alice", "nobody", "waits")
+        await until(lambda: len(delivery.handed) == 1)
+        count = "SELECT count(*) FROM messages"
+        world.clock.now += 23 * HOUR_MS
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        assert world.store._read(count) == [(2,)]
+        world.clock.now += 2 * HOUR_MS
+        await until(lambda: world.store._read(count) == [(1,)])
+        assert world.store.waiting() == {"nobody": 1}
+
+
+@pytest.mark.spec("WAKE-5")
+async def test_a_trigger_that_cannot_be_armed_is_replaced_and_that_is_said(world: World) -> None:
+    class Broken(FakeTrigger):
+        @asynccontextmanager
+        async def arm(self, endpoint: str):
+            raise BrokenSetup("no sockets here")
+            yield
+
+    async with world.running("web", triggers=[Broken(), world.triggers["poll"]]) as (session, delivery):
+        assert world.said == ["trigger fake cannot be used (no sockets here); trying poll"]
+        assert session.peer.trigger == world.store.present()[0].trigger == "poll"
+        assert world.bus.send("alice", "web", "x").is_online
+        await until(lambda: len(delivery.handed) == 1)
+    alone = world.session("web", FakeDelivery(), triggers=[Broken()])
+    await alone.claim()
+    with pytest.raises(BrokenSetup, match="no sockets here"):
+        await alone.run()
+
+
+@pytest.mark.spec("STORE-4", "SEND-2")
+async def test_a_locked_database_delays_sends_in_order_and_stalls_nothing(world: World) -> None:
+    async with world.running("web", heartbeat_s=0.05) as (session, delivery):
+        locked, free = threading.Event(), threading.Event()
+
+        def lock() -> None:
+            connection = apsw.Connection(str(world.path))
+            connection.execute("BEGIN IMMEDIATE")
+            locked.set()
+            free.wait(10)
+            connection.execute("ROLLBACK")
+            connection.close()
+
+        locker = threading.Thread(target=lock)
+        locker.start()
+        locked.wait(10)
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(session.send, "web", f"{number}")
+            ticks = 0
+            with anyio.move_on_after(0.3):
+                while True:
+                    await anyio.sleep(0.001)
+                    ticks += 1
+            assert ticks > 20, "the event loop stood still"
+            assert delivery.handed == []
+            free.set()
+        locker.join()
+        await until(lambda: [one.text for one in delivery.handed] == [f"{number}" for number in range(20)])
+
+
+@pytest.mark.spec("STORE-4")
+async def test_patience_ends() -> None:
+    calls = 0
+
+    def never() -> None:
+        nonlocal calls
+        calls += 1
+        raise Busy
+
+    with pytest.raises(Busy):
+        await patiently(never, patience_s=0.05)
+    assert calls > 2
+
+
+@pytest.mark.spec("STORE-5")
+async def test_a_session_merges_the_wal_by_itself(world: World) -> None:
+    async with world.running("web"):
+        empty = world.path.stat().st_size
+        for _ in range(400):
+            world.bus.send("alice", "nobody", "x" * 900)
+        assert world.path.with_name("bus.db-wal").stat().st_size > database.CHECKPOINT_PAGES * 4_096
+        await until(lambda: world.path.stat().st_size > empty)
+
+
+@pytest.mark.spec("NAME-7")
+async def test_a_successor_waits_for_a_predecessor_that_is_leaving(world: World) -> None:
+    old, new = world.session("web", FakeDelivery()), world.session("web", FakeDelivery())
+    await old.claim()
+
+    async def leave_soon() -> None:
+        await anyio.sleep(0.05)
+        old.close()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leave_soon)
+        await new.claim()
+    assert (new.peer.session, new.peer.name) == (old.peer.session, "web")
+    assert new.wished_holder is None
+
+
+@pytest.mark.spec("NAME-7", "NAME-4")
+async def test_a_predecessor_that_stays_is_a_neighbour(world: World) -> None:
+    first, second = world.session("web", FakeDelivery()), world.session("web", FakeDelivery())
+    await first.claim()
+    await second.claim()
+    assert (second.peer.name, second.wished_holder) == ("web-2", first.peer)
+    assert second.peer.session != first.peer.session
+
+
+@pytest.mark.spec("SEND-5", "PRES-2")
+async def test_a_send_to_a_dead_peer_reaps_it_and_clears_what_it_left(world: World) -> None:
+    dead = arrival("web", process=Process(2**22 + 1, "0"))
+    claimed = world.store.claim(dead, now=world.clock.now, endpoint=str, join_crowd=True)
+    assert claimed is not None
+    world.trigger.dead.add(claimed[0].endpoint)
+    sent = world.bus.send("alice", "web", "x")
+    assert (sent.is_online, sent.is_known) == (False, True)
+    assert world.store.present() == []
+    assert world.trigger.dead == set()
+
+
+async def test_a_live_peer_that_cannot_be_woken_is_still_online(world: World) -> None:
+    session = world.session("web", FakeDelivery())
+    await session.claim()  # present, and not armed yet: what a sender meets between the two
+    assert world.bus.send("alice", "web", "x").is_online
+    assert [peer.name for peer in world.store.present()] == ["web"]

@@ -1,0 +1,221 @@
+"""The line transport, over real pipes: whole, piecewise, too long, too much, closed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from agentbus.adapters.claude_mcp import stdio as module
+from agentbus.adapters.claude_mcp.guard import refusal, salvage, tools_list_id
+from agentbus.adapters.claude_mcp.stdio import MAX_LINE_BYTES, Stdio
+from agentbus.errors import DeliveryClosed
+
+pytestmark = pytest.mark.anyio
+
+
+class Ends:
+    def __init__(self, refuse=lambda line: None) -> None:
+        fd_in, self.theirs_out = os.pipe()
+        self.theirs_in, fd_out = os.pipe()
+        self.fds = [fd_in, fd_out]
+        self.stdio = Stdio(fd_in, fd_out, refuse)
+
+    def hang_up(self) -> None:
+        if self.theirs_out >= 0:
+            os.close(self.theirs_out)
+            self.theirs_out = -1
+
+    def stop_reading(self) -> None:
+        if self.theirs_in >= 0:
+            os.close(self.theirs_in)
+            self.theirs_in = -1
+
+    async def feed(self, data: bytes, piece: int = 65_536) -> None:
+        os.set_blocking(self.theirs_out, False)
+        while data:
+            try:
+                count = os.write(self.theirs_out, data[:piece])
+                data = data[count:]
+            except BlockingIOError:
+                pass
+            await anyio.lowlevel.checkpoint()
+
+    async def read(self, count: int) -> bytes:
+        os.set_blocking(self.theirs_in, False)
+        data = b""
+        with anyio.fail_after(10):
+            while len(data) < count:
+                try:
+                    data += os.read(self.theirs_in, count - len(data))
+                except BlockingIOError:
+                    await anyio.sleep(0.001)
+        return data
+
+
+@asynccontextmanager
+async def running(refuse=lambda line: None) -> AsyncIterator[Ends]:
+    ends = Ends(refuse)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ends.stdio.run)
+        yield ends
+        tasks.cancel_scope.cancel()
+    ends.hang_up()
+    ends.stop_reading()
+    for fd in ends.fds:
+        os.close(fd)
+
+
+async def next_lines(ends: Ends, count: int) -> list[bytes | None]:
+    found: list[bytes | None] = []
+    with anyio.fail_after(10):
+        async for line in ends.stdio.lines():
+            found.append(line)
+            if len(found) == count:
+                break
+    return found
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7, 65_536])
+async def test_lines_come_out_however_they_went_in(piece: int) -> None:
+    async with running() as ends, anyio.create_task_group() as tasks:
+        tasks.start_soon(ends.feed, b"one\ntwo\r\n\n  \n" + "drei ü".encode() + b"\n\xff\n", piece)
+        assert await next_lines(ends, 4) == [b"one", b"two\r", "drei ü".encode(), b"\xff"]
+
+
+async def test_the_end_is_seen_at_once_and_nothing_before_it_is_lost() -> None:
+    async with running() as ends:
+        await ends.feed(b"one\nhalf")
+        ends.hang_up()
+        with anyio.fail_after(10):
+            await ends.stdio.closed.wait()
+            assert [line async for line in ends.stdio.lines()] == [b"one"]
+
+
+@pytest.mark.spec("MCP-3")
+async def test_a_line_that_is_too_long_is_reported_and_the_next_one_is_whole() -> None:
+    async with running() as ends, anyio.create_task_group() as tasks:
+        longest = b"y" * MAX_LINE_BYTES
+        tasks.start_soon(ends.feed, b"x" * (MAX_LINE_BYTES + 1) + b"\n" + longest + b"\nshort\n")
+        assert await next_lines(ends, 3) == [None, longest, b"short"]
+
+
+async def test_reading_waits_when_nobody_takes_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_WAITING_LINES", 10)
+    async with running() as ends, anyio.create_task_group() as tasks:
+        lines = [f"{number}".encode() for number in range(100_000)]
+        tasks.start_soon(ends.feed, b"\n".join(lines) + b"\n")
+        with anyio.move_on_after(0.1):
+            await anyio.sleep_forever()
+        assert len(ends.stdio._lines) < 40_000  # one read's worth, and no more
+        assert await next_lines(ends, len(lines)) == lines
+
+
+@pytest.mark.spec("MCP-1")
+async def test_what_is_refused_is_answered_and_seen_by_nobody() -> None:
+    async with running(lambda line: b"no\n" if line == b"bad" else None) as ends:
+        await ends.feed(b"bad\ngood\nbad\n")
+        assert await next_lines(ends, 1) == [b"good"]
+        assert await ends.read(6) == b"no\nno\n"
+
+
+async def test_writes_are_whole_ordered_and_wait_for_room() -> None:
+    async with running() as ends:
+        order: list[int] = []
+
+        async def write(number: int) -> None:
+            await ends.stdio.write(bytes([number]) * 100_000)
+            order.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(10):
+                tasks.start_soon(write, number)
+            await anyio.wait_all_tasks_blocked()
+            assert order == []
+            data = await ends.read(1_000_000)
+        assert data == b"".join(bytes([number]) * 100_000 for number in range(10))
+        assert order == sorted(order)
+
+
+async def test_a_cancelled_write_is_written_whole() -> None:
+    async with running() as ends:
+        with anyio.move_on_after(0.01) as scope:
+            await ends.stdio.write(b"x" * 200_000 + b"\n")
+        assert scope.cancelled_caught
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends.stdio.write, b"next\n")
+            assert await ends.read(200_006) == b"x" * 200_000 + b"\nnext\n"
+
+
+@pytest.mark.spec("CHAN-3")
+async def test_what_the_client_has_read_is_known_to_the_byte() -> None:
+    async with running() as ends:
+        assert await ends.stdio.write(b"12345") == 5
+        assert ends.stdio.read_by_client() == 0
+        await ends.read(2)
+        assert ends.stdio.read_by_client() == 2
+        assert await ends.stdio.write(b"678") == 8
+        await ends.read(6)
+        assert ends.stdio.read_by_client() == 8
+
+
+@pytest.mark.spec("LIFE-2")
+async def test_a_closed_stdout_is_the_end() -> None:
+    async with running() as ends:
+        ends.stop_reading()
+        with pytest.raises(DeliveryClosed):
+            await ends.stdio.write(b"x")
+        with anyio.fail_after(10):
+            await ends.stdio.closed.wait()
+        with pytest.raises(DeliveryClosed):
+            await ends.stdio.write(b"x")
+
+
+async def test_descriptors_are_given_back_as_they_were() -> None:
+    async with running() as ends:
+        assert not os.get_blocking(ends.fds[0])
+        ends.stdio.restore()
+        assert os.get_blocking(ends.fds[0])
+        os.set_blocking(ends.fds[0], False)
+
+
+@pytest.mark.spec("MCP-1")
+def test_only_what_must_be_refused_is_refused() -> None:
+    for line in (
+        b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":'
+        b'{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}',
+        b'{"jsonrpc":"2.0","method":"server/discover"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"text":"server/discover"}}}',
+        b'{"jsonrpc":"2.0","id":null,"method":"server/discover"}',
+        b'{"jsonrpc":"2.0","id":1,"result":{"server":1}}',
+        b"server garbage",
+        b'["server/discover"]',
+    ):
+        assert refusal(line) is None
+    assert refusal(b'{"jsonrpc":"2.0","id":"a","method":"server/discover"}') == (
+        b'{"jsonrpc": "2.0", "id": "a", "error": {"code": -32601, "message": "Method not found"}}\n'
+    )
+
+
+def test_the_id_of_a_listing() -> None:
+    assert tools_list_id(b'{"jsonrpc":"2.0","id":7,"method":"tools/list"}') == 7
+    assert tools_list_id(b'{"jsonrpc":"2.0","id":7,"method":"tools/call"}') is None
+    assert tools_list_id(b'{"jsonrpc":"2.0","method":"tools/list"}') is None
+
+
+@pytest.mark.spec("MCP-3")
+@pytest.mark.parametrize(
+    ("line", "start"),
+    [
+        (b"{", b'{"jsonrpc": "2.0", "id": null, "error": {"code": -32700'),
+        (b'{"id":7}', b'{"jsonrpc": "2.0", "id": 7, "error": {"code": -32600'),
+        (b'{"id":[7]}', b'{"jsonrpc": "2.0", "id": null, "error": {"code": -32600'),
+        (b"7", b'{"jsonrpc": "2.0", "id": null, "error": {"code": -32600'),
+    ],
+)
+def test_a_broken_line_is_answered_under_its_id(line: bytes, start: bytes) -> None:
+    assert salvage(line, "why").startswith(start)
