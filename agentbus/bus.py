@@ -25,6 +25,9 @@ _T = TypeVar("_T")
 
 # How long a session waits for a busy database, in all; as long as the command line waits inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
+# A send or a mark holds the lock for 0.1 ms; whoever holds it for longer is asked less and less.
+_FIRST_PAUSE_S = 0.000_2
+_LONGEST_PAUSE_S = 0.012
 
 
 def now_ms() -> int:
@@ -195,9 +198,11 @@ async def patiently(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE
     import anyio
 
     give_up_at = time.monotonic() + patience_s
+    pause_s = _FIRST_PAUSE_S
     while True:
-        # Jitter keeps sessions that met at a lock from meeting there again; a dozen ms is what a writer holds it.
-        await anyio.sleep(0.001 + os.urandom(1)[0] / 255 * 0.012)
+        # Jitter keeps sessions that met at a lock from meeting there again.
+        await anyio.sleep(pause_s * (0.5 + os.urandom(1)[0] / 255))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         try:
             return call()
         except Busy:

@@ -86,8 +86,8 @@ class Pace:
     safety_s: float = 3.0
     # A client that listens has read within a millisecond; one that is stuck is asked 20 times a second.
     settle_s: tuple[float, float] = (0.001, 0.05)
-    # A writer is done in a few milliseconds; a full disk or a stopped writer may take its time.
-    retry_s: tuple[float, float] = (0.005, 0.5)
+    # A writer is done in 0.1 ms; a full disk or a stopped writer may take its time.
+    retry_s: tuple[float, float] = (0.000_5, 0.5)
 
 
 @dataclass(frozen=True, slots=True)

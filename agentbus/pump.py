@@ -70,7 +70,7 @@ class Pump:
             step = self._drain.advance(fact, self._clock())
 
     def settle(self) -> None:
-        """Mark what the far end has taken by now; to be called once, after the last `run`.
+        """Mark what the far end has taken by now; to be called after `run`, and again after TryAgain.
 
         What it has not taken stays pending, and is delivered again to whoever has the name next. [DRAIN-4]
 
@@ -79,6 +79,7 @@ class Pump:
         self._collect()
         if self._taken:
             self._mark(self._taken)
+            self._taken = []
 
     async def _perform(self, step: Step) -> Fact:
         match step.action:

@@ -9,11 +9,12 @@ Implements [SEND-1] to [SEND-4], [STATE-2], [NAME-4] to [NAME-7], [PRES-2] to [P
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import apsw
 
 from agentbus import database
 from agentbus.envelope import Envelope, Peer, numbered_name
@@ -73,6 +74,42 @@ def _peer(row: Sequence[Any]) -> Peer:
     )
 
 
+class _Transaction:
+    """BEGIN IMMEDIATE to COMMIT, or ROLLBACK; entered, it is the `execute` of its connection.
+
+    IMMEDIATE: a deferred transaction that reads first and writes later fails at once when another process has written
+    in between, in half of the cases with two writers. [STORE-3]
+    """
+
+    # A class and not @contextmanager: entered for every message, and twice as fast.
+    __slots__ = ("_connection", "_path")
+
+    def __init__(self, connection: apsw.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def __enter__(self) -> Callable[..., Any]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except apsw.Error as error:
+            raise database.explain(error, self._path) from error
+        return self._connection.execute
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._connection.execute("COMMIT")
+                return
+        except apsw.Error as failure:
+            error = failure
+            raise database.explain(failure, self._path) from failure
+        finally:
+            if error is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        if isinstance(error, apsw.Error):
+            raise database.explain(error, self._path) from error
+
+
 class Store:
     """The mailboxes and the peers of one bus, over one connection, used from one thread.
 
@@ -104,23 +141,13 @@ class Store:
         self._connection.close()
 
     def _read(self, sql: str, *values: Any) -> list[Any]:
-        with database.explained(self._path):
+        try:
             return self._connection.execute(sql, values).fetchall()
+        except apsw.Error as error:
+            raise database.explain(error, self._path) from error
 
-    @contextmanager
-    def _writing(self) -> Iterator[Callable[..., Any]]:
-        # IMMEDIATE: a deferred transaction that reads first and writes later fails at once when another process
-        # has written in between, in half of the cases with two writers. [STORE-3]
-        with database.explained(self._path):
-            execute = self._connection.execute
-            execute("BEGIN IMMEDIATE")
-            try:
-                yield execute
-                execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    execute("ROLLBACK")
-                raise
+    def _writing(self) -> _Transaction:
+        return _Transaction(self._connection, self._path)
 
     # -- messages ------------------------------------------------------------------------------------------
 
@@ -344,11 +371,11 @@ class Store:
 
     def present(self) -> list[Peer]:
         """The peers that are present by their rows, by name; `reap` first where it matters who is dead."""
-        return self._present(self._connection.execute)
+        with database.explained(self._path):
+            return self._present(self._connection.execute)
 
     def _present(self, execute: Callable[..., Any]) -> list[Peer]:
-        with database.explained(self._path):
-            rows = execute(f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name").fetchall()
+        rows = execute(f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name").fetchall()
         return [_peer(row) for row in rows]
 
     def sessions_of(self, hosts: Sequence[Process]) -> list[Peer]:

@@ -192,6 +192,13 @@ class RawClient:
     def post_call(self, tool: str, **arguments: Any) -> Any:
         return self.post("tools/call", {"name": tool, "arguments": arguments})
 
+    def prepare_call(self, tool: str, **arguments: Any) -> tuple[int, bytes]:
+        """The id and the line of a call, to be written with `send_line`."""
+        self._next_id += 1
+        params = {"name": tool, "arguments": arguments}
+        message = {"jsonrpc": "2.0", "id": self._next_id, "method": "tools/call", "params": params}
+        return self._next_id, json.dumps(message).encode()
+
     def result(self, request_id: Any) -> tuple[str, bool]:
         """The text of a tool's result, and whether it is an error."""
         result = self.answer(request_id)["result"]

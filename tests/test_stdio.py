@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from agentbus.adapters.claude_mcp import stdio as module
-from agentbus.adapters.claude_mcp.guard import refusal, salvage, tools_list_id
+from agentbus.adapters.claude_mcp.guard import refusal, salvage
 from agentbus.adapters.claude_mcp.stdio import MAX_LINE_BYTES, Stdio
 from agentbus.errors import DeliveryClosed
 
@@ -199,12 +199,6 @@ def test_only_what_must_be_refused_is_refused() -> None:
     assert refusal(b'{"jsonrpc":"2.0","id":"a","method":"server/discover"}') == (
         b'{"jsonrpc": "2.0", "id": "a", "error": {"code": -32601, "message": "Method not found"}}\n'
     )
-
-
-def test_the_id_of_a_listing() -> None:
-    assert tools_list_id(b'{"jsonrpc":"2.0","id":7,"method":"tools/list"}') == 7
-    assert tools_list_id(b'{"jsonrpc":"2.0","id":7,"method":"tools/call"}') is None
-    assert tools_list_id(b'{"jsonrpc":"2.0","method":"tools/list"}') is None
 
 
 @pytest.mark.spec("MCP-3")

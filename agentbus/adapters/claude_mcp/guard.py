@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["error_line", "refusal", "salvage", "tools_list_id"]
+__all__ = ["error_line", "refusal", "salvage"]
 
 # Codes of JSON-RPC 2.0, section 5.1, and of MCP revision 2026-07-28 (unsupported protocol version).
 PARSE_ERROR = -32700
@@ -63,17 +63,6 @@ def refusal(line: bytes) -> bytes | None:
         data = {"supported": list(HANDSHAKE_VERSIONS), "requested": str(meta[_VERSION_KEY])}
         return error_line(request["id"], UNSUPPORTED_PROTOCOL_VERSION, "this server begins with initialize", data)
     return None
-
-
-def tools_list_id(line: bytes) -> int | str | None:
-    """The id of a `tools/list` request; None for every other line."""
-    if b"tools" not in line:
-        return None
-    request = _request(line)
-    if request is None or request["method"] != "tools/list":
-        return None
-    request_id: int | str = request["id"]
-    return request_id
 
 
 def salvage(line: bytes, problem: str) -> bytes:

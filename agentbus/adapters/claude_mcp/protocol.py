@@ -71,9 +71,8 @@ class _Incoming(_Stream):
             except ValidationError as error:
                 await self._answer(guard.salvage(line, error.errors(include_url=False)[0]["msg"]))
                 continue
-            request_id = guard.tools_list_id(line)
-            if request_id is not None:
-                self._listings.add(request_id)
+            if isinstance(message, types.JSONRPCRequest) and message.method == "tools/list":
+                self._listings.add(message.id)
             return SessionMessage(message)
         raise anyio.EndOfStream
 

@@ -5,6 +5,7 @@ Implements [LIFE-1] to [LIFE-4].
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -100,6 +101,8 @@ async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio
             protocol = await anyio.to_thread.run_sync(
                 import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
             )
+            # The SDK's models are there for good: the collector need not walk through them again and again.
+            gc.freeze()
             await protocol.serve_mcp(session, stdio, gate, settings.name_note)
             # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
             await anyio.sleep_forever()
