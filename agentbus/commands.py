@@ -139,7 +139,6 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
 
 def serve(name: str) -> None:
     """Be a peer for the agent runtime that started this process. Does not return."""
-    chosen = registry.adapter(name)
     if sys.stdin.isatty():
         print("agentbus: waiting for an MCP client on stdin; Ctrl-D ends it", file=sys.stderr)
-    chosen.serve(config.load())
+    registry.serve(name, config.load())

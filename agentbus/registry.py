@@ -1,26 +1,29 @@
 """Which triggers and adapters there are, by name; each is imported when it is first used.
 
-Joins settings, store and triggers to a bus. The only module that knows implementations by name.
+Joins settings, store and triggers to a bus. The only module that knows triggers by name; adapters are found by their
+manifests.
 Implements [WAKE-5], [CONF-2].
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from agentbus.bus import Bus
 from agentbus.config import Settings, prepare_home
-from agentbus.errors import InvalidRequest
+from agentbus.errors import BrokenSetup, InvalidRequest
 from agentbus.ports import Trigger
 from agentbus.store import Store
 
-__all__ = ["ADAPTERS", "Triggers", "adapter", "open_bus"]
+__all__ = ["Manifest", "Triggers", "manifests", "open_bus", "serve"]
 
 # In the order of preference when AGENTBUS_TRIGGER is unset.
 _TRIGGERS = ("socket", "poll")
-ADAPTERS = ("claude-mcp",)
+_ADAPTERS = Path(__file__).with_name("adapters")
 
 
 def _make_trigger(name: str, home: Path, poll_ms: int) -> Trigger:
@@ -87,17 +90,41 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """An adapter that can be served: `serve` runs a session until its client goes, and does not return."""
+class Manifest:
+    """What an adapter says of itself in its module.json. `entry` is `module:function`, imported only to serve."""
 
-    name: str
-    serve: Callable[[Settings], None]
+    id: str
+    title: str
+    summary: str
+    entry: str
+    server_name: str
+    launch_flags: tuple[str, ...]
 
 
-def adapter(name: str) -> Adapter:
-    """The adapter called `name`. Raises InvalidRequest when there is none."""
-    if name == "claude-mcp":
-        from agentbus.adapters.claude_mcp.server import serve
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**{**fields, "launch_flags": tuple(fields["launch_flags"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BrokenSetup(
+            f"{path} is not the manifest of an adapter ({error})", hint="install agentbus anew"
+        ) from error
+    return manifest
 
-        return Adapter(name, lambda settings: serve(settings, open_bus))
-    raise InvalidRequest(f"there is no adapter {name[:40]!r}", hint=f"use {' or '.join(ADAPTERS)}")
+
+def manifests() -> list[Manifest]:
+    """The manifests of all adapters, by id; no adapter is imported. Raises BrokenSetup for one that is broken."""
+    found = [_read_manifest(path) for path in _ADAPTERS.glob("*/module.json")]
+    return sorted(found, key=lambda manifest: manifest.id)
+
+
+def serve(adapter: str, settings: Settings) -> None:
+    """Be a peer for the runtime of `adapter` until it goes; does not return.
+
+    Raises InvalidRequest when there is no such adapter, and what its entry raises before it serves.
+    """
+    known = {manifest.id: manifest for manifest in manifests()}
+    if adapter not in known:
+        raise InvalidRequest(f"there is no adapter {adapter[:40]!r}", hint=f"use {' or '.join(known)}")
+    module, function = known[adapter].entry.split(":")
+    getattr(import_module(module), function)(settings, open_bus)

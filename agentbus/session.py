@@ -15,13 +15,14 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus import database
 from agentbus.bus import Bus, Claimed, Sent, patiently
 from agentbus.drain import Pace
 from agentbus.envelope import Envelope, Peer
-from agentbus.errors import BrokenSetup, TryAgain
+from agentbus.errors import AgentbusError, BrokenSetup, TryAgain
 from agentbus.ports import Delivery, Trigger, Wakes
 from agentbus.pump import Pump
 from agentbus.store import Arrival
@@ -52,12 +53,16 @@ class Checkpoints:
         if pages >= database.CHECKPOINT_PAGES:
             self._due.set()
 
-    async def run(self) -> None:
-        """Merge the WAL whenever it is due, until cancelled."""
+    async def run(self, say: Callable[[str], None]) -> None:
+        """Merge the WAL whenever it is due, until cancelled; `say` is told when that fails."""
         while True:
             await self._due.wait()
             self._due = anyio.Event()
-            await anyio.to_thread.run_sync(database.checkpoint, self._path, abandon_on_cancel=True)
+            try:
+                await anyio.to_thread.run_sync(database.checkpoint, self._path, abandon_on_cancel=True)
+            except AgentbusError as error:
+                # Messages are safe in the WAL, which only grows meanwhile; the next commit asks again.
+                say(f"the WAL was not merged: {error}")
             await anyio.sleep(_CHECKPOINT_PAUSE_S)
 
 
@@ -141,7 +146,7 @@ class Session:
                     self._pump = self._make_pump(wakes)
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(self._heartbeat)
-                        tasks.start_soon(self._checkpoints.run)
+                        tasks.start_soon(self._checkpoints.run, self._say)
                         task_status.started()
                         await self._pump.run()
                         tasks.cancel_scope.cancel()
@@ -220,7 +225,8 @@ class Session:
         if not await patiently(lambda: store.heartbeat(peer.session, peer.process.pid, now=clock())):
             await self._come_back()
         await patiently(self.bus.reap)
-        await patiently(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS))
+        while await patiently(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
+            await anyio.lowlevel.checkpoint()
 
     async def _come_back(self) -> None:
         # The machine slept, or this process was stopped: others took it for dead, rightly. [PRES-3]

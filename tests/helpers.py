@@ -23,7 +23,7 @@ from agentbus.ports import Receipt, Settled, Wake
 from agentbus.store import Arrival
 
 # Reached only when something is broken; a loaded machine needs a fraction of it.
-PATIENCE_S = 15.0
+PATIENCE_S = 40.0
 
 EVENT = "notifications/claude/channel"
 INITIALIZE = {

@@ -16,6 +16,8 @@ import pytest
 import agentbus as package
 from tests.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
 
+pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
+
 COMMANDS = ("send", "broadcast", "peers", "serve", "demo")
 
 
@@ -237,7 +239,6 @@ def test_help_names_the_variable_and_the_exit_codes(home: Path) -> None:
 
 
 @pytest.mark.spec("CLI-5")
-@pytest.mark.timeout(90)
 def test_the_demo_happens_and_leaves_nothing_behind(home: Path) -> None:
     home.mkdir()
     done = subprocess.run(

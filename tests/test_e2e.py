@@ -17,6 +17,9 @@ import pytest
 
 from tests.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, clean_env, until
 
+# Several sessions start in each test, and a loaded machine takes seconds for one.
+pytestmark = pytest.mark.timeout(90)
+
 Start = Callable[..., RawClient]
 
 
@@ -77,6 +80,8 @@ def test_a_request_of_the_new_revision_is_refused_and_locks_nothing(start: Start
         "supported": ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"],
         "requested": "2026-07-28",
     }
+    client.send_line(rb'{"jsonrpc":"2.0","id":"escaped","method":"serve\u0072/discover"}')
+    assert client.answer("escaped")["error"]["code"] == -32601
     client.handshake()
     assert client.request("tools/call", {"name": "whoami", "_meta": meta})["error"]["code"] == -32022
     assert client.call("whoami").startswith('you are "alice"')

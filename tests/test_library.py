@@ -13,7 +13,7 @@ import agentbus
 from tests.helpers import PATIENCE_S, clean_env
 from tests.helpers import agentbus as command
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
 
 async def receive(member: agentbus.Member) -> agentbus.Envelope:

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import agentbus as package
 from tests.helpers import agentbus, clean_env, until
+
+pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
 ROOT = Path(__file__).parent.parent
 README = ROOT.joinpath("README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["error_line", "refusal", "salvage"]
+__all__ = ["error_line", "refusal", "refuse", "salvage"]
 
 # Codes of JSON-RPC 2.0, section 5.1, and of MCP revision 2026-07-28 (unsupported protocol version).
 PARSE_ERROR = -32700
@@ -48,20 +48,21 @@ def _is_id(value: object) -> bool:
 def refusal(line: bytes) -> bytes | None:
     """The answer to a request that the SDK must not see; None for every other line. [MCP-1]"""
     # Looked for as bytes first: parsing every line twice would cost each tool call 10 us. A line that spells the words
-    # with escapes gets past this and is answered by the SDK, with an error.
+    # with escapes gets past this, and is met by `refuse` when it has been parsed.
     if b"server" not in line and b"protocolVersion" not in line:
         return None
     request = _request(line)
-    if request is None:
-        return None
-    method = request["method"]
+    return None if request is None else refuse(request["id"], request["method"], request.get("params"))
+
+
+def refuse(request_id: object, method: str, params: object) -> bytes | None:
+    """The same for a request in its parts."""
     if method == _DISCOVER:
-        return error_line(request["id"], METHOD_NOT_FOUND, "Method not found")
-    params = request.get("params")
+        return error_line(request_id, METHOD_NOT_FOUND, "Method not found")
     meta = params.get("_meta") if isinstance(params, dict) else None
     if method != "initialize" and isinstance(meta, dict) and _VERSION_KEY in meta:
         data = {"supported": list(HANDSHAKE_VERSIONS), "requested": str(meta[_VERSION_KEY])}
-        return error_line(request["id"], UNSUPPORTED_PROTOCOL_VERSION, "this server begins with initialize", data)
+        return error_line(request_id, UNSUPPORTED_PROTOCOL_VERSION, "this server begins with initialize", data)
     return None
 
 

@@ -71,8 +71,13 @@ class _Incoming(_Stream):
             except ValidationError as error:
                 await self._answer(guard.salvage(line, error.errors(include_url=False)[0]["msg"]))
                 continue
-            if isinstance(message, types.JSONRPCRequest) and message.method == "tools/list":
-                self._listings.add(message.id)
+            if isinstance(message, types.JSONRPCRequest):
+                refused = guard.refuse(message.id, message.method, message.params)
+                if refused is not None:
+                    await self._answer(refused)
+                    continue
+                if message.method == "tools/list":
+                    self._listings.add(message.id)
             return SessionMessage(message)
         raise anyio.EndOfStream
 

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from agentbus import registry
+from agentbus.errors import BrokenSetup
+
+README = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
+
+
+def test_the_manifest_says_what_there_is() -> None:
+    (manifest,) = registry.manifests()
+    assert manifest.id == "claude-mcp"
+    module, function = manifest.entry.split(":")
+    assert callable(getattr(import_module(module), function))
+    assert f"claude mcp add --scope user {manifest.server_name} -- agentbus serve {manifest.id}" in README
+    assert "claude " + " ".join(manifest.launch_flags) in README
+
+
+def test_reading_manifests_imports_no_adapter() -> None:
+    code = "import sys; from agentbus import registry; registry.manifests(); print('agentbus.adapters' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"id": "x"}', '{"launch_flags": []}', '"x"'])
+def test_a_broken_manifest_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    tmp_path.joinpath("x").mkdir()
+    tmp_path.joinpath("x", "module.json").write_text(text)
+    monkeypatch.setattr(registry, "_ADAPTERS", tmp_path)
+    with pytest.raises(
+        BrokenSetup, match=r"module\.json is not the manifest of an adapter \(.*\): install agentbus anew"
+    ):
+        registry.manifests()
