@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import select
 import signal
 import sqlite3
 import subprocess
@@ -427,19 +427,19 @@ def test_lines_that_are_no_messages_are_answered_and_survived(start: Start) -> N
 @pytest.mark.spec("LIFE-1", "LIFE-2")
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "end of stdin", "closed stdout"])
 def test_the_end_is_clean(start: Start, home: Path, how: str) -> None:
-    alice, bob = start("alice"), start("bob")
+    alice, bob = start("alice"), start("bob", read=how != "closed stdout")
     alice.handshake()
-    bob.handshake()
-    if how == "end of stdin":
-        bob.close_stdin()
-    elif how == "closed stdout":
-        # The reading end is closed under the reader; the next push finds nobody there.
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, bob.stdout_fd)
-        os.close(null)
+    if how == "closed stdout":
+        bob.post("initialize", INITIALIZE)
+        bob.notify("notifications/initialized")
+        bob.post("tools/list")
         alice.call("send_message", to="bob", text="into the void?")
+        select.select([bob.stdout_fd], [], [], PATIENCE_S)  # it has begun to answer, and writes on
+        assert bob.process.stdout is not None
+        bob.process.stdout.close()
     else:
-        bob.process.send_signal(getattr(signal, how))
+        bob.handshake()
+        bob.close_stdin() if how == "end of stdin" else bob.process.send_signal(getattr(signal, how))
     assert bob.process.wait(PATIENCE_S) == 0
     assert present(home) == ["alice"]
     assert len(sockets(home)) == 1
