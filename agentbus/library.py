@@ -16,8 +16,9 @@ from pathlib import Path
 import anyio
 
 from agentbus import config, process, registry
-from agentbus.bus import Bus, Sent
+from agentbus.bus import Bus, Sent, patiently
 from agentbus.envelope import Envelope, Peer, normalise_name
+from agentbus.errors import TryAgain
 from agentbus.ports import Receipt, Settled
 from agentbus.session import Checkpoints, Session
 from agentbus.store import Arrival
@@ -25,6 +26,8 @@ from agentbus.store import Arrival
 __all__ = ["Member", "join"]
 
 RUNTIME = "python"
+# How long leaving waits for a busy database; a program that ends should not hang for it.
+_CLOSE_PATIENCE_S = 1.0
 _log = logging.getLogger("agentbus")
 
 
@@ -130,11 +133,21 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
                 raise group.exceptions[0] from None
             raise
         finally:
-            session.close()
+            await _close(session)
     finally:
         hand_over.close()
         bus.store.close()
         triggers.close()
+
+
+async def _close(session: Session) -> None:
+    # Shielded: a block that ends by cancellation leaves the bus all the same.
+    with anyio.CancelScope(shield=True):
+        try:
+            await patiently(session.close, patience_s=_CLOSE_PATIENCE_S)
+        except TryAgain as error:
+            # What was not marked is delivered again, and the row is reaped with this process.
+            _log.warning("left in a hurry: %s", error)
 
 
 async def _session(

@@ -7,7 +7,6 @@ database is waited for with `patiently`, checkpoints run in a thread. Implements
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -33,8 +32,6 @@ HEARTBEAT_S = 15.0
 # What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
 _PREDECESSOR_PATIENCE_S = 0.3
 _PREDECESSOR_POLL_S = 0.02
-# Of the 100 ms that a server has between SIGINT and SIGTERM. [LIFE-1]
-_CLOSE_PATIENCE_S = 0.03
 # Rows deleted in one transaction: a few milliseconds, so that pruning is in nobody's way.
 _PRUNE_ROWS = 1_000
 # A reader that is always there keeps a checkpoint from finishing; asking again at once would only burn a core.
@@ -97,6 +94,7 @@ class Session:
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
+        self._is_running = False
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
         # Sends of one session are committed in the order in which they were asked for, busy database or not.
@@ -139,6 +137,7 @@ class Session:
 
         Raises BrokenSetup when no trigger can be armed.
         """
+        self._is_running = True
         try:
             with self._scope:
                 async with AsyncExitStack() as stack:
@@ -156,24 +155,19 @@ class Session:
     async def stop(self) -> None:
         """Stop `run` and wait until it has stopped listening. Nothing of it blocks."""
         self._scope.cancel()
-        if self._pump is not None:
+        if self._is_running:
             await self._stopped.wait()
 
     def close(self) -> None:
-        """Mark what was taken, end the presence. To be called once `run` has ended; never raises for a busy bus."""
-        give_up_at = time.monotonic() + _CLOSE_PATIENCE_S
-        while True:
-            try:
-                if self._pump is not None:
-                    self._pump.settle()
-                self.bus.store.leave(self.peer.session, self.peer.process.pid, now=self.bus.clock())
-                return
-            except TryAgain as error:
-                if time.monotonic() >= give_up_at:
-                    # There is no later. What was not marked is delivered again, the row is reaped with the process.
-                    self._say(f"left in a hurry: {error}")
-                    return
-            time.sleep(0.001)  # nothing else runs any more that could be kept waiting
+        """Mark what was taken, end the presence. To be called once `run` has ended, again after TryAgain.
+
+        Raises TryAgain when the database is busy: if it stays so, what was not marked is delivered again, and the row
+        is reaped with the process.
+        """
+        if self._pump is not None:
+            self._pump.settle()
+        if self._claimed is not None:
+            self.bus.store.leave(self.peer.session, self.peer.process.pid, now=self.bus.clock())
 
     def _make_pump(self, wakes: Wakes) -> Pump:
         return Pump(read=self._read, mark=self._mark, delivery=self._delivery, wakes=wakes, pace=self._pace)

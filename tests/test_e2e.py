@@ -462,6 +462,43 @@ def test_the_end_may_come_while_the_sdk_is_imported(start: Start, home: Path, ho
     assert client.arrived == []
 
 
+@pytest.mark.spec("LIFE-1", "LIFE-2", "STORE-4", "MCP-1")
+@pytest.mark.parametrize("how", ["SIGINT", "end of stdin", "the lock is released"])
+def test_a_locked_database_keeps_a_server_from_its_name_and_from_nothing_else(
+    start: Start, home: Path, how: str
+) -> None:
+    agentbus(home, "peers")
+    locker = sqlite3.connect(home / "bus.db", isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    client = start("alice")
+    assert client.request("server/discover", {}, "probe")["error"]["code"] == -32601
+    if how == "the lock is released":
+        locker.execute("ROLLBACK")
+        client.handshake()
+        assert client.call("whoami").startswith('you are "alice"')
+    else:
+        client.close_stdin() if how == "end of stdin" else client.process.send_signal(signal.SIGINT)
+        assert client.process.wait(PATIENCE_S) == 0
+        assert (present(home), sockets(home)) == ([], [])
+        assert "Traceback" not in client.stderr
+    locker.close()
+
+
+@pytest.mark.spec("LIFE-1", "STATE-3")
+def test_who_must_leave_while_the_database_is_locked_leaves_and_is_reaped(start: Start, home: Path) -> None:
+    client = start("alice")
+    client.handshake()
+    locker = sqlite3.connect(home / "bus.db", isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    client.process.send_signal(signal.SIGINT)
+    assert client.process.wait(PATIENCE_S) == 0
+    locker.execute("ROLLBACK")
+    locker.close()
+    assert sockets(home) == []
+    until(lambda: client.stderr.startswith("agentbus: left in a hurry: "))
+    assert agentbus(home, "peers").stdout == "nobody is online\n"
+
+
 @pytest.mark.spec("LIFE-3")
 def test_mailbox_name_and_socket_are_up_before_the_sdk_is_imported(start: Start, home: Path) -> None:
     spy = (

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -22,15 +23,16 @@ from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.bus import Bus
 from agentbus.config import Settings
-from agentbus.errors import AgentbusError
+from agentbus.errors import AgentbusError, TryAgain
 from agentbus.session import Checkpoints, Session
 from agentbus.store import Arrival
 
 __all__ = ["serve"]
 
 RUNTIME = "claude-mcp"
-# Of the 100 ms between Claude Code's SIGINT and its SIGTERM; the rest is for the system.
+# Of the 100 ms between Claude Code's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
 _STOP_S = 0.05
+_CLOSE_PATIENCE_S = 0.03
 
 
 def _say(line: str) -> None:
@@ -91,13 +93,13 @@ async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio
         say=_say,
         retention_hours=settings.retention_hours,
     )
-    await session.claim()
-    _announce(session, settings)
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_watch_for_end, session, stdio)
-            await tasks.start(session.run)
             tasks.start_soon(stdio.run)
+            await session.claim()
+            _announce(session, settings)
+            await tasks.start(session.run)
             protocol = await anyio.to_thread.run_sync(
                 import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
             )
@@ -107,7 +109,7 @@ async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio
             # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
             await anyio.sleep_forever()
     finally:
-        session.close()
+        _close(session)
     return 1
 
 
@@ -132,12 +134,31 @@ async def _watch_for_end(
             tasks.cancel_scope.cancel()
     # Not by cancelling the rest: the SDK would first answer what is in flight, and a client that does not read would
     # keep it at that for a second.
-    with anyio.move_on_after(_STOP_S):
-        await session.stop()
-    session.close()
-    stdio.restore()
-    sys.stderr.flush()
-    os._exit(0)
+    try:
+        with anyio.move_on_after(_STOP_S):
+            await session.stop()
+        _close(session)
+    finally:
+        stdio.restore()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _close(session: Session) -> None:
+    """Leave the bus, waiting a moment for a busy database; there is nothing else to do meanwhile, and no later."""
+    give_up_at = time.monotonic() + _CLOSE_PATIENCE_S
+    while True:
+        try:
+            session.close()
+            return
+        except TryAgain as error:
+            if time.monotonic() >= give_up_at:
+                _say(f"left in a hurry: {error}")
+                return
+        except AgentbusError as error:
+            _say(str(error))
+            return
+        time.sleep(0.001)
 
 
 async def _cancel_after(wait: Callable[[], Any], scope: anyio.CancelScope) -> None:
