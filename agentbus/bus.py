@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agentbus.envelope import Peer, check_body, normalise_name
+from agentbus.envelope import Envelope, Peer, check_body, normalise_name
 from agentbus.errors import Busy, InvalidRequest
 from agentbus.ports import Trigger, Wake
 from agentbus.process import Process, is_alive
@@ -132,7 +132,7 @@ class Bus:
         if wake is Wake.WOKEN or is_alive(peer.process):
             return True
         try:
-            self.store.leave(peer.session, peer.process.pid, now=self.clock())
+            self.leave(peer)
         except Busy:
             # The message is committed and that is what counts; whoever heartbeats next reaps the row.
             return False
@@ -178,6 +178,21 @@ class Bus:
         new = normalise_name(name)
         self.store.rename(peer.session, peer.process.pid, new)
         return new
+
+    def pending(self, peer: Peer, limit: int) -> list[Envelope]:
+        """The oldest `limit` pending messages for `peer`, ascending; none once it was taken for dead. [DRAIN-1]"""
+        return self.store.pending(peer.session, peer.process.pid, limit)
+
+    def mark(self, peer: Peer, ids: Iterable[int], carrier: str) -> None:
+        """Stamp messages that `carrier` has brought to `peer` as delivered, all or none. [STATE-2]
+
+        Raises Busy.
+        """
+        self.store.mark_delivered(ids, session=peer.session, carrier=carrier, now=self.clock())
+
+    def leave(self, peer: Peer) -> None:
+        """End the presence of `peer`. Raises Busy."""
+        self.store.leave(peer.session, peer.process.pid, now=self.clock())
 
     def sender_among(self, hosts: Sequence[Process]) -> str | None:
         """The name of the one session whose host is among `hosts`, nearest first; None if none or several."""

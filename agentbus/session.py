@@ -167,17 +167,16 @@ class Session:
         if self._pump is not None:
             self._pump.settle()
         if self._claimed is not None:
-            self.bus.store.leave(self.peer.session, self.peer.process.pid, now=self.bus.clock())
+            self.bus.leave(self.peer)
 
     def _make_pump(self, wakes: Wakes) -> Pump:
         return Pump(read=self._read, mark=self._mark, delivery=self._delivery, wakes=wakes, pace=self._pace)
 
     def _read(self, limit: int) -> list[Envelope]:
-        return self.bus.store.pending(self.peer.session, self.peer.process.pid, limit)
+        return self.bus.pending(self.peer, limit)
 
     def _mark(self, ids: Iterable[int]) -> None:
-        carrier = self._delivery.carrier
-        self.bus.store.mark_delivered(ids, session=self.peer.session, carrier=carrier, now=self.bus.clock())
+        self.bus.mark(self.peer, ids, self._delivery.carrier)
 
     async def _arm(self, stack: AsyncExitStack) -> Wakes:
         # [WAKE-5]
