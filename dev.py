@@ -31,7 +31,8 @@ def find_python():
         return
     for minor in range(19, NEEDED[1] - 1, -1):
         found = shutil.which("python3.%d" % minor)
-        if found:
+        # A version manager may have put a name on PATH that runs nothing.
+        if found and subprocess.call([found, "-c", ""], stderr=subprocess.DEVNULL) == 0:
             os.execv(found, [found, os.path.abspath(__file__)] + sys.argv[1:])
     fail("agentbus needs Python 3.11 or newer, this is %d.%d: install one, then repeat" % sys.version_info[:2])
 

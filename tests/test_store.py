@@ -168,6 +168,8 @@ def test_whoever_claims_a_name_ends_the_alias(bench: Bench) -> None:
     assert newcomer.name == "web"
     bench.store.send("alice", "web", "for the newcomer", now=0)
     assert (bench.pending(newcomer), bench.pending(web)) == (["for the newcomer"], [])
+    bench.store.leave(newcomer.session, newcomer.process.pid, now=1)
+    assert bench.store.send("alice", "web", "the newcomer's, gone or not", now=0)[1].mailbox == "web"
 
 
 @pytest.mark.spec("NAME-6")
