@@ -252,6 +252,7 @@ def test_the_demo_happens_and_leaves_nothing_behind(home: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "All 6 steps happened. 5 live deliveries" in done.stdout
     assert done.stdout.count("delivered in ") == 5
+    assert done.stdout.count("s after database was started") == 1
     assert list(home.iterdir()) == []
     until(lambda: str(home) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout)
 

@@ -131,9 +131,11 @@ class _Show:
         self.times_ms.append(took_ms)
         self.line(f"delivered in {took_ms:.2f} ms, from the tool call to the event in the other client")
 
-    async def drain(self, receiver: _Seat, text: str) -> None:
-        _, event = await receiver.channel.next()
+    async def drain(self, receiver: _Seat, text: str, started_at: float) -> None:
+        """Wait for the event of a message that was there before its receiver, check and show it."""
+        arrived_at, event = await receiver.channel.next()
         self._show_event(receiver.name, event, text)
+        self.line(f"delivered {arrived_at - started_at:.1f} s after {receiver.name} was started, start-up included")
 
     def _show_event(self, receiver: str, event: _Event, text: str) -> None:
         _check(event.content == text, f"{receiver} received {event.content!r}, not {text!r}")
@@ -168,9 +170,10 @@ async def _play(home: str, show: _Show) -> None:
         _check(queued.startswith("queued"), f"send_message said {queued!r}")
         show.line(f"frontend calls send_message: {queued}")
         show.line("database starts")
+        started_at = time.perf_counter()
         database = await stack.enter_async_context(_start(home, "database"))
         await database.list_tools()
-        await show.drain(database, question)
+        await show.drain(database, question, started_at)
         await show.deliver(database, frontend, "frontend", "Yes, since Monday.")
 
         show.step("frontend is renamed while it runs; its old name still leads to it")
