@@ -14,6 +14,7 @@ import pytest
 from agentbus import database
 from agentbus.bus import Bus, patiently
 from agentbus.config import prepare_home
+from agentbus.drain import Pace
 from agentbus.errors import BrokenSetup, Busy
 from agentbus.process import Process
 from agentbus.session import Checkpoints, Session
@@ -48,6 +49,8 @@ class World:
             checkpoints=self.checkpoints,
             say=self.said.append,
             retention_hours=24,
+            # So slow a safety poll that no test passes by it.
+            pace=Pace(safety_s=600.0),
             heartbeat_s=options.pop("heartbeat_s", 0.01),
         )
 
