@@ -238,6 +238,20 @@ def test_without_initialized_nothing_is_pushed(start: Start, home: Path) -> None
 
 
 @pytest.mark.spec("CHAN-1")
+def test_a_client_that_lists_tools_need_not_wait_for_the_time_of_those_that_do_not(start: Start, home: Path) -> None:
+    agentbus(home, "send", "bob", "early")
+    endless = (
+        "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
+        "from agentbus.adapters.claude_mcp.channel import ReadyGate\n"
+        "ReadyGate.__init__.__kwdefaults__['unlisted_s'] = 1e6\n"
+        "from agentbus.__main__ import main; main()\n"
+    )
+    bob = start("bob", command=[sys.executable, "-c", endless])
+    bob.handshake()
+    bob.wait_events(1)
+
+
+@pytest.mark.spec("CHAN-1")
 def test_a_client_that_never_lists_tools_is_ready_after_two_seconds(start: Start, home: Path) -> None:
     agentbus(home, "send", "bob", "early")
     bob = start("bob")
