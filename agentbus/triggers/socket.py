@@ -10,13 +10,18 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentbus.config import check_private, prepare_folder
 from agentbus.errors import AgentbusError, BrokenSetup
 from agentbus.ports import Wake
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["SocketTrigger"]
 
@@ -40,24 +45,75 @@ _RESULTS = {
 }
 
 
+def _empty(listener: socket.socket) -> bool:
+    """Take all nudges that have arrived; whether there were any."""
+    for count in range(_MAX_NUDGES):
+        try:
+            listener.recv(1)
+        except BlockingIOError:
+            return count > 0
+    return True
+
+
 class _Nudges:
+    """The wakes of a listener, for any event loop: it is registered anew for each wait."""
+
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
 
     async def wait(self) -> None:
         import anyio
 
-        while not self._empty():
+        while not _empty(self._listener):
             await anyio.wait_readable(self._listener)
 
-    def _empty(self) -> bool:
-        """Take all nudges that have arrived; whether there were any."""
-        for count in range(_MAX_NUDGES):
+
+class _LoopNudges:
+    """The same for asyncio, where a reader that stays registered is woken 50 us sooner."""
+
+    def __init__(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._listener = listener
+        self._loop = loop
+        self._was_nudged = False
+        self._waiter: asyncio.Future[None] | None = None
+        loop.add_reader(listener, self._on_readable)
+
+    def _on_readable(self) -> None:
+        # Emptied here and not by who waits: nobody may be waiting, and the loop would call again and again.
+        if _empty(self._listener):
+            self._was_nudged = True
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        while not self._was_nudged:
+            self._waiter = self._loop.create_future()
             try:
-                self._listener.recv(1)
-            except BlockingIOError:
-                return count > 0
-        return True
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._was_nudged = False
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listener)
+
+
+@contextmanager
+def _nudges(listener: socket.socket) -> Iterator[_Nudges | _LoopNudges]:
+    # Only asked for what is loaded already: `agentbus send` nudges too, and has no event loop to import.
+    asyncio = sys.modules.get("asyncio")
+    try:
+        loop = asyncio.get_running_loop() if asyncio else None
+    except RuntimeError:
+        loop = None
+    if loop is None:
+        yield _Nudges(listener)
+        return
+    nudges = _LoopNudges(listener, loop)
+    try:
+        yield nudges
+    finally:
+        nudges.close()
 
 
 class SocketTrigger:
@@ -83,7 +139,7 @@ class SocketTrigger:
         return session + _SUFFIX
 
     @asynccontextmanager
-    async def arm(self, endpoint: str) -> AsyncIterator[_Nudges]:
+    async def arm(self, endpoint: str) -> AsyncIterator[_Nudges | _LoopNudges]:
         """Bind `endpoint`, in place of what a dead process left there.
 
         Raises BrokenSetup when the folder is not fit, a live listener has the endpoint, or the file system knows no
@@ -99,7 +155,8 @@ class SocketTrigger:
             self._bind(listener, path)
             bound = os.lstat(path).st_ino
             try:
-                yield _Nudges(listener)
+                with _nudges(listener) as wakes:
+                    yield wakes
             finally:
                 # Closed before it is removed: who nudges in between is told STALE, not that all is well.
                 listener.close()
