@@ -15,6 +15,7 @@ from tests.helpers import RawClient, clients
 
 @pytest.fixture
 def anyio_backend() -> str:
+    """The event loop of a session; modules that a program may run under another one take both."""
     return "asyncio"
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / "agentbus"
 LEVELS = {
     "errors": 0,
     "process": 0,
+    "eventloop": 0,
     "envelope": 1,
     "ports": 2,
     "config": 2,

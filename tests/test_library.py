@@ -16,6 +16,11 @@ from tests.helpers import agentbus as command
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 async def receive(member: agentbus.Member) -> agentbus.Envelope:
     with anyio.fail_after(PATIENCE_S):
         return await member.receive()

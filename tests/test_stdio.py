@@ -11,7 +11,8 @@ import pytest
 
 from agentbus.adapters.claude_mcp import stdio as module
 from agentbus.adapters.claude_mcp.guard import refusal, salvage
-from agentbus.adapters.claude_mcp.stdio import MAX_LINE_BYTES, Stdio
+from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
+from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.errors import DeliveryClosed
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +121,16 @@ async def test_what_is_refused_is_answered_and_seen_by_nobody() -> None:
         await ends.feed(b"bad\ngood\nbad\n")
         assert await next_lines(ends, 1) == [b"good"]
         assert await ends.read(6) == b"no\nno\n"
+
+
+async def test_a_flood_of_refused_requests_piles_up_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_UNSENT_BYTES", 10_000)
+    async with running(lambda line: b"no" * 500 + b"\n") as ends, anyio.create_task_group() as tasks:
+        tasks.start_soon(ends.feed, b"bad\n" * 20_000)
+        with anyio.move_on_after(0.1):
+            await anyio.sleep_forever()
+        assert len(ends.stdio._unsent) < 17_000_000  # the answers to one read, and no more
+        assert len(await ends.read(20_000 * 1_001)) == 20_000 * 1_001
 
 
 async def test_writes_are_whole_ordered_and_wait_for_room() -> None:

@@ -24,6 +24,11 @@ from tests.helpers import FakeTrigger, until
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def long_home(home: Path) -> Path:
     deep = home
     while len(str(deep)) < 150:

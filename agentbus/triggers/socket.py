@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import stat
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from agentbus.config import check_private, prepare_folder
 from agentbus.errors import AgentbusError, BrokenSetup
+from agentbus.eventloop import asyncio_loop
 from agentbus.ports import Wake
 
 if TYPE_CHECKING:
@@ -100,12 +100,7 @@ class _LoopNudges:
 
 @contextmanager
 def _nudges(listener: socket.socket) -> Iterator[_Nudges | _LoopNudges]:
-    # Only asked for what is loaded already: `agentbus send` nudges too, and has no event loop to import.
-    asyncio = sys.modules.get("asyncio")
-    try:
-        loop = asyncio.get_running_loop() if asyncio else None
-    except RuntimeError:
-        loop = None
+    loop = asyncio_loop()
     if loop is None:
         yield _Nudges(listener)
         return

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from agentbus import __version__
 from agentbus.adapters.claude_mcp import guard, tools
 from agentbus.adapters.claude_mcp.channel import ReadyGate
-from agentbus.adapters.claude_mcp.stdio import MAX_LINE_BYTES, Stdio
+from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
+from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.errors import DeliveryClosed
 from agentbus.session import Session
 

@@ -51,7 +51,7 @@ def serve(settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> None:
     stdio = Stdio.claim(guard.refusal)
     code = 1
     try:
-        code = anyio.run(_serve, settings, bus, preferred, stdio, checkpoints)
+        code = anyio.run(_serve, settings, bus, preferred, stdio, checkpoints, backend="asyncio")
     except KeyboardInterrupt:
         code = 0  # a SIGINT before the loop could take it: there is nothing to clear up that a claim would not reap
     except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback

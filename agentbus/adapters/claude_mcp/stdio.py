@@ -1,7 +1,8 @@
 """The line transport on this process's stdin and stdout: non-blocking, no threads, cancellable at any point.
 
-Knows bytes and lines, nothing of MCP. The SDK's own stdio transport reads in a thread, hangs at a signal until stdin
-ends, and swallows a broken pipe; here a write that returned was written, and the end of stdin is seen at once.
+Knows bytes and lines, nothing of MCP; runs under asyncio. The SDK's own stdio transport reads in a thread, hangs at a
+signal until stdin ends, and swallows a broken pipe; here a write that returned was written, and the end of stdin is
+seen at once.
 Implements [CHAN-3], [LIFE-2], [LIFE-4].
 """
 
@@ -14,21 +15,22 @@ import stat
 import sys
 import termios
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import anyio.lowlevel
 
+from agentbus.adapters.claude_mcp.lines import LineBuffer
 from agentbus.errors import DeliveryClosed
+from agentbus.eventloop import asyncio_loop
 
-__all__ = ["MAX_LINE_BYTES", "Stdio"]
+__all__ = ["Stdio"]
 
-# Room for the largest message (1 MiB) with every byte escaped as \u00XX, and some; a longer line is refused.
-MAX_LINE_BYTES = 8 * 1_048_576
 _READ_BYTES = 65_536
 # Lines that were read and not yet asked for; beyond it reading waits, so that a client cannot fill the memory.
 _MAX_WAITING_LINES = 1_000
+# The same for bytes that the client does not read: answers to refused requests pile up without anybody waiting.
+_MAX_UNSENT_BYTES = 1_048_576
 # SIOCOUTQ, unix(7): TIOCOUTQ has the same number on Linux.
 _OUTQ = termios.TIOCOUTQ
 
@@ -49,11 +51,11 @@ def _can_count_unread(fd: int) -> int | None:
     return None
 
 
-async def _until(wait: Callable[[int], Awaitable[None]], fd: int) -> None:
+async def _until_writable(fd: int) -> None:
     try:
-        await wait(fd)
+        await anyio.wait_writable(fd)
     except PermissionError:
-        # epoll_ctl(2) EPERM: the descriptor does not support waiting, it is always ready.
+        # epoll_ctl(2) EPERM: a file or /dev/null cannot be waited for, it is always ready.
         await anyio.lowlevel.checkpoint()
 
 
@@ -71,7 +73,11 @@ class Stdio:
         os.set_blocking(fd_in, False)
         os.set_blocking(fd_out, False)
         self._unread_ioctl = _can_count_unread(fd_out)
+        self._buffer = LineBuffer()
         self._lines: deque[bytes | None] = deque()
+        self._has_ended = False
+        self._failure: Exception | None = None
+        self._reading_paused = anyio.Event()
         self._line_came = anyio.Event()
         self._room_came = anyio.Event()
         self._unsent = bytearray()
@@ -121,45 +127,70 @@ class Stdio:
             self._line_came = anyio.Event()
             await self._line_came.wait()
 
+    def _is_full(self) -> bool:
+        return len(self._lines) > _MAX_WAITING_LINES or len(self._unsent) > _MAX_UNSENT_BYTES
+
     async def _read_all(self) -> None:
-        parts: list[bytes] = []
-        size = 0
-        while not self._is_broken:
-            try:
-                data = os.read(self._in, _READ_BYTES)
-            except BlockingIOError:
-                await _until(anyio.wait_readable, self._in)
-                continue
-            except OSError:
-                # The terminal has hung up, or the socket was reset: as much an end as an end of file. [LIFE-2]
-                data = b""
-            if not data:
-                break
-            *whole, rest = data.split(b"\n")
-            for piece in whole:
-                size += len(piece)
-                parts.append(piece)
-                await self._take(None if size > MAX_LINE_BYTES else b"".join(parts))
-                parts, size = [], 0
-            size += len(rest)
-            if size <= MAX_LINE_BYTES:
-                parts.append(rest)
-            else:
-                parts = []  # only its length is remembered, until the newline comes
-            while len(self._lines) > _MAX_WAITING_LINES:
+        while not self._has_ended and not self._is_broken:
+            await self._read_until_full()
+            if self._failure is not None:
+                raise self._failure
+            while self._is_full() and not self._is_broken:
                 self._room_came = anyio.Event()
                 await self._room_came.wait()
+        self._close()
+
+    async def _read_until_full(self) -> None:
+        """Read what comes until reading has to pause or to stop, which `_reading_paused` says."""
+        self._reading_paused = anyio.Event()
+        loop = asyncio_loop()
+        assert loop is not None, "server.py chooses the event loop"
+        try:
+            loop.add_reader(self._in, self._on_readable)
+        except PermissionError:
+            # epoll_ctl(2) EPERM: a file or /dev/null cannot be waited for, it is always ready.
+            while not self._reading_paused.is_set():
+                self._on_readable()
+                await anyio.lowlevel.checkpoint()
+            return
+        try:
+            await self._reading_paused.wait()
+        finally:
+            loop.remove_reader(self._in)
+
+    def _on_readable(self) -> None:
+        try:
+            self._read_some()
+        except Exception as error:  # noqa: BLE001 - an event loop would log it and go on; `run` raises it
+            self._failure = error
+            self._reading_paused.set()
+
+    def _read_some(self) -> None:
+        try:
+            data = os.read(self._in, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            # The terminal has hung up, or the socket was reset: as much an end as an end of file. [LIFE-2]
+            data = b""
+        if not data:
+            self._has_ended = True
+        for line in self._buffer.feed(data):
+            answer = None if line is None else self._refuse(line)
+            if answer is not None:
+                self._post(answer)
+            elif line is None or line.strip():
+                self._lines.append(line)
+                self._line_came.set()
+        if self._has_ended or self._is_full():
+            self._reading_paused.set()
+
+    def _close(self) -> None:
+        """Tell everybody who waits for the client that it is gone."""
         self.closed.set()
         self._line_came.set()
-
-    async def _take(self, line: bytes | None) -> None:
-        answer = None if line is None else self._refuse(line)
-        if answer is not None:
-            with suppress(DeliveryClosed):  # `closed` is set, and that ends the session
-                await self.write(answer)
-        elif line is None or line.strip():
-            self._lines.append(line)
-            self._line_came.set()
+        self._room_came.set()
+        self._reading_paused.set()
 
     # -- out -----------------------------------------------------------------------------------------------
 
@@ -170,16 +201,21 @@ class Stdio:
 
         Raises DeliveryClosed when stdout is closed.
         """
-        self._unsent += data
-        self._queued += len(data)
-        position = self._queued
-        self._flush()
+        position = self._post(data)
         while self._flushed < position:
             if self._is_broken:
                 raise DeliveryClosed("the client has closed its end")
-            self._flush_wanted.set()
             await self._progress.wait()
         return position
+
+    def _post(self, data: bytes) -> int:
+        """Queue `data` and write as much as there is room for; the position after it."""
+        self._unsent += data
+        self._queued += len(data)
+        self._flush()
+        if self._unsent:
+            self._flush_wanted.set()
+        return self._queued
 
     def read_by_client(self) -> int:
         """The position up to which the client has surely read; what was written, where nobody can tell."""
@@ -207,16 +243,16 @@ class Stdio:
             # Whoever writes learns it from `write`; the session ends with `closed`. [LIFE-2]
             self._is_broken = True
             self._unsent.clear()
-            self.closed.set()
-            self._line_came.set()
+            self._close()
 
     async def _write_rest(self) -> None:
         """Write what the pipe had no room for, as it gets room."""
         while True:
             await self._flush_wanted.wait()
             while self._unsent and not self._is_broken:
-                await _until(anyio.wait_writable, self._out)
+                await _until_writable(self._out)
                 self._flush()
+                self._room_came.set()
                 told, self._progress = self._progress, anyio.Event()
                 told.set()
             self._flush_wanted = anyio.Event()
