@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agentbus.envelope import Envelope, Peer, check_body, normalise_name
+from agentbus.envelope import Arrival, Envelope, Peer, Unread, check_body, normalise_name
 from agentbus.errors import Busy, InvalidRequest
 from agentbus.ports import Trigger, Wake
 from agentbus.process import Process, is_alive
-from agentbus.store import Arrival, Store
+from agentbus.store import Store
 
-__all__ = ["Bus", "Claimed", "Sent", "now_ms", "patiently"]
+__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "patiently"]
 
 _T = TypeVar("_T")
+
+# The `delivery` of a peer to whom nothing is pushed. [VOID-1]
+PULL = "pull"
 
 # How long a session waits for a busy database, in all; as long as the command line waits inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
@@ -45,9 +48,15 @@ class Sent:
     is_online: bool
     is_known: bool
     similar: tuple[str, ...] = ()
+    pulls: bool = False
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.is_online and self.pulls:
+            return (
+                f'sent #{self.id} to "{self.recipient}"{moved} '
+                "(online, but nothing can be pushed to it: it reads its mail when it calls check_messages)"
+            )
         if self.is_online:
             return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
         if self.is_known:
@@ -74,6 +83,10 @@ def _check_reply(reply_to: object) -> int | None:
     return reply_to
 
 
+def _pulls(peer: Peer | None) -> bool:
+    return peer is not None and peer.delivery == PULL
+
+
 class Bus:
     """One bus, as seen by one process. `triggers` are looked up by the name in a peer's row.
 
@@ -93,18 +106,28 @@ class Bus:
         self._triggers = triggers
         self._max_bytes = max_bytes
 
-    def send(self, sender: str, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Commit `text` for `to` and wake it. [SEND-1]
+    def send(
+        self,
+        sender: str,
+        to: object,
+        text: object,
+        *,
+        reply_to: int | None = None,
+        sender_session: str | None = None,
+    ) -> Sent:
+        """Commit `text` for `to` and wake it. What `reply_to` names counts as read by the sender. [SEND-1]
 
         Raises InvalidRequest for a bad name or text, MailboxFull, Busy; nothing was sent then.
         """
         asked = normalise_name(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
-        row_id, address = self.store.send(sender, asked, body, now=self.clock(), reply_to=answered)
+        row_id, address = self.store.send(
+            sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+        )
         is_online = address.peer is not None and self._wake(address.peer)
         similar = () if address.is_known else self._similar(asked, sender)
-        return Sent(row_id, asked, address.mailbox, is_online, address.is_known, similar)
+        return Sent(row_id, asked, address.mailbox, is_online, address.is_known, similar, _pulls(address.peer))
 
     def broadcast(self, sender: str, text: object) -> list[Sent]:
         """Commit `text` for every present peer but `sender`, all or none, then wake them. [SEND-4]
@@ -114,7 +137,10 @@ class Bus:
         body = check_body(text, self._max_bytes)
         self.reap()
         sent = self.store.broadcast(sender, body, now=self.clock())
-        return [Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True) for row_id, peer in sent]
+        return [
+            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, pulls=_pulls(peer))
+            for row_id, peer in sent
+        ]
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
         names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
@@ -189,6 +215,18 @@ class Bus:
         Raises Busy.
         """
         self.store.mark_delivered(ids, session=peer.session, carrier=carrier, now=self.clock())
+
+    def unread(self, peer: Peer, limit: int) -> list[Unread]:
+        """The oldest `limit` messages that `peer` is not known to have read, ascending. [READ-1]"""
+        return self.store.unread(peer.session, peer.process.pid, limit)
+
+    def count_unread(self, peer: Peer, limit: int) -> int:
+        """How many messages `peer` is not known to have read; counting stops at `limit`."""
+        return self.store.count_unread(peer.session, peer.process.pid, limit)
+
+    def mark_read(self, peer: Peer, ids: Iterable[int]) -> None:
+        """Stamp messages as read by `peer`, all or none. [READ-1] Raises Busy."""
+        self.store.mark_read(ids, session=peer.session, now=self.clock())
 
     def leave(self, peer: Peer) -> None:
         """End the presence of `peer`. Raises Busy."""

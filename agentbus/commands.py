@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agentbus import config, process, registry
-from agentbus.bus import Bus
+from agentbus.bus import PULL, Bus
 from agentbus.envelope import Peer, fit_name, normalise_name, timestamp
 from agentbus.errors import InvalidRequest
 
@@ -116,6 +116,7 @@ def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, 
             "pending": waiting.get(peer.name, 0),
             "runtime": peer.runtime,
             "delivery": peer.delivery,
+            "delivery_reason": peer.delivery_reason,
             "trigger": peer.trigger,
             "pid": peer.process.pid,
             "cwd": peer.cwd,
@@ -135,6 +136,9 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
+    for peer in present:
+        if peer.delivery == PULL:
+            print(f"nothing can be pushed to {peer.name}, it reads with check_messages: {peer.delivery_reason}")
 
 
 def serve(name: str) -> None:

@@ -15,9 +15,13 @@ from agentbus.process import Process
 
 __all__ = [
     "MAX_NAME_CHARS",
+    "Address",
+    "Arrival",
     "Envelope",
     "MessageState",
     "Peer",
+    "Status",
+    "Unread",
     "check_body",
     "fit_name",
     "normalise_name",
@@ -53,6 +57,34 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """An envelope that its recipient is not known to have read. `was_pushed`: it was handed over to it before."""
+
+    envelope: Envelope
+    was_pushed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a message is. The instants are in milliseconds since 1970 UTC, None for what has not happened."""
+
+    id: int
+    sender: str
+    recipient: str
+    sent_at: int
+    delivered_at: int | None
+    carrier: str | None
+    read_at: int | None
+
+    @property
+    def state(self) -> MessageState:
+        """The state that the instants amount to. [STATE-1]"""
+        if self.read_at is not None:
+            return MessageState.READ
+        return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
 
@@ -71,6 +103,30 @@ class Peer:
     endpoint: str
     started_at: int
     last_seen: int
+    delivery_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a name leads: the mailbox, its peer if one is present, and whether the name was ever a peer's."""
+
+    mailbox: str
+    peer: Peer | None
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Who wants to be a peer. `session` and `name` are decided by the claim."""
+
+    host: Process
+    launch_name: str
+    process: Process
+    runtime: str
+    cwd: str
+    delivery: str
+    trigger: str
+    delivery_reason: str = ""
 
 
 def _quoted(raw: str) -> str:

@@ -17,11 +17,10 @@ import anyio
 
 from agentbus import config, process, registry
 from agentbus.bus import Bus, Sent, patiently
-from agentbus.envelope import Envelope, Peer, normalise_name
+from agentbus.envelope import Arrival, Envelope, Peer, normalise_name
 from agentbus.errors import TryAgain
 from agentbus.ports import Receipt, Settled
 from agentbus.session import Checkpoints, Session
-from agentbus.store import Arrival
 
 __all__ = ["Member", "join"]
 
@@ -167,6 +166,7 @@ async def _session(
         runtime=RUNTIME,
         cwd=settings.cwd,
         delivery=_HandOver.carrier,
+        delivery_reason="a program takes them as it asks for them",
         trigger=preferred[0].name,
     )
     session = Session(

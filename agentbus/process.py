@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-__all__ = ["Process", "ancestors", "current", "is_alive", "look_up", "parent"]
+__all__ = ["Process", "ancestors", "arguments", "current", "is_alive", "look_up", "parent"]
 
 _HAS_PROC = os.path.exists("/proc/self/stat")
 # A chain of parents longer than this is a loop of reused pids, not a real one.
@@ -43,12 +43,12 @@ def _read_proc(pid: int) -> _Facts | None:
     return _Facts(int(fields[1]), fields[19].decode(), fields[0] in (b"Z", b"X"))
 
 
-def _read_ps(pid: int) -> _Facts | None:
+def _ps(columns: str, pid: int) -> str:
     import subprocess  # 3 ms, which Linux need not pay
 
     try:
         done = subprocess.run(
-            ["/bin/ps", "-o", "ppid=,stat=,lstart=", "-p", str(pid)],
+            ["/bin/ps", "-ww", "-o", columns, "-p", str(pid)],
             capture_output=True,
             text=True,
             timeout=5,
@@ -56,8 +56,12 @@ def _read_ps(pid: int) -> _Facts | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    fields = done.stdout.split(None, 2)
+        return ""
+    return done.stdout.strip()
+
+
+def _read_ps(pid: int) -> _Facts | None:
+    fields = _ps("ppid=,stat=,lstart=", pid).split(None, 2)
     if len(fields) != 3:
         return None
     return _Facts(int(fields[0]), fields[2].strip(), fields[1].startswith("Z"))
@@ -103,3 +107,18 @@ def ancestors() -> list[Process]:
         found.append(Process(pid, facts.started))
         pid = facts.parent_pid
     return found
+
+
+def arguments(of: Process) -> list[str]:
+    """The command line of a process, word by word; empty when it cannot be read.
+
+    Where only `ps` tells, a word with a space in it comes as two.
+    """
+    if not _HAS_PROC:
+        return _ps("args=", of.pid).split()
+    try:
+        with open(f"/proc/{of.pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in words[:-1]]

@@ -81,6 +81,10 @@ class Pump:
             self._mark(self._taken)
             self._taken = []
 
+    def is_out(self, envelope_id: int) -> bool:
+        """Whether an envelope was handed over and is not marked yet."""
+        return envelope_id in self._out_ids
+
     async def _perform(self, step: Step) -> Fact:
         match step.action:
             case Action.AWAIT_READY:

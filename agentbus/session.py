@@ -18,13 +18,12 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus import database
-from agentbus.bus import Bus, Claimed, Sent, patiently
+from agentbus.bus import PULL, Bus, Claimed, Sent, patiently
 from agentbus.drain import Pace
-from agentbus.envelope import Envelope, Peer
+from agentbus.envelope import Arrival, Envelope, Peer, Unread
 from agentbus.errors import AgentbusError, BrokenSetup, TryAgain
 from agentbus.ports import Delivery, Trigger, Wakes
 from agentbus.pump import Pump
-from agentbus.store import Arrival
 
 __all__ = ["Checkpoints", "Session"]
 
@@ -32,6 +31,8 @@ HEARTBEAT_S = 15.0
 # What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
 _PREDECESSOR_PATIENCE_S = 0.3
 _PREDECESSOR_POLL_S = 0.02
+# What a check waits for the wake that may be lost; as long as the safety poll of a drain. [DRAIN-5]
+_CHECK_POLL_S = 3.0
 # Rows deleted in one transaction: a few milliseconds, so that pruning is in nobody's way.
 _PRUNE_ROWS = 1_000
 # A reader that is always there keeps a checkpoint from finishing; asking again at once would only burn a core.
@@ -61,6 +62,24 @@ class Checkpoints:
                 # Messages are safe in the WAL, which only grows meanwhile; the next commit asks again.
                 say(f"the WAL was not merged: {error}")
             await anyio.sleep(_CHECKPOINT_PAUSE_S)
+
+
+class _NotedWakes:
+    """The wakes of a trigger, which whoever waits for mail hears of too."""
+
+    def __init__(self, wakes: Wakes) -> None:
+        self._wakes = wakes
+        self.woken = anyio.Event()
+
+    async def wait(self) -> None:
+        await self._wakes.wait()
+        woken, self.woken = self.woken, anyio.Event()
+        woken.set()
+
+    async def listen(self) -> None:
+        """Keep hearing, where no pump does."""
+        while True:
+            await self.wait()
 
 
 class Session:
@@ -94,6 +113,9 @@ class Session:
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
+        self._wakes: _NotedWakes | None = None
+        # Ids that a check has taken out and whose result is not written yet: the pump leaves them alone.
+        self._checked: set[int] = set()
         self._is_running = False
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
@@ -111,6 +133,11 @@ class Session:
         """Who holds the name that this session wished for; None when it got that name."""
         assert self._claimed is not None, "claim() comes first"
         return self._claimed.wished_holder
+
+    @property
+    def pulls(self) -> bool:
+        """Whether nothing is pushed to this session: its mail waits for `check`. [VOID-1]"""
+        return self._arrival.delivery == PULL
 
     async def claim(self) -> Peer:
         """Become a peer, waiting up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
@@ -141,11 +168,13 @@ class Session:
         try:
             with self._scope:
                 async with AsyncExitStack() as stack:
-                    wakes = await self._arm(stack)
+                    wakes = self._wakes = _NotedWakes(await self._arm(stack))
                     self._pump = self._make_pump(wakes)
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(self._heartbeat)
                         tasks.start_soon(self._checkpoints.run, self._say)
+                        if self.pulls:
+                            tasks.start_soon(wakes.listen)
                         task_status.started()
                         await self._pump.run()
                         tasks.cancel_scope.cancel()
@@ -173,7 +202,9 @@ class Session:
         return Pump(read=self._read, mark=self._mark, delivery=self._delivery, wakes=wakes, pace=self._pace)
 
     def _read(self, limit: int) -> list[Envelope]:
-        return self.bus.pending(self.peer, limit)
+        checked = self._checked
+        pending = self.bus.pending(self.peer, limit + len(checked))
+        return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
 
     def _mark(self, ids: Iterable[int]) -> None:
         self.bus.mark(self.peer, ids, self._delivery.carrier)
@@ -236,7 +267,9 @@ class Session:
     async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer. Raises what `Bus.send` raises."""
         async with self._turn:
-            return await patiently(lambda: self.bus.send(self.peer.name, to, text, reply_to=reply_to))
+            return await patiently(
+                lambda: self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+            )
 
     async def broadcast(self, text: object) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
@@ -249,6 +282,43 @@ class Session:
             new = await patiently(lambda: self.bus.rename(self.peer, name))
             self._update(replace(self.peer, name=new))
         return new
+
+    def count_unread(self, limit: int) -> int:
+        """How many messages this session is not known to have read, at most `limit`."""
+        return self.bus.count_unread(self.peer, limit)
+
+    async def check(self, wait_s: float, limit: int) -> list[Unread]:
+        """The oldest `limit` messages that were not read; waits up to `wait_s` seconds for the first. [READ-1]
+
+        What is returned is neither pushed nor returned again until `checked` is called, once, with its ids.
+        """
+        give_up_at = anyio.current_time() + wait_s
+        while True:
+            woken = self._wakes.woken if self._wakes is not None else anyio.Event()
+            unread = self._take_unread(limit)
+            left_s = give_up_at - anyio.current_time()
+            if unread or left_s <= 0:
+                return unread
+            with anyio.move_on_after(min(left_s, _CHECK_POLL_S)):
+                await woken.wait()
+
+    def _take_unread(self, limit: int) -> list[Unread]:
+        found = self.bus.unread(self.peer, limit + len(self._checked))
+        unread = [one for one in found if one.envelope.id not in self._checked][:limit]
+        self._checked.update(one.envelope.id for one in unread)
+        is_out = self._pump.is_out if self._pump is not None else lambda _id: False
+        return [replace(one, was_pushed=one.was_pushed or is_out(one.envelope.id)) for one in unread]
+
+    async def checked(self, ids: Sequence[int], *, reached: bool) -> None:
+        """Say what became of a check: whether its messages have reached the reader, and are read. [READ-1]
+
+        Raises Busy when they are read but cannot be marked: they will be returned again.
+        """
+        try:
+            if reached:
+                await patiently(lambda: self.bus.mark_read(self.peer, ids))
+        finally:
+            self._checked.difference_update(ids)
 
     async def peers(self) -> list[Peer]:
         """Who is present, this peer included."""

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from agentbus import database
-from agentbus.envelope import Envelope, Peer, numbered_name
+from agentbus.envelope import Address, Arrival, Envelope, Peer, Status, Unread, numbered_name
 from agentbus.errors import MailboxFull, Refused
 from agentbus.process import Process, is_alive
 
-__all__ = ["MAX_PENDING", "SILENT_MS", "Address", "Arrival", "Store"]
+__all__ = ["MAX_PENDING", "SILENT_MS", "Store"]
 
 # A mailbox that nobody empties must not fill the disk; at 64 KiB each this is 640 MiB.
 MAX_PENDING = 10_000
@@ -30,31 +29,21 @@ SILENT_MS = 45_000
 
 _PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
-    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen"
+    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason"
 )
-_MESSAGE = "id, sender, recipient, body, sent_at, reply_to"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a name leads: the mailbox, its peer if one is present, and whether the name was ever a peer's."""
-
-    mailbox: str
-    peer: Peer | None
-    is_known: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """Who wants to be a peer. `session` and `name` are decided by the claim."""
-
-    host: Process
-    launch_name: str
-    process: Process
-    runtime: str
-    cwd: str
-    delivery: str
-    trigger: str
+# A message that is pulled, or answered while it is on its way, is delivered by that.
+_MARK_READ = (
+    "UPDATE messages SET read_at = ?, delivered_at = coalesce(delivered_at, ?), carrier = coalesce(carrier, ?),"
+    " delivered_to = coalesce(delivered_to, ?) WHERE id = ? AND read_at IS NULL"
+)
+# What a present session has not read: pending under its name, or pushed to it and not known to be read.
+_UNREAD = (
+    " FROM (SELECT name, session FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL) p"
+    " JOIN messages m ON m.id IN ("
+    "   SELECT id FROM messages WHERE recipient = p.name AND delivered_at IS NULL"
+    "   UNION ALL"
+    "   SELECT id FROM messages WHERE delivered_to = p.session AND delivered_at IS NOT NULL AND read_at IS NULL)"
+)
 
 
 def _peer(row: Sequence[Any]) -> Peer:
@@ -71,43 +60,8 @@ def _peer(row: Sequence[Any]) -> Peer:
         endpoint=row[11],
         started_at=row[12],
         last_seen=row[13],
+        delivery_reason=row[14],
     )
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE to COMMIT, or ROLLBACK; entered, it is the `execute` of its connection.
-
-    IMMEDIATE: a deferred transaction that reads first and writes later fails at once when another process has written
-    in between, in half of the cases with two writers. [STORE-3]
-    """
-
-    # A class and not @contextmanager: entered for every message, and twice as fast.
-    __slots__ = ("_connection", "_path")
-
-    def __init__(self, connection: apsw.Connection, path: Path) -> None:
-        self._connection = connection
-        self._path = path
-
-    def __enter__(self) -> Callable[..., Any]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except apsw.Error as error:
-            raise database.explain(error, self._path) from error
-        return self._connection.execute
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._connection.execute("COMMIT")
-                return
-        except apsw.Error as failure:
-            error = failure
-            raise database.explain(failure, self._path) from failure
-        finally:
-            if error is not None and self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        if isinstance(error, apsw.Error):
-            raise database.explain(error, self._path) from error
 
 
 class Store:
@@ -146,13 +100,25 @@ class Store:
         except apsw.Error as error:
             raise database.explain(error, self._path) from error
 
-    def _writing(self) -> _Transaction:
-        return _Transaction(self._connection, self._path)
+    def _writing(self) -> database.Transaction:
+        return database.Transaction(self._connection, self._path)
 
     # -- messages ------------------------------------------------------------------------------------------
 
-    def send(self, sender: str, to: str, body: str, *, now: int, reply_to: int | None = None) -> tuple[int, Address]:
+    def send(
+        self,
+        sender: str,
+        to: str,
+        body: str,
+        *,
+        now: int,
+        reply_to: int | None = None,
+        sender_session: str | None = None,
+    ) -> tuple[int, Address]:
         """Commit one message for whoever `to` leads to; return its id and the address. [SEND-1]
+
+        A message that is answered has been read: the one that `reply_to` names, if it went to `sender` or was
+        delivered to `sender_session`. [READ-2]
 
         Raises MailboxFull.
         """
@@ -160,6 +126,11 @@ class Store:
             address = self._resolve(execute, to)
             self._check_room(execute, address.mailbox)
             row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now)
+            if reply_to is not None:
+                execute(
+                    f"{_MARK_READ} AND (recipient = ? OR delivered_to = ?)",
+                    (now, now, "reply", sender_session, reply_to, sender, sender_session),
+                )
         return row_id, address
 
     def broadcast(self, sender: str, body: str, *, now: int) -> list[tuple[int, Peer]]:
@@ -202,8 +173,8 @@ class Store:
             f"SELECT {_PEER}, left_at FROM peers JOIN aliases USING (session) WHERE alias = ?", (to,)
         ).fetchone()
         # An alias lives as long as the session, and a session as long as its host process. [NAME-6]
-        if row and (row[14] is None or self._alive(Process(row[2], row[3]))):
-            return Address(row[1], _peer(row) if row[14] is None else None, is_known=True)
+        if row and (row[15] is None or self._alive(Process(row[2], row[3]))):
+            return Address(row[1], _peer(row) if row[15] is None else None, is_known=True)
         known = execute("SELECT 1 FROM peers WHERE name = ? LIMIT 1", (to,)).fetchone()
         return Address(to, None, is_known=bool(known))
 
@@ -231,6 +202,33 @@ class Store:
                 " WHERE id = ? AND delivered_at IS NULL",
                 [(now, carrier, session, row_id) for row_id in ids],
             )
+
+    def unread(self, session: str, pid: int, limit: int) -> list[Unread]:
+        """The oldest `limit` messages that `session`, present in process `pid`, has not read, ascending. [READ-1]"""
+        rows = self._read(
+            "SELECT m.id, m.sender, m.recipient, m.body, m.sent_at, m.reply_to, m.delivered_at IS NOT NULL"
+            f"{_UNREAD} ORDER BY m.id LIMIT ?3",
+            session,
+            pid,
+            limit,
+        )
+        return [Unread(Envelope(*row[:6]), was_pushed=bool(row[6])) for row in rows]
+
+    def count_unread(self, session: str, pid: int, limit: int) -> int:
+        """How many messages `session` has not read; counting stops at `limit`."""
+        return int(self._read(f"SELECT count(*) FROM (SELECT 1{_UNREAD} LIMIT ?3)", session, pid, limit)[0][0])
+
+    def mark_read(self, ids: Iterable[int], *, session: str, now: int) -> None:
+        """Stamp messages as read by `session`, those that were pending as pulled, in one transaction. [READ-1]"""
+        with self._writing():
+            self._connection.executemany(_MARK_READ, [(now, now, "pull", session, row_id) for row_id in ids])
+
+    def status(self, row_id: int) -> Status | None:
+        """Where a message is; None for an id that was never used, or whose message is pruned."""
+        rows = self._read(
+            "SELECT id, sender, recipient, sent_at, delivered_at, carrier, read_at FROM messages WHERE id = ?", row_id
+        )
+        return Status(*rows[0]) if rows else None
 
     def waiting(self) -> dict[str, int]:
         """How many messages are pending, by mailbox; mailboxes with none are left out."""
@@ -276,7 +274,7 @@ class Store:
                 " ORDER BY started_at, session",
                 (arrival.host.pid, arrival.host.started, arrival.launch_name),
             ).fetchall()
-            left = [_peer(row) for row in rows if row[14] is not None]
+            left = [_peer(row) for row in rows if row[15] is not None]
             own = next((peer for peer in left if again in (None, peer.session)), None)
             if own is None and rows and not join_crowd:
                 return None
@@ -300,6 +298,7 @@ class Store:
                 endpoint=endpoint(session),
                 started_at=now,
                 last_seen=now,
+                delivery_reason=arrival.delivery_reason,
             )
             self._seat(execute, peer)
         return peer, taken.get(wished)
@@ -309,15 +308,16 @@ class Store:
         # Whoever claims a name ends its life as another session's alias. [NAME-6]
         execute("DELETE FROM aliases WHERE alias = ?", (peer.name,))
         execute(
-            f"INSERT INTO peers ({_PEER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            f"INSERT INTO peers ({_PEER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (session) DO UPDATE SET name = excluded.name, pid = excluded.pid,"
             " pid_started = excluded.pid_started, runtime = excluded.runtime, cwd = excluded.cwd,"
             " delivery = excluded.delivery, trigger = excluded.trigger, endpoint = excluded.endpoint,"
-            " started_at = excluded.started_at, last_seen = excluded.last_seen, left_at = NULL",
+            " started_at = excluded.started_at, last_seen = excluded.last_seen,"
+            " delivery_reason = excluded.delivery_reason, left_at = NULL",
             (
                 *(peer.session, peer.name, peer.host.pid, peer.host.started, peer.launch_name),
                 *(peer.process.pid, peer.process.started, peer.runtime, peer.cwd, peer.delivery),
-                *(peer.trigger, peer.endpoint, peer.started_at, peer.last_seen),
+                *(peer.trigger, peer.endpoint, peer.started_at, peer.last_seen, peer.delivery_reason),
             ),
         )
 

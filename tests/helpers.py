@@ -17,10 +17,9 @@ from typing import Any
 import anyio
 
 from agentbus import process
-from agentbus.envelope import Envelope
+from agentbus.envelope import Arrival, Envelope
 from agentbus.errors import DeliveryClosed, DeliveryFailed
 from agentbus.ports import Receipt, Settled, Wake
-from agentbus.store import Arrival
 
 # Reached only when something is broken; a loaded machine needs a fraction of it.
 PATIENCE_S = 40.0
@@ -87,6 +86,8 @@ class RawClient:
     ) -> None:
         if name is not None:
             variables["AGENTBUS_NAME"] = name
+        # Who runs the tests is no Claude Code: what it shows is said here, unless a test is about just that.
+        variables.setdefault("AGENTBUS_DELIVERY", "channel")
         ours, theirs = socket.socketpair() if stdout == "socketpair" else (None, None)
         self.process = subprocess.Popen(
             list(command) or [sys.executable, "-m", "agentbus", "serve", "claude-mcp"],

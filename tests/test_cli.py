@@ -190,7 +190,19 @@ def test_peers_and_broadcast(home: Path, start: Callable[..., RawClient]) -> Non
         ("sp-ter", False, 1),
     ]
     assert set(rows[0]) == {
-        *("name", "online", "pending", "runtime", "delivery", "trigger", "pid", "cwd", "started_at", "last_seen")
+        *(
+            "name",
+            "online",
+            "pending",
+            "runtime",
+            "delivery",
+            "delivery_reason",
+            "trigger",
+            "pid",
+            "cwd",
+            "started_at",
+            "last_seen",
+        )
     }
     assert agentbus(home, "broadcast", "--from", "ci", "y").stdout == (
         'sent #2 to "api" (online)\nsent #3 to "web" (online)\n'

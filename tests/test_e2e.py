@@ -58,11 +58,13 @@ def test_what_claude_code_does_first(start: Start) -> None:
         assert phrase in instructions
     tools = client.request("tools/list")["result"]["tools"]
     assert {tool["name"]: list(tool["inputSchema"]["properties"]) for tool in tools} == {
-        "send_message": ["to", "text"],
+        "send_message": ["to", "text", "reply_to"],
         "broadcast": ["text"],
         "list_peers": [],
         "whoami": [],
         "set_name": ["name"],
+        "check_messages": ["wait_s"],
+        "message_status": ["id"],
     }
     for tool in tools:
         assert tool["_meta"] == {"anthropic/alwaysLoad": True}
@@ -388,7 +390,7 @@ def test_every_wrong_argument_is_one_sentence_and_changes_nothing(start: Start, 
     alice = start("alice")
     alice.handshake()
     refused = {
-        "send_message has no argument 'from': it takes to, text": {"to": "bob", "text": "x", "from": "root"},
+        "send_message has no argument 'from': it takes to, text, reply_to": {"to": "bob", "text": "x", "from": "root"},
         "send_message needs the argument 'text'": {"to": "bob"},
         "'to' is text, not int (7)": {"to": 7, "text": "x"},
         "'text' is text, not NoneType (None)": {"to": "bob", "text": None},

@@ -31,7 +31,7 @@ async def test_the_current_sdk_connects(home: Path, mode: str) -> None:
         async with Client(server, mode=mode) as client:
             assert client.protocol_version == "2025-11-25"
             assert client.server_capabilities.experimental == {"claude/channel": {}}
-            assert len((await client.list_tools()).tools) == 5
+            assert len((await client.list_tools()).tools) == 7
             result = await client.call_tool("whoami", {})
             assert not result.is_error
             assert result.structured_content is None
@@ -75,7 +75,7 @@ def test_the_previous_sdk_connects(home: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     version, tools, answer = done.stdout.split(maxsplit=2)
-    assert (version, tools) == ("2025-11-25", "5")
+    assert (version, tools) == ("2025-11-25", "7")
     assert answer.startswith('you are "alice"')
 
 

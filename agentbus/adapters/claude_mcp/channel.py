@@ -17,7 +17,7 @@ import anyio
 from agentbus.envelope import Envelope, timestamp
 from agentbus.ports import Receipt
 
-__all__ = ["ChannelDelivery", "ReadyGate", "Wire", "channel_event", "defused"]
+__all__ = ["ChannelDelivery", "ReadyGate", "Wire", "channel_element", "channel_event", "defused"]
 
 METHOD = "notifications/claude/channel"
 # Between `initialized` + `tools/list` and the registration of Claude Code's own handler 55 ms were measured; the
@@ -35,12 +35,23 @@ def defused(text: str) -> str:
     return _TAG.sub("&lt;", text)
 
 
-def channel_event(envelope: Envelope) -> bytes:
-    """The line, newline and all, that pushes `envelope` into the session. [CHAN-2]"""
+def _meta(envelope: Envelope) -> dict[str, str]:
+    # No value needs escaping: names are of a-z 0-9 _ -, the rest are numbers and a timestamp.
     meta = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
     if envelope.reply_to is not None:
         meta["reply_to"] = str(envelope.reply_to)
-    params = {"content": defused(envelope.text), "meta": meta}
+    return meta
+
+
+def channel_element(envelope: Envelope) -> str:
+    """`envelope` as the element that Claude Code makes of its event. [READ-1]"""
+    attributes = "".join(f' {key}="{value}"' for key, value in _meta(envelope).items())
+    return f'<channel source="agentbus"{attributes}>{defused(envelope.text)}</channel>'
+
+
+def channel_event(envelope: Envelope) -> bytes:
+    """The line, newline and all, that pushes `envelope` into the session. [CHAN-2]"""
+    params = {"content": defused(envelope.text), "meta": _meta(envelope)}
     line = json.dumps({"jsonrpc": "2.0", "method": METHOD, "params": params}, ensure_ascii=False)
     return line.encode() + b"\n"
 

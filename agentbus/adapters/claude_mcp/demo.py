@@ -90,7 +90,7 @@ async def _start(home: str, name: str) -> AsyncIterator[_Seat]:
     server = StdioServerParameters(
         command=sys.executable,
         args=["-m", "agentbus", "serve", "claude-mcp"],
-        env={**kept, "AGENTBUS_HOME": str(Path(home, "bus")), "AGENTBUS_NAME": name},
+        env={**kept, "AGENTBUS_HOME": str(Path(home, "bus")), "AGENTBUS_NAME": name, "AGENTBUS_DELIVERY": "channel"},
         cwd=folder,
     )
     try:

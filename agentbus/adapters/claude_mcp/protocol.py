@@ -6,13 +6,15 @@ imported in a thread when mailbox, name and socket are up already. Implements [M
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
 import anyio
 from mcp import types
 from mcp.server.lowlevel import Server
-from mcp.shared.message import SessionMessage
+from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import ValidationError
 
 from agentbus import __version__
@@ -20,8 +22,7 @@ from agentbus.adapters.claude_mcp import guard, tools
 from agentbus.adapters.claude_mcp.channel import ReadyGate
 from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.errors import DeliveryClosed
-from agentbus.session import Session
+from agentbus.errors import DeliveryClosed, TryAgain
 
 __all__ = ["serve_mcp"]
 
@@ -44,13 +45,41 @@ class _Stream:
         return None
 
 
+class _Settling:
+    """What is to be done when the result of a request has been written, or never will be. [READ-1]"""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int | str, Callable[[bool], Awaitable[None]]] = {}
+
+    def add(self, request_id: int | str, settle: Callable[[bool], Awaitable[None]]) -> None:
+        self._waiting[request_id] = settle
+
+    async def settle(self, request_id: object, *, reached: bool) -> None:
+        settle = self._waiting.pop(request_id, None) if isinstance(request_id, (int, str)) else None
+        if settle is not None:
+            try:
+                await settle(reached)
+            except TryAgain as error:
+                # The client has the messages and they are not marked: it will be shown them once more.
+                print(f"agentbus: read messages were not marked: {error}", file=sys.stderr, flush=True)
+
+    def metadata(self, request_id: int | str) -> ServerMessageMetadata:
+        """What makes the SDK tell when it settles the request without a response."""
+
+        async def unanswered() -> None:
+            await self.settle(request_id, reached=False)
+
+        return ServerMessageMetadata(on_request_unanswered=unanswered)
+
+
 class _Incoming(_Stream):
     """The lines of the client as messages; what is none is answered here."""
 
-    def __init__(self, stdio: Stdio, listings: set[int | str]) -> None:
+    def __init__(self, stdio: Stdio, listings: set[int | str], settling: _Settling) -> None:
         self._stdio = stdio
         self._lines = stdio.lines()
         self._listings = listings
+        self._settling = settling
 
     def __aiter__(self) -> _Incoming:
         return self
@@ -79,6 +108,7 @@ class _Incoming(_Stream):
                     continue
                 if message.method == "tools/list":
                     self._listings.add(message.id)
+                return SessionMessage(message, self._settling.metadata(message.id))
             return SessionMessage(message)
         raise anyio.EndOfStream
 
@@ -92,10 +122,11 @@ class _Incoming(_Stream):
 class _Outgoing(_Stream):
     """Messages of the SDK as lines to the client."""
 
-    def __init__(self, stdio: Stdio, listings: set[int | str], gate: ReadyGate) -> None:
+    def __init__(self, stdio: Stdio, listings: set[int | str], gate: ReadyGate, settling: _Settling) -> None:
         self._stdio = stdio
         self._listings = listings
         self._gate = gate
+        self._settling = settling
 
     async def send(self, item: SessionMessage, /) -> None:
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
@@ -107,6 +138,7 @@ class _Outgoing(_Stream):
         if answered in self._listings:
             self._listings.discard(answered)
             self._gate.listed()
+        await self._settling.settle(answered, reached=True)
 
 
 def _tool(tool: tools.Tool) -> types.Tool:
@@ -119,15 +151,17 @@ def _tool(tool: tools.Tool) -> types.Tool:
     )
 
 
-def _make_server(session: Session, gate: ReadyGate, name_note: str) -> Server[Any]:
+def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Server[Any]:
     listed = types.ListToolsResult(tools=[_tool(tool) for tool in tools.TOOLS])
 
     async def list_tools(_context: Any, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return listed
 
-    async def call_tool(_context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
-        text, is_error = await tools.call(session, params.name, params.arguments)
-        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=is_error)
+    async def call_tool(context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+        done = await tools.call(seat, params.name, params.arguments)
+        if done.settle is not None:
+            settling.add(context.request_id, done.settle)
+        return types.CallToolResult(content=[types.TextContent(type="text", text=done.text)], is_error=done.is_error)
 
     async def initialized(_context: Any, _params: types.NotificationParams) -> None:
         gate.initialized()
@@ -135,7 +169,7 @@ def _make_server(session: Session, gate: ReadyGate, name_note: str) -> Server[An
     server: Server[Any] = Server(
         "agentbus",
         version=__version__,
-        instructions=tools.instructions(session, name_note),
+        instructions=tools.instructions(seat),
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
@@ -145,12 +179,13 @@ def _make_server(session: Session, gate: ReadyGate, name_note: str) -> Server[An
     return server
 
 
-async def serve_mcp(session: Session, stdio: Stdio, gate: ReadyGate, name_note: str) -> None:
+async def serve_mcp(seat: tools.Seat, stdio: Stdio, gate: ReadyGate) -> None:
     """Speak MCP until the client is gone."""
-    server = _make_server(session, gate, name_note)
+    settling = _Settling()
+    server = _make_server(seat, gate, settling)
     listings: set[int | str] = set()
     await server.run(
-        _Incoming(stdio, listings),
-        _Outgoing(stdio, listings, gate),
+        _Incoming(stdio, listings, settling),
+        _Outgoing(stdio, listings, gate, settling),
         server.create_initialization_options(experimental_capabilities=_EXPERIMENTAL),
     )

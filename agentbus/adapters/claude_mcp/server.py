@@ -1,6 +1,6 @@
 """The life of one `agentbus serve claude-mcp`: mailbox, name and socket first, then MCP, then a quick end.
 
-Implements [LIFE-1] to [LIFE-4].
+Implements [LIFE-1] to [LIFE-4], [VOID-1] to [VOID-3].
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -20,12 +20,15 @@ import anyio.to_thread
 from agentbus import process
 from agentbus.adapters.claude_mcp import guard
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.claude_mcp.host import Host, Way, find_host
+from agentbus.adapters.claude_mcp.pull import PullDelivery
 from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.adapters.claude_mcp.tools import Seat
 from agentbus.bus import Bus
 from agentbus.config import Settings
+from agentbus.envelope import Arrival
 from agentbus.errors import AgentbusError, TryAgain
 from agentbus.session import Checkpoints, Session
-from agentbus.store import Arrival
 
 __all__ = ["serve"]
 
@@ -45,13 +48,23 @@ def serve(settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> None:
 
     Raises AgentbusError, before anything is served, when the home, the database or the settings are not fit.
     """
+    host = find_host(settings.delivery)
+    if host.way is Way.HEALTH_CHECK:
+        # Asked whether the server starts: no home, no database, no name, no socket. [VOID-3]
+        stdio = Stdio.claim(guard.refusal)
+        _run(stdio, _serve_nobody, host, stdio)
     checkpoints = Checkpoints(settings.home / "bus.db")
     bus, triggers = open_bus(settings, busy_ms=0, on_wal=checkpoints)
     preferred = triggers.preferred()
     stdio = Stdio.claim(guard.refusal)
+    _run(stdio, _serve, settings, host, bus, preferred, stdio, checkpoints)
+
+
+def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> NoReturn:
+    """Run `main` in an event loop, then end the process."""
     code = 1
     try:
-        code = anyio.run(_serve, settings, bus, preferred, stdio, checkpoints, backend="asyncio")
+        code = anyio.run(main, *arguments, backend="asyncio")
     except KeyboardInterrupt:
         code = 0  # a SIGINT before the loop could take it: there is nothing to clear up that a claim would not reap
     except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
@@ -73,26 +86,30 @@ def _report(error: BaseException) -> int:
     return 1
 
 
-async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio, checkpoints: Checkpoints) -> int:
+async def _serve(
+    settings: Settings, host: Host, bus: Bus, triggers: list[Any], stdio: Stdio, checkpoints: Checkpoints
+) -> int:
     gate = ReadyGate()
     arrival = Arrival(
-        host=process.parent(),
+        host=host.process,
         launch_name=settings.name,
         process=process.current(),
         runtime=RUNTIME,
         cwd=settings.cwd,
-        delivery=ChannelDelivery.carrier,
+        delivery=host.way.value,
         trigger=triggers[0].name,
+        delivery_reason=host.reason,
     )
     session = Session(
         bus,
         arrival,
         triggers=triggers,
-        delivery=ChannelDelivery(stdio, gate),
+        delivery=PullDelivery() if host.way is Way.PULL else ChannelDelivery(stdio, gate),
         checkpoints=checkpoints,
         say=_say,
         retention_hours=settings.retention_hours,
     )
+    seat = Seat(session, host.way, host.reason, settings.name_note)
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_watch_for_end, session, stdio)
@@ -100,17 +117,30 @@ async def _serve(settings: Settings, bus: Bus, triggers: list[Any], stdio: Stdio
             await session.claim()
             _announce(session, settings)
             await tasks.start(session.run)
-            protocol = await anyio.to_thread.run_sync(
-                import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
-            )
-            # The SDK's models are there for good: the collector need not walk through them again and again.
-            gc.freeze()
-            await protocol.serve_mcp(session, stdio, gate, settings.name_note)
-            # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
-            await anyio.sleep_forever()
+            await _speak(seat, stdio, gate)
     finally:
         _close(session)
     return 1
+
+
+async def _serve_nobody(host: Host, stdio: Stdio) -> int:
+    """Shake hands and nothing else. [VOID-3]"""
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_watch_for_end, None, stdio)
+        tasks.start_soon(stdio.run)
+        await _speak(Seat(None, host.way, host.reason), stdio, ReadyGate())
+    return 1
+
+
+async def _speak(seat: Seat, stdio: Stdio, gate: ReadyGate) -> None:
+    protocol = await anyio.to_thread.run_sync(
+        import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
+    )
+    # The SDK's models are there for good: the collector need not walk through them again and again.
+    gc.freeze()
+    await protocol.serve_mcp(seat, stdio, gate)
+    # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
+    await anyio.sleep_forever()
 
 
 def _announce(session: Session, settings: Settings) -> None:
@@ -122,7 +152,7 @@ def _announce(session: Session, settings: Settings) -> None:
 
 
 async def _watch_for_end(
-    session: Session, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    session: Session | None, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """End the process at a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -135,9 +165,10 @@ async def _watch_for_end(
     # Not by cancelling the rest: the SDK would first answer what is in flight, and a client that does not read would
     # keep it at that for a second.
     try:
-        with anyio.move_on_after(_STOP_S):
-            await session.stop()
-        _close(session)
+        if session is not None:
+            with anyio.move_on_after(_STOP_S):
+                await session.stop()
+            _close(session)
     finally:
         stdio.restore()
         sys.stderr.flush()
