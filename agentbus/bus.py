@@ -186,7 +186,7 @@ class Bus:
         return self.store.present()
 
     def claim(
-        self, arrival: Arrival, endpoint: Callable[[str], str], *, join_crowd: bool, again: str | None = None
+        self, arrival: Arrival, endpoint: Callable[[str], str], *, join_crowd: bool, again: Peer | None = None
     ) -> Claimed | None:
         """Become a peer; None while a predecessor of that host and launch name runs. See Store.claim. [NAME-4]
 

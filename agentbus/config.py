@@ -25,6 +25,7 @@ HIGHEST_MAX_BYTES = 1_048_576
 DEFAULT_POLL_MS = 1_000
 DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
+DEFAULT_BURST = 30
 DELIVERIES = ("auto", "channel", "pull")
 
 
@@ -45,6 +46,7 @@ class Settings:
     max_bytes: int
     retention_hours: int
     delivery: str
+    burst: int
     cwd: str
 
 
@@ -68,6 +70,7 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
         sync=_choice(env, "AGENTBUS_SYNC", SYNC_MODES),
         max_bytes=_integer(env, "AGENTBUS_MAX_BYTES", DEFAULT_MAX_BYTES, 1, HIGHEST_MAX_BYTES),
         retention_hours=_integer(env, "AGENTBUS_RETENTION_HOURS", DEFAULT_RETENTION_HOURS, 1, 8_760),
+        burst=_integer(env, "AGENTBUS_BURST", DEFAULT_BURST, 0, 10_000),
         delivery=_choice(env, "AGENTBUS_DELIVERY", DELIVERIES),
         cwd=cwd,
     )

@@ -16,7 +16,7 @@ import apsw
 
 from agentbus.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 
-__all__ = ["Transaction", "checkpoint", "connect", "explain", "explained", "latest_version", "migrations"]
+__all__ = ["Database", "Transaction", "checkpoint", "connect", "explain", "explained", "latest_version", "migrations"]
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # Pages (4 KiB each) of WAL after which `on_wal` is told: SQLite's own default for a checkpoint.
@@ -215,3 +215,62 @@ class Transaction:
                 self._connection.execute("ROLLBACK")
         if isinstance(error, apsw.Error):
             raise explain(error, self._path) from error
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+class Database:
+    """One connection to the mailbox file at `path`, and the errors of SQLite in our words. Used from one thread.
+
+    The arguments are those of `connect`, and so are the errors.
+    """
+
+    def __init__(self, path: Path, *, busy_ms: int, sync: str, on_wal: Callable[[int], None] | None) -> None:
+        self.path = path
+        self._busy_ms = busy_ms
+        self._sync = sync
+        self._on_wal = on_wal
+        self._connection = self._connect()
+
+    def _connect(self) -> apsw.Connection:
+        connection = connect(self.path, busy_ms=self._busy_ms, sync=self._sync, on_wal=self._on_wal)
+        self._file = _file_at(self.path)
+        return connection
+
+    def is_replaced(self) -> bool:
+        """Whether the file that was opened is no longer the one at `path`: deleted, or another in its place."""
+        return _file_at(self.path) != self._file
+
+    def reopen(self) -> None:
+        """Turn to the file that is at `path` now, creating it as needed."""
+        old, self._connection = self._connection, self._connect()
+        old.close()
+
+    def close(self) -> None:
+        """Close the connection; the last one to leave merges the WAL."""
+        self._connection.close()
+
+    def read(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of a query."""
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except apsw.Error as error:
+            raise explain(error, self.path) from error
+
+    def writing(self) -> Transaction:
+        """A transaction, to be entered."""
+        return Transaction(self._connection, self.path)
+
+    def executemany(self, sql: str, values: list[tuple[Any, ...]]) -> None:
+        """One statement for many rows, within a transaction that was entered."""
+        self._connection.executemany(sql, values)
+
+    def changes(self) -> int:
+        """How many rows the last statement has changed."""
+        return self._connection.changes()

@@ -39,6 +39,9 @@ class Wakes(Protocol):
         comes later makes the next call return. Cancelling loses no nudge.
         """
 
+    def is_reachable(self) -> bool:
+        """Whether senders still find this listener: False once what they look for was removed under it."""
+
 
 class Trigger(Protocol):
     """How a peer is woken. A wake is a hint: it may be lost, repeated or spurious, and carries no data."""

@@ -61,6 +61,7 @@ class Pump:
         self._out: deque[_Out] = deque()
         self._out_ids: set[int] = set()
         self._taken: list[int] = []
+        self._generation = 0
 
     async def run(self) -> None:
         """Pump until the delivery is closed. Cancel it to stop earlier, then call `settle`."""
@@ -80,6 +81,14 @@ class Pump:
         if self._taken:
             self._mark(self._taken)
             self._taken = []
+
+    def forget(self) -> None:
+        """Forget every id: the mailbox is another one from here on, and its ids mean other messages."""
+        self._generation += 1
+        self._found = []
+        self._out.clear()
+        self._out_ids.clear()
+        self._taken = []
 
     def is_out(self, envelope_id: int) -> bool:
         """Whether an envelope was handed over and is not marked yet."""
@@ -117,16 +126,20 @@ class Pump:
         return Fact.FOUND if self._found else Fact.EMPTY
 
     async def _deliver(self) -> Fact:
+        found, generation = self._found, self._generation
+        if not found:
+            return Fact.FAILED  # forgotten since it was read
         try:
-            receipt = await self._delivery.deliver(self._found)
+            receipt = await self._delivery.deliver(found)
         except DeliveryFailed:
             return Fact.FAILED
         except DeliveryClosed:
             return Fact.GONE
-        ids = tuple(envelope.id for envelope in self._found[: receipt.count])
-        self._found = []
-        self._out.append(_Out(ids, receipt))
-        self._out_ids.update(ids)
+        if generation == self._generation:
+            ids = tuple(envelope.id for envelope in found[: receipt.count])
+            self._found = []
+            self._out.append(_Out(ids, receipt))
+            self._out_ids.update(ids)
         # A full mailbox drains without a pause otherwise: let heartbeats and tool calls in between.
         await anyio.lowlevel.checkpoint()
         return Fact.HANDED

@@ -7,8 +7,8 @@ database is waited for with `patiently`, checkpoints run in a thread. Implements
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +19,12 @@ import anyio.to_thread
 
 from agentbus import database
 from agentbus.bus import PULL, Bus, Claimed, Sent, patiently
+from agentbus.config import prepare_home
 from agentbus.drain import Pace
 from agentbus.envelope import Arrival, Envelope, Peer, Unread
-from agentbus.errors import AgentbusError, BrokenSetup, TryAgain
+from agentbus.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 from agentbus.ports import Delivery, Trigger, Wakes
+from agentbus.process import is_alive
 from agentbus.pump import Pump
 
 __all__ = ["Checkpoints", "Session"]
@@ -65,16 +67,26 @@ class Checkpoints:
 
 
 class _NotedWakes:
-    """The wakes of a trigger, which whoever waits for mail hears of too."""
+    """The wakes of a trigger, of which whoever waits for mail hears too, and whose trigger can be armed anew."""
 
     def __init__(self, wakes: Wakes) -> None:
         self._wakes = wakes
+        self._waiting = anyio.CancelScope()
         self.woken = anyio.Event()
 
     async def wait(self) -> None:
-        await self._wakes.wait()
+        with anyio.CancelScope() as self._waiting:
+            await self._wakes.wait()
         woken, self.woken = self.woken, anyio.Event()
         woken.set()
+
+    def replace(self, wakes: Wakes) -> None:
+        """Wait for these from here on; who waits now is woken, as a nudge may have been missed."""
+        self._wakes = wakes
+        self._waiting.cancel()
+
+    def is_reachable(self) -> bool:
+        return self._wakes.is_reachable()
 
     async def listen(self) -> None:
         """Keep hearing, where no pump does."""
@@ -117,6 +129,10 @@ class Session:
         # Ids that a check has taken out and whose result is not written yet: the pump leaves them alone.
         self._checked: set[int] = set()
         self._is_running = False
+        self._arming = AsyncExitStack()
+        self._troubles: dict[str, str] = {}
+        # Set when the host process is gone, though it has left our stdin and stdout open. [LIFE-2]
+        self.orphaned = anyio.Event()
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
         # Sends of one session are committed in the order in which they were asked for, busy database or not.
@@ -153,7 +169,7 @@ class Session:
         return self.peer
 
     async def _claim(
-        self, endpoint: Callable[[str], str], *, join_crowd: bool, again: str | None = None
+        self, endpoint: Callable[[str], str], *, join_crowd: bool, again: Peer | None = None
     ) -> Claimed | None:
         return await patiently(lambda: self.bus.claim(self._arrival, endpoint, join_crowd=join_crowd, again=again))
 
@@ -167,18 +183,19 @@ class Session:
         self._is_running = True
         try:
             with self._scope:
-                async with AsyncExitStack() as stack:
-                    wakes = self._wakes = _NotedWakes(await self._arm(stack))
-                    self._pump = self._make_pump(wakes)
-                    async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(self._heartbeat)
-                        tasks.start_soon(self._checkpoints.run, self._say)
-                        if self.pulls:
-                            tasks.start_soon(wakes.listen)
-                        task_status.started()
-                        await self._pump.run()
-                        tasks.cancel_scope.cancel()
+                wakes = self._wakes = _NotedWakes(await self._arm(self._arming))
+                self._pump = self._make_pump(wakes)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._heartbeat)
+                    tasks.start_soon(self._checkpoints.run, self._say)
+                    if self.pulls:
+                        tasks.start_soon(wakes.listen)
+                    task_status.started()
+                    await self._pump.run()
+                    tasks.cancel_scope.cancel()
         finally:
+            # Disarming awaits nothing, so a cancelled task can do it too.
+            await self._arming.aclose()
             self._stopped.set()
 
     async def stop(self) -> None:
@@ -203,11 +220,27 @@ class Session:
 
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
-        pending = self.bus.pending(self.peer, limit + len(checked))
+        with self._noted_trouble("read"):
+            pending = self.bus.pending(self.peer, limit + len(checked))
         return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
 
     def _mark(self, ids: Iterable[int]) -> None:
-        self.bus.mark(self.peer, ids, self._delivery.carrier)
+        with self._noted_trouble("mark"):
+            self.bus.mark(self.peer, ids, self._delivery.carrier)
+
+    @contextmanager
+    def _noted_trouble(self, what: str) -> Iterator[None]:
+        """Let the pump try again whatever is wrong with the database, and say once what it is. [DRAIN-6]"""
+        try:
+            yield
+        except Busy:
+            raise
+        except AgentbusError as error:
+            if str(error) != self._troubles.get(what):
+                self._say(str(error))
+            self._troubles[what] = str(error)
+            raise TryAgain(str(error)) from error
+        self._troubles.pop(what, None)
 
     async def _arm(self, stack: AsyncExitStack) -> Wakes:
         # [WAKE-5]
@@ -240,22 +273,49 @@ class Session:
             await anyio.sleep(self._heartbeat_s)
             try:
                 await self._beat()
-            except TryAgain as error:
-                # Two more beats may fail before anybody takes this session for dead.
+            except AgentbusError as error:
+                # Two more beats may fail before anybody takes this session for dead, and it comes back from that.
                 self._say(f"heartbeat: {error}")
 
     async def _beat(self) -> None:
+        if not is_alive(self._arrival.host):
+            self.orphaned.set()
+            return
+        await self._follow_database()
         store, clock, peer = self.bus.store, self.bus.clock, self.peer
+        if self._wakes is not None and not self._wakes.is_reachable():
+            await self._arm_anew(self._wakes)
         if not await patiently(lambda: store.heartbeat(peer.session, peer.process.pid, now=clock())):
             await self._come_back()
         await patiently(self.bus.reap)
         while await patiently(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
 
+    async def _arm_anew(self, wakes: _NotedWakes) -> None:
+        """Listen again where senders look, after the socket or its folder was removed. [WAKE-6]"""
+        arming = AsyncExitStack()
+        wakes.replace(await self._arm(arming))
+        old, self._arming = self._arming, arming
+        await old.aclose()
+        self._say("what senders wake this session by was removed, and is there again")
+
+    async def _follow_database(self) -> None:
+        """Join the database that is there, if the one that was opened is not: no two halves of a bus. [STORE-6]"""
+        store = self.bus.store
+        if not store.is_replaced():
+            return
+        prepare_home(store.path.parent)
+        store.reopen()
+        if self._pump is not None:
+            self._pump.forget()
+        self._checked.clear()
+        self._say(f"{store.path} was deleted or replaced: joined the new one; what was unread in the old one is gone")
+        await self._come_back()
+
     async def _come_back(self) -> None:
         # The machine slept, or this process was stopped: others took it for dead, rightly. [PRES-3]
         before = self.peer
-        claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before.session)
+        claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before)
         assert claimed is not None, "who joins a crowd waits for nobody"
         self._claimed = claimed
         if self._armed is not None:
@@ -267,6 +327,7 @@ class Session:
     async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer. Raises what `Bus.send` raises."""
         async with self._turn:
+            await self._follow_database()
             return await patiently(
                 lambda: self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
             )
@@ -274,6 +335,7 @@ class Session:
     async def broadcast(self, text: object) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
         async with self._turn:
+            await self._follow_database()
             return await patiently(lambda: self.bus.broadcast(self.peer.name, text))
 
     async def rename(self, name: object) -> str:
@@ -315,8 +377,10 @@ class Session:
         Raises Busy when they are read but cannot be marked: they will be returned again.
         """
         try:
-            if reached:
-                await patiently(lambda: self.bus.mark_read(self.peer, ids))
+            # Those of a database that was replaced meanwhile are forgotten: their ids mean other messages now.
+            read = [one for one in ids if one in self._checked]
+            if reached and read:
+                await patiently(lambda: self.bus.mark_read(self.peer, read))
         finally:
             self._checked.difference_update(ids)
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from agentbus import database
 from agentbus.envelope import Address, Arrival, Envelope, Peer, Status, Unread, numbered_name
 from agentbus.errors import MailboxFull, Refused
@@ -31,6 +29,7 @@ _PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
     " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason"
 )
+_PRESENT = f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
 # A message that is pulled, or answered while it is on its way, is delivered by that.
 _MARK_READ = (
     "UPDATE messages SET read_at = ?, delivered_at = coalesce(delivered_at, ?), carrier = coalesce(carrier, ?),"
@@ -80,28 +79,28 @@ class Store:
         alive: Callable[[Process], bool] = is_alive,
         max_pending: int = MAX_PENDING,
     ) -> None:
-        self._path = path
-        self._connection = database.connect(path, busy_ms=busy_ms, sync=sync, on_wal=on_wal)
+        self._database = database.Database(path, busy_ms=busy_ms, sync=sync, on_wal=on_wal)
+        self._read = self._database.read
+        self._writing = self._database.writing
         self._alive = alive
         self._max_pending = max_pending
 
     @property
     def path(self) -> Path:
         """The database file."""
-        return self._path
+        return self._database.path
+
+    def is_replaced(self) -> bool:
+        """Whether the file that was opened is no longer the one at `path`: deleted, or another in its place."""
+        return self._database.is_replaced()
+
+    def reopen(self) -> None:
+        """Turn to the file that is at `path` now, creating it as needed. Raises what the first opening raises."""
+        self._database.reopen()
 
     def close(self) -> None:
         """Close the connection; the last one to leave merges the WAL."""
-        self._connection.close()
-
-    def _read(self, sql: str, *values: Any) -> list[Any]:
-        try:
-            return self._connection.execute(sql, values).fetchall()
-        except apsw.Error as error:
-            raise database.explain(error, self._path) from error
-
-    def _writing(self) -> database.Transaction:
-        return database.Transaction(self._connection, self._path)
+        self._database.close()
 
     # -- messages ------------------------------------------------------------------------------------------
 
@@ -197,7 +196,7 @@ class Store:
     def mark_delivered(self, ids: Iterable[int], *, session: str, carrier: str, now: int) -> None:
         """Stamp pending messages as delivered to `session` by `carrier`, in one transaction. [STATE-2]"""
         with self._writing():
-            self._connection.executemany(
+            self._database.executemany(
                 "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ?"
                 " WHERE id = ? AND delivered_at IS NULL",
                 [(now, carrier, session, row_id) for row_id in ids],
@@ -221,7 +220,7 @@ class Store:
     def mark_read(self, ids: Iterable[int], *, session: str, now: int) -> None:
         """Stamp messages as read by `session`, those that were pending as pulled, in one transaction. [READ-1]"""
         with self._writing():
-            self._connection.executemany(_MARK_READ, [(now, now, "pull", session, row_id) for row_id in ids])
+            self._database.executemany(_MARK_READ, [(now, now, "pull", session, row_id) for row_id in ids])
 
     def status(self, row_id: int) -> Status | None:
         """Where a message is; None for an id that was never used, or whose message is pruned."""
@@ -247,7 +246,7 @@ class Store:
                 " (SELECT id FROM messages WHERE delivered_at < ? ORDER BY delivered_at LIMIT ?)",
                 (before, limit),
             )
-            return self._connection.changes()
+            return self._database.changes()
 
     # -- presence ------------------------------------------------------------------------------------------
 
@@ -258,14 +257,14 @@ class Store:
         now: int,
         endpoint: Callable[[str], str],
         join_crowd: bool,
-        again: str | None = None,
+        again: Peer | None = None,
     ) -> tuple[Peer, Peer | None] | None:
         """Make `arrival` a present peer, in one transaction; return it and who holds the wished-for name. [NAME-4]
 
         A session of the same host and launch name whose process is gone is taken over, with its name and its
         aliases. While its process runs, None is returned and nothing changed, unless `join_crowd`: then the
-        arrival becomes one more session. `endpoint` gives the wake address of a session. `again` is the session
-        that the arrival was before it was taken for dead: it comes back as that one and no other.
+        arrival becomes one more session. `endpoint` gives the wake address of a session. `again` is what the
+        arrival was before it was taken for dead: it comes back as that session and no other.
         """
         with self._writing() as execute:
             self._reap(execute, now)
@@ -275,11 +274,12 @@ class Store:
                 (arrival.host.pid, arrival.host.started, arrival.launch_name),
             ).fetchall()
             left = [_peer(row) for row in rows if row[15] is not None]
-            own = next((peer for peer in left if again in (None, peer.session)), None)
+            own = next((peer for peer in left if again is None or peer.session == again.session), None)
             if own is None and rows and not join_crowd:
                 return None
-            session = own.session if own else again or os.urandom(6).hex()
-            wished = own.name if own else arrival.launch_name
+            known = own or again
+            session = known.session if known else os.urandom(6).hex()
+            wished = known.name if known else arrival.launch_name
             taken = {peer.name: peer for peer in self._present(execute)}
             name, number = wished, 1
             while name in taken:
@@ -354,7 +354,7 @@ class Store:
                 "UPDATE peers SET last_seen = ? WHERE session = ? AND pid = ? AND left_at IS NULL",
                 (now, session, pid),
             )
-            return self._connection.changes() > 0
+            return self._database.changes() > 0
 
     def set_trigger(self, session: str, trigger: str, endpoint: str) -> None:
         """Say by which trigger `session` is woken, and where."""
@@ -371,12 +371,11 @@ class Store:
 
     def present(self) -> list[Peer]:
         """The peers that are present by their rows, by name; `reap` first where it matters who is dead."""
-        with database.explained(self._path):
-            return self._present(self._connection.execute)
+        return [_peer(row) for row in self._read(_PRESENT)]
 
-    def _present(self, execute: Callable[..., Any]) -> list[Peer]:
-        rows = execute(f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name").fetchall()
-        return [_peer(row) for row in rows]
+    @staticmethod
+    def _present(execute: Callable[..., Any]) -> list[Peer]:
+        return [_peer(row) for row in execute(_PRESENT).fetchall()]
 
     def sessions_of(self, hosts: Sequence[Process]) -> list[Peer]:
         """The present peers whose host is the first of `hosts` that has any."""

@@ -88,6 +88,8 @@ class RawClient:
             variables["AGENTBUS_NAME"] = name
         # Who runs the tests is no Claude Code: what it shows is said here, unless a test is about just that.
         variables.setdefault("AGENTBUS_DELIVERY", "channel")
+        # And tests send in bursts, but for the one about just that.
+        variables.setdefault("AGENTBUS_BURST", "0")
         ours, theirs = socket.socketpair() if stdout == "socketpair" else (None, None)
         self.process = subprocess.Popen(
             list(command) or [sys.executable, "-m", "agentbus", "serve", "claude-mcp"],
@@ -325,6 +327,9 @@ class FakeWakes:
     async def wait(self) -> None:
         await self.event.wait()
         self.event = anyio.Event()
+
+    def is_reachable(self) -> bool:
+        return True
 
 
 class FakeTrigger:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, clean_env, until
@@ -25,7 +26,9 @@ Start = Callable[..., RawClient]
 
 def rows(home: Path, sql: str, *values: object) -> list[tuple]:
     """What a person would see with `sqlite3`."""
-    connection = sqlite3.connect(home / "bus.db", timeout=PATIENCE_S)
+    # APSW and not the standard library: two copies of SQLite in one process undo each other's locks on a file.
+    connection = apsw.Connection(str(home / "bus.db"))
+    connection.set_busy_timeout(int(PATIENCE_S * 1_000))
     try:
         return connection.execute(sql, values).fetchall()
     finally:

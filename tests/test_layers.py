@@ -37,7 +37,7 @@ TRIGGERS_MAY_USE = 2
 
 ONLY_IN = {
     "mcp": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
-    "apsw": {"database.py", "store.py"},
+    "apsw": {"database.py"},
     "typer": {"cli.py"},
     "pydantic": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
 }

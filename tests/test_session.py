@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,7 +14,7 @@ import anyio
 import apsw
 import pytest
 
-from agentbus import database
+from agentbus import database, process
 from agentbus.bus import Bus, patiently
 from agentbus.config import prepare_home
 from agentbus.drain import Pace
@@ -20,6 +23,7 @@ from agentbus.process import Process
 from agentbus.session import Checkpoints, Session
 from agentbus.store import SILENT_MS, Store
 from agentbus.triggers.poll import PollTrigger
+from agentbus.triggers.socket import SocketTrigger
 from tests.helpers import FakeClock, FakeDelivery, FakeTrigger, arrival
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +60,7 @@ class World:
 
     @asynccontextmanager
     async def running(self, name: str, **options) -> AsyncIterator[tuple[Session, FakeDelivery]]:
-        delivery = FakeDelivery()
+        delivery = options.pop("delivery", None) or FakeDelivery()
         session = self.session(name, delivery, **options)
         await session.claim()
         async with anyio.create_task_group() as tasks:
@@ -243,3 +247,106 @@ async def test_a_live_peer_that_cannot_be_woken_is_still_online(world: World) ->
     await session.claim()  # present, and not armed yet: what a sender meets between the two
     assert world.bus.send("alice", "web", "x").is_online
     assert [peer.name for peer in world.store.present()] == ["web"]
+
+
+@pytest.mark.spec("WAKE-6")
+@pytest.mark.parametrize("what", ["the socket", "the folder"])
+async def test_a_socket_that_was_removed_is_there_again(world: World, what: str) -> None:
+    trigger = SocketTrigger(world.path.parent)
+    world.triggers["socket"] = trigger
+    async with world.running("web", triggers=[trigger], arrival=arrival("web", trigger="socket")) as (
+        session,
+        delivery,
+    ):
+        folder = world.path.parent / "sock"
+        for _ in range(3):
+            (file,) = folder.iterdir()
+            file.unlink()
+            if what == "the folder":
+                folder.rmdir()
+            await until(lambda file=file: folder.exists() and list(folder.iterdir()) == [file])
+        world.bus.send("alice", "web", "x")
+        await until(lambda: len(delivery.handed) == 1)
+        assert session.peer.endpoint == file.name
+    assert list(folder.iterdir()) == []
+    trigger.close()
+
+
+@pytest.mark.spec("STORE-6")
+@pytest.mark.parametrize("what", ["deleted", "replaced", "the whole home"])
+async def test_a_database_that_is_gone_is_noticed_and_the_new_one_joined(world: World, what: str) -> None:
+    """Fault 9 of the system that was measured: two halves of a bus that never meet."""
+    async with world.running("web") as (session, delivery), world.running("api") as (other, received):
+        await session.rename("shop")
+        await session.send("api", "before")
+        await until(lambda: len(received.handed) == 1)
+        if what == "the whole home":
+            shutil.rmtree(world.path.parent)
+        else:
+            for file in world.path.parent.glob("bus.db*"):
+                file.unlink()
+        if what == "replaced":
+            Store(world.path, busy_ms=1_000).close()
+        await session.send("api", "after")  # not into the file that nobody sees any more
+        await until(lambda: [one.text for one in received.handed] == ["before", "after"])
+        await until(lambda: len(world.said) == 1)
+        assert "was deleted or replaced: joined the new one; what was unread in the old one is gone" in world.said[0]
+        assert {peer.name for peer in await other.peers()} == {"shop", "api"}
+        assert delivery.handed == []
+
+
+@pytest.mark.spec("STORE-6", "DRAIN-2")
+async def test_ids_of_a_lost_database_are_not_taken_for_those_of_the_new_one(world: World) -> None:
+    async with world.running("web", delivery=FakeDelivery(holds=True)) as (session, delivery):
+        world.bus.send("alice", "web", "old 1")
+        await until(lambda: len(delivery.handed) == 1)  # out, and not taken
+        for file in world.path.parent.glob("bus.db*"):
+            file.unlink()
+        await session.send("nobody", "new 1")
+        world.bus.send("alice", "web", "new 2")
+        world.bus.send("alice", "web", "new 3")
+        await until(lambda: len(delivery.handed) == 3)
+        delivery.take()
+        await until(lambda: world.store.waiting() == {"nobody": 1})
+        assert [one.text for one in delivery.handed] == ["old 1", "new 2", "new 3"]
+
+
+@pytest.mark.spec("LIFE-2")
+async def test_a_session_whose_host_is_gone_is_an_orphan(world: World) -> None:
+    host = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = process.look_up(host.pid)
+    assert found is not None
+    async with world.running("web", arrival=arrival("web", host=found)) as (session, _):
+        await anyio.sleep(0.05)
+        assert not session.orphaned.is_set()
+        host.communicate(b"\n")
+        with anyio.fail_after(10):
+            await session.orphaned.wait()
+
+
+async def test_a_clock_that_goes_back_harms_nobody(world: World) -> None:
+    async with world.running("web") as (_, delivery):
+        world.clock.now -= 365 * 24 * HOUR_MS
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        world.bus.send("alice", "web", "earlier than before")
+        await until(lambda: len(delivery.handed) == 1)
+        assert world.store.reap(now=world.clock.now) == []
+
+
+@pytest.mark.spec("DRAIN-6", "ERR-1")
+async def test_trouble_with_the_database_is_said_once_and_outlived(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.running("web", heartbeat_s=600) as (_, delivery):
+
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise BrokenSetup("the disk is on fire")
+
+        monkeypatch.setattr(world.store, "mark_delivered", fail)
+        world.bus.send("alice", "web", "x")
+        await until(lambda: len(delivery.handed) == 1)
+        await anyio.sleep(0.05)
+        assert world.said == ["the disk is on fire"]
+        monkeypatch.undo()
+        await until(lambda: world.store.waiting() == {})
+        assert len(delivery.handed) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ class Bench:
         self.dead: set[Process] = set()
         self.store = Store(path, busy_ms=1_000, alive=lambda process: process not in self.dead, max_pending=5)
 
-    def claim(self, name: str, *, now: int = 0, crowd: bool = True, again: str | None = None, **changes) -> Peer:
+    def claim(self, name: str, *, now: int = 0, crowd: bool = True, again: Peer | None = None, **changes) -> Peer:
         claimed = self.store.claim(
             arrival(name, **changes), now=now, endpoint=lambda session: session + ".x", join_crowd=crowd, again=again
         )
@@ -217,7 +218,7 @@ def test_the_silent_are_reaped_drain_nothing_and_come_back(bench: Bench) -> None
     bench.store.send("alice", "web", "x", now=0)
     assert bench.pending(web) == []
     assert not bench.store.heartbeat(web.session, web.process.pid, now=2_000)
-    back = bench.claim("web", now=60_000, again=web.session)
+    back = bench.claim("web", now=60_000, again=web)
     assert (back.session, back.name) == (web.session, "web")
     assert bench.pending(back) == ["x"]
 
@@ -227,7 +228,7 @@ def test_who_comes_back_to_a_taken_name_gets_a_number(bench: Bench) -> None:
     web = bench.claim("web")
     bench.store.reap(now=SILENT_MS + 1)
     newcomer = bench.claim("web", host=HOST_2, now=SILENT_MS + 2)
-    back = bench.claim("web", now=SILENT_MS + 3, again=web.session)
+    back = bench.claim("web", now=SILENT_MS + 3, again=web)
     assert (newcomer.name, back.name, back.session) == ("web", "web-2", web.session)
 
 
@@ -236,8 +237,10 @@ def test_coming_back_takes_nobody_elses_session(bench: Bench) -> None:
     second = bench.claim("web", process=Process(8, "x"))
     bench.store.leave(second.session, 8, now=1)
     bench.store.leave(first.session, first.process.pid, now=1)
-    assert bench.claim("web", again=second.session).session == second.session
-    assert bench.claim("web", again="neverseen").session == "neverseen"
+    assert bench.claim("web", again=second).session == second.session
+    unseen = replace(second, session="unseen", name="kept")
+    back = bench.claim("web", again=unseen)
+    assert (back.session, back.name) == ("unseen", "kept")
 
 
 def test_a_session_of_the_nearest_ancestor(bench: Bench) -> None:

@@ -331,3 +331,30 @@ async def test_a_socket_folder_that_others_can_write_is_refused(home: Path, plai
     with pytest.raises(BrokenSetup, match=r"can be written by other users \(mode 0777\): chmod go-rwx"):
         async with trigger.arm(trigger.endpoint("a")):
             pass
+
+
+@pytest.mark.spec("TRUST-3")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_another_users_datagram_wakes_nobody(plain: Trigger, home: Path) -> None:
+    endpoint = plain.endpoint("a")
+    # The path is reached while still root: the modes of the folders would keep another user out before that.
+    code = (
+        "import os, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(sys.argv[1])\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); s.send(b'x')\n"
+    )
+    async with plain.arm(endpoint) as wakes:
+        done = subprocess.run([sys.executable, "-c", code, str(home / "sock" / endpoint)], check=False)
+        assert done.returncode == 0
+        assert await is_quiet(plain, wakes)
+        assert plain.notify(endpoint) is Wake.WOKEN
+        assert await is_woken(wakes)
+
+
+async def test_a_listener_knows_whether_it_is_reachable(trigger: Trigger, home: Path) -> None:
+    endpoint = trigger.endpoint("a")
+    async with trigger.arm(endpoint) as wakes:
+        assert wakes.is_reachable()
+        for file in home.rglob("*.sock"):
+            file.unlink()
+            assert not wakes.is_reachable()

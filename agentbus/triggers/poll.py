@@ -23,6 +23,9 @@ class _Ticks:
 
         await anyio.sleep(self._poll_s)
 
+    def is_reachable(self) -> bool:
+        return True
+
 
 class PollTrigger:
     """Wakes its peer every `poll_ms` milliseconds, whether there is anything or not."""

@@ -1,7 +1,7 @@
 """The socket trigger: each peer binds a unix datagram socket, and a nudge is one empty datagram.
 
 The default, and the fastest that there is without a daemon. A datagram carries nothing; a dead listener is known at
-once, by ECONNREFUSED. Knows nothing of the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-3].
+once, by ECONNREFUSED. Knows nothing of the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-3], [TRUST-3].
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,11 @@ _NUDGE = b"\0"
 # storm of nudges cannot keep a peer from its mailbox.
 _MAX_NUDGES = 1_024
 
+# Linux tells who sent a datagram; elsewhere the folder's mode alone keeps others out.
+_CREDENTIALS: int = getattr(socket, "SO_PASSCRED", 0)
+_SCM_CREDENTIALS: int = getattr(socket, "SCM_CREDENTIALS", 2)
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(12)  # struct ucred: pid, uid, gid
+
 _RESULTS = {
     errno.ENOENT: Wake.ABSENT,
     errno.ENOTDIR: Wake.ABSENT,
@@ -45,42 +51,73 @@ _RESULTS = {
 }
 
 
-def _empty(listener: socket.socket) -> bool:
-    """Take all nudges that have arrived; whether there were any."""
-    for count in range(_MAX_NUDGES):
+class _Listener:
+    """A bound socket, and what there is to know of it."""
+
+    def __init__(self, bound: socket.socket, path: Path) -> None:
+        self.socket = bound
+        self.path = path
+        self._inode = os.lstat(path).st_ino
+
+    def is_in_place(self) -> bool:
+        """Whether the file that senders look for is still this socket's."""
         try:
-            listener.recv(1)
-        except BlockingIOError:
-            return count > 0
-    return True
+            return os.lstat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def empty(self) -> bool:
+        """Take all nudges that have arrived; whether there were any from our own user."""
+        was_nudged = False
+        for _ in range(_MAX_NUDGES):
+            try:
+                was_nudged |= self._is_ours()
+            except BlockingIOError:
+                return was_nudged
+        return True
+
+    def _is_ours(self) -> bool:
+        if not _CREDENTIALS:
+            self.socket.recv(1)
+            return True
+        _, ancillary, _, _ = self.socket.recvmsg(1, _CREDENTIALS_SPACE)
+        # The kernel vouches for these: unix(7), SCM_CREDENTIALS. [TRUST-3]
+        return any(
+            struct.unpack("iII", data[:12])[1] == os.geteuid()
+            for _, kind, data in ancillary
+            if kind == _SCM_CREDENTIALS
+        )
 
 
 class _Nudges:
     """The wakes of a listener, for any event loop: it is registered anew for each wait."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: _Listener) -> None:
         self._listener = listener
 
     async def wait(self) -> None:
         import anyio
 
-        while not _empty(self._listener):
-            await anyio.wait_readable(self._listener)
+        while not self._listener.empty():
+            await anyio.wait_readable(self._listener.socket)
+
+    def is_reachable(self) -> bool:
+        return self._listener.is_in_place()
 
 
 class _LoopNudges:
     """The same for asyncio, where a reader that stays registered is woken 50 us sooner."""
 
-    def __init__(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, listener: _Listener, loop: asyncio.AbstractEventLoop) -> None:
         self._listener = listener
         self._loop = loop
         self._was_nudged = False
         self._waiter: asyncio.Future[None] | None = None
-        loop.add_reader(listener, self._on_readable)
+        loop.add_reader(listener.socket, self._on_readable)
 
     def _on_readable(self) -> None:
         # Emptied here and not by who waits: nobody may be waiting, and the loop would call again and again.
-        if _empty(self._listener):
+        if self._listener.empty():
             self._was_nudged = True
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
@@ -94,12 +131,15 @@ class _LoopNudges:
                 self._waiter = None
         self._was_nudged = False
 
+    def is_reachable(self) -> bool:
+        return self._listener.is_in_place()
+
     def close(self) -> None:
-        self._loop.remove_reader(self._listener)
+        self._loop.remove_reader(self._listener.socket)
 
 
 @contextmanager
-def _nudges(listener: socket.socket) -> Iterator[_Nudges | _LoopNudges]:
+def _nudges(listener: _Listener) -> Iterator[_Nudges | _LoopNudges]:
     loop = asyncio_loop()
     if loop is None:
         yield _Nudges(listener)
@@ -145,19 +185,21 @@ class SocketTrigger:
         if self.notify(endpoint) in (Wake.WOKEN, Wake.PENDING):
             raise BrokenSetup(f"{path} is in use by a live process")
         self.clear(endpoint)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-            listener.setblocking(False)
-            self._bind(listener, path)
-            bound = os.lstat(path).st_ino
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
+            bound.setblocking(False)
+            if _CREDENTIALS:
+                bound.setsockopt(socket.SOL_SOCKET, _CREDENTIALS, 1)
+            self._bind(bound, path)
+            listener = _Listener(bound, path)
             try:
                 with _nudges(listener) as wakes:
                     yield wakes
             finally:
                 # Closed before it is removed: who nudges in between is told STALE, not that all is well.
-                listener.close()
-                # A file that is gone is no error, and a successor's socket of that name is not ours to remove.
-                with suppress(OSError):
-                    if os.lstat(path).st_ino == bound:
+                bound.close()
+                # A successor's socket of that name is not ours to remove.
+                if listener.is_in_place():
+                    with suppress(OSError):  # removed by somebody else just now
                         path.unlink()
 
     def _bind(self, listener: socket.socket, path: Path) -> None:

@@ -19,6 +19,7 @@ import anyio.to_thread
 
 from agentbus import process
 from agentbus.adapters.claude_mcp import guard
+from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
 from agentbus.adapters.claude_mcp.host import Host, Way, find_host
 from agentbus.adapters.claude_mcp.pull import PullDelivery
@@ -109,7 +110,7 @@ async def _serve(
         say=_say,
         retention_hours=settings.retention_hours,
     )
-    seat = Seat(session, host.way, host.reason, settings.name_note)
+    seat = Seat(session, host.way, host.reason, settings.name_note, BurstGuard(settings.burst))
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_watch_for_end, session, stdio)
@@ -159,6 +160,8 @@ async def _watch_for_end(
         task_status.started()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_after, stdio.closed.wait, tasks.cancel_scope)
+            if session is not None:
+                tasks.start_soon(_cancel_after, session.orphaned.wait, tasks.cancel_scope)
             async for _signal in signals:
                 break
             tasks.cancel_scope.cancel()

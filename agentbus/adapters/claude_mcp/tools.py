@@ -1,7 +1,7 @@
 """The tools, as plain data and one function each; arguments are checked here, every failure is one sentence.
 
 Knows the session, nothing of the MCP SDK: protocol.py makes the SDK's types from TOOLS. Implements [TOOL-1] to
-[TOOL-4], [READ-1] to [READ-3], [VOID-1].
+[TOOL-4], [READ-1] to [READ-3], [VOID-1], [BURST-1].
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import channel_element
 from agentbus.adapters.claude_mcp.host import Way
-from agentbus.envelope import MessageState, Peer, Status, Unread, timestamp
+from agentbus.envelope import MessageState, Peer, Status, Unread, normalise_name, timestamp
 from agentbus.errors import AgentbusError, InvalidRequest
 from agentbus.session import Session
 
@@ -37,6 +38,7 @@ class Seat:
     way: Way
     reason: str
     name_note: str = ""
+    burst: BurstGuard = field(default_factory=lambda: BurstGuard(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,14 @@ class Tool:
         }
 
 
-async def _send_message(_seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
+async def _send_message(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
+    with seat.burst.one(normalise_name(arguments["to"])):
+        return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
-async def _broadcast(_seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    sent = await session.broadcast(arguments["text"])
+async def _broadcast(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
+    with seat.burst.one("everybody"):
+        sent = await session.broadcast(arguments["text"])
     if not sent:
         return "nobody else is online; nothing was sent"
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
