@@ -54,3 +54,13 @@ def test_every_variable_is_in_spec_and_readme_and_the_other_way_round() -> None:
     for name in ("SPEC.md", "README.md"):
         text = ROOT.joinpath(name).read_text(encoding="utf-8")
         assert set(re.findall(r"AGENTBUS_[A-Z_]+", text)) == read, name
+
+
+def test_every_test_that_the_fault_table_names_exists() -> None:
+    faults = ROOT.joinpath("SPEC.md").read_text(encoding="utf-8").split("## 11. Faults")[1]
+    named = set(re.findall(r"`(test_\w+)`", faults))
+    there = set()
+    for path in ROOT.joinpath("tests").glob("test_*.py"):
+        there |= set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named
+    assert named - there == set()

@@ -1,0 +1,158 @@
+"""Does anything get lost when sessions send, rename, die and come back at random, for as long as you like?
+
+Real `agentbus serve claude-mcp` processes over pipes. The same seed makes the same decisions; what processes make of
+them is up to the machine. At the end every message that was accepted is looked for: in the database it is delivered or
+pending, and if it is delivered, a client has read it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import apsw
+import typer
+
+from tests.helpers import INITIALIZE, RawClient
+
+ACCEPTED = re.compile(r"^(?:sent|queued) #(\d+) ")
+
+
+class Soak:
+    """The sessions of one run, and what was seen of them."""
+
+    def __init__(self, home: Path, sessions: int, seed: int) -> None:
+        self._home = home
+        self._chance = random.Random(seed)
+        self._names = [f"s{number}" for number in range(sessions)]
+        self._aliases = [f"a{number}" for number in range(2 * sessions)]
+        self._live: dict[str, RawClient] = {}
+        self.accepted: set[int] = set()
+        self.received: Counter[int] = Counter()
+        self.counts: Counter[str] = Counter()
+
+    def start(self, name: str) -> None:
+        client = RawClient(self._home, name)
+        client.post("initialize", INITIALIZE)
+        client.notify("notifications/initialized")
+        client.post("tools/list")
+        self._live[name] = client
+        self.counts["starts"] += 1
+
+    def collect(self, client: RawClient) -> None:
+        """Take down what a session that has ended was told, and what it was given."""
+        client.end()
+        for _, message in client.arrived:
+            for block in message.get("result", {}).get("content", []):
+                found = ACCEPTED.match(block["text"])
+                if found:
+                    self.accepted.add(int(found[1]))
+        self.received.update(int(event["meta"]["msg_id"]) for _, event in client.events)
+
+    def one_step(self) -> None:
+        name = self._chance.choice(self._names)
+        client = self._live.get(name)
+        if client is None:
+            self.start(name)
+            return
+        dice = self._chance.random()
+        if dice < 0.9:
+            to = self._chance.choice(self._names + self._aliases)
+            self._call(client, "send_message", to=to, text="x" * self._chance.choice([1, 100, 5_000]))
+        elif dice < 0.97:
+            self._call(client, "set_name", name=self._chance.choice([name, *self._aliases]))
+        elif dice < 0.975:
+            self._call(client, "broadcast", text="to all")
+        elif dice < 0.985:
+            self._end(name, client, signal.SIGKILL)
+        elif dice < 0.99:
+            self._end(name, client, signal.SIGINT)
+        time.sleep(self._chance.random() * 0.02)
+
+    def _call(self, client: RawClient, tool: str, **arguments: str) -> None:
+        self.counts[tool] += 1
+        client.post_call(tool, **arguments)
+
+    def _end(self, name: str, client: RawClient, how: signal.Signals) -> None:
+        self.counts[how.name] += 1
+        client.process.send_signal(how)
+        client.process.wait()
+        del self._live[name]
+        self.collect(client)
+
+    def finish(self, patience_s: float) -> None:
+        """Let everybody receive what there is, then end them all."""
+        for name in self._names:
+            if name not in self._live:
+                self.start(name)
+        give_up_at = time.monotonic() + patience_s
+        while time.monotonic() < give_up_at and self._pending_for_the_living():
+            time.sleep(0.2)
+        for name, client in list(self._live.items()):
+            self._end(name, client, signal.SIGINT)
+
+    def _rows(self, sql: str) -> list[tuple[int, ...]]:
+        connection = apsw.Connection(str(self._home / "bus.db"))
+        try:
+            return list(connection.execute(sql))
+        finally:
+            connection.close()
+
+    def _pending_for_the_living(self) -> int:
+        sql = (
+            "SELECT count(*) FROM messages WHERE delivered_at IS NULL"
+            " AND recipient IN (SELECT name FROM peers WHERE left_at IS NULL)"
+        )
+        return self._rows(sql)[0][0]
+
+    def audit(self) -> list[str]:
+        """What is wrong, in words; nothing if all is well."""
+        states = {row[0]: row[1] for row in self._rows("SELECT id, delivered_at IS NOT NULL FROM messages")}
+        delivered = {row_id for row_id, is_delivered in states.items() if is_delivered}
+        self.counts["accepted"] = len(self.accepted)
+        self.counts["committed, answer lost with the sender"] = len(set(states) - self.accepted)
+        self.counts["delivered"] = len(delivered)
+        self.counts["pending"] = len(states) - len(delivered)
+        self.counts["received twice or more"] = sum(1 for count in self.received.values() if count > 1)
+        wrong = []
+        if self.accepted - set(states):
+            wrong.append(f"accepted and not in the database: {sorted(self.accepted - set(states))[:20]}")
+        if delivered - set(self.received):
+            wrong.append(f"delivered and read by nobody: {sorted(delivered - set(self.received))[:20]}")
+        if set(self.received) - set(states):
+            wrong.append(f"received and not in the database: {sorted(set(self.received) - set(states))[:20]}")
+        return wrong
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="How long to go on.", min=1)] = 60.0,
+    sessions: Annotated[int, typer.Option(help="How many sessions.", min=2)] = 8,
+    seed: Annotated[int, typer.Option(help="Decides what happens.")] = 1,
+) -> None:
+    """Send, rename, kill and restart at random, then audit every message.
+
+    Example: python -m bench.soak --seconds 600 --seed 7
+    """
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        soak = Soak(Path(folder, "bus"), sessions, seed)
+        end_at = time.monotonic() + seconds
+        try:
+            while time.monotonic() < end_at:
+                soak.one_step()
+        finally:
+            soak.finish(patience_s=60)
+        wrong = soak.audit()
+    for what, count in soak.counts.items():
+        print(f"{count:9,}  {what}")
+    print("\n".join(wrong) or "audit: accepted = delivered + pending, for every message; what is delivered was read")
+    raise typer.Exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
