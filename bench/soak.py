@@ -21,7 +21,7 @@ import typer
 
 from tests.helpers import INITIALIZE, RawClient
 
-ACCEPTED = re.compile(r"^(?:sent|queued) #(\d+) ")
+ACCEPTED = re.compile(r"#(\d+)")
 
 
 class Soak:
@@ -50,9 +50,8 @@ class Soak:
         client.end()
         for _, message in client.arrived:
             for block in message.get("result", {}).get("content", []):
-                found = ACCEPTED.match(block["text"])
-                if found:
-                    self.accepted.add(int(found[1]))
+                if block["text"].startswith(("sent ", "queued ")):
+                    self.accepted.update(int(row_id) for row_id in ACCEPTED.findall(block["text"]))
         self.received.update(int(event["meta"]["msg_id"]) for _, event in client.events)
 
     def one_step(self) -> None:
