@@ -217,7 +217,7 @@ class Transaction:
             raise explain(error, self._path) from error
 
 
-def _file_at(path: Path) -> tuple[int, int] | None:
+def _file_at(path: str) -> tuple[int, int] | None:
     try:
         facts = os.stat(path)
     except OSError:
@@ -233,6 +233,7 @@ class Database:
 
     def __init__(self, path: Path, *, busy_ms: int, sync: str, on_wal: Callable[[int], None] | None) -> None:
         self.path = path
+        self._name = str(path)  # looked for before each send; a Path would be made into text each time
         self._busy_ms = busy_ms
         self._sync = sync
         self._on_wal = on_wal
@@ -240,12 +241,12 @@ class Database:
 
     def _connect(self) -> apsw.Connection:
         connection = connect(self.path, busy_ms=self._busy_ms, sync=self._sync, on_wal=self._on_wal)
-        self._file = _file_at(self.path)
+        self._file = _file_at(self._name)
         return connection
 
     def is_replaced(self) -> bool:
         """Whether the file that was opened is no longer the one at `path`: deleted, or another in its place."""
-        return _file_at(self.path) != self._file
+        return _file_at(self._name) != self._file
 
     def reopen(self) -> None:
         """Turn to the file that is at `path` now, creating it as needed."""

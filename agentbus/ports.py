@@ -36,7 +36,8 @@ class Wakes(Protocol):
 
         Any number of nudges makes one return. Spurious returns are allowed. Whatever was nudged before the
         return is forgotten *before* it, so who reads the mailbox afterwards misses nothing: a nudge that
-        comes later makes the next call return. Cancelling loses no nudge.
+        comes later makes the next call return. Cancelling loses no nudge. Disarming makes it return too, sooner or
+        later.
         """
 
     def is_reachable(self) -> bool:

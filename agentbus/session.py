@@ -71,19 +71,16 @@ class _NotedWakes:
 
     def __init__(self, wakes: Wakes) -> None:
         self._wakes = wakes
-        self._waiting = anyio.CancelScope()
         self.woken = anyio.Event()
 
     async def wait(self) -> None:
-        with anyio.CancelScope() as self._waiting:
-            await self._wakes.wait()
+        await self._wakes.wait()
         woken, self.woken = self.woken, anyio.Event()
         woken.set()
 
     def replace(self, wakes: Wakes) -> None:
-        """Wait for these from here on; who waits now is woken, as a nudge may have been missed."""
+        """Wait for these from here on; who waits for the old ones is woken when they are disarmed."""
         self._wakes = wakes
-        self._waiting.cancel()
 
     def is_reachable(self) -> bool:
         return self._wakes.is_reachable()

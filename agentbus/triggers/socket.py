@@ -98,8 +98,13 @@ class _Nudges:
     async def wait(self) -> None:
         import anyio
 
-        while not self._listener.empty():
-            await anyio.wait_readable(self._listener.socket)
+        try:
+            while not self._listener.empty():
+                await anyio.wait_readable(self._listener.socket)
+        except (anyio.ClosedResourceError, ValueError, OSError):
+            if self._listener.socket.fileno() >= 0:
+                raise
+            # Disarmed while it waited: whoever armed anew has told where to wait from here on.
 
     def is_reachable(self) -> bool:
         return self._listener.is_in_place()
@@ -136,13 +141,22 @@ class _LoopNudges:
 
     def close(self) -> None:
         self._loop.remove_reader(self._listener.socket)
+        # Who still waits here is to wait elsewhere, and may have missed a nudge.
+        self._was_nudged = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 @contextmanager
 def _nudges(listener: _Listener) -> Iterator[_Nudges | _LoopNudges]:
     loop = asyncio_loop()
     if loop is None:
-        yield _Nudges(listener)
+        try:
+            yield _Nudges(listener)
+        finally:
+            import anyio
+
+            anyio.notify_closing(listener.socket)
         return
     nudges = _LoopNudges(listener, loop)
     try:
