@@ -127,8 +127,6 @@ class Pump:
 
     async def _deliver(self) -> Fact:
         found, generation = self._found, self._generation
-        if not found:
-            return Fact.FAILED  # forgotten since it was read
         try:
             receipt = await self._delivery.deliver(found)
         except DeliveryFailed:
