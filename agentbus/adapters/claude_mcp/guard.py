@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["error_line", "refusal", "refuse", "salvage"]
+__all__ = ["HANDSHAKE_VERSIONS", "error_line", "is_id", "parse", "refusal", "refuse", "salvage"]
 
 # Codes of JSON-RPC 2.0, section 5.1, and of MCP revision 2026-07-28 (unsupported protocol version).
 PARSE_ERROR = -32700
@@ -31,17 +31,17 @@ def error_line(request_id: object, code: int, message: str, data: dict[str, Any]
     return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode() + b"\n"
 
 
-def _request(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in `line`; None when there is none."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if isinstance(message, dict) and isinstance(message.get("method"), str) and _is_id(message.get("id")):
-        return message
-    return None
+    return message if isinstance(message, dict) else None
 
 
-def _is_id(value: object) -> bool:
+def is_id(value: object) -> bool:
+    """Whether JSON-RPC takes `value` for the id of a request."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
@@ -51,8 +51,10 @@ def refusal(line: bytes) -> bytes | None:
     # with escapes gets past this, and is met by `refuse` when it has been parsed.
     if b"server" not in line and b"protocolVersion" not in line:
         return None
-    request = _request(line)
-    return None if request is None else refuse(request["id"], request["method"], request.get("params"))
+    message = parse(line)
+    if message is None or not isinstance(message.get("method"), str) or not is_id(message.get("id")):
+        return None
+    return refuse(message["id"], message["method"], message.get("params"))
 
 
 def refuse(request_id: object, method: str, params: object) -> bytes | None:
@@ -73,4 +75,4 @@ def salvage(line: bytes, problem: str) -> bytes:
     except (ValueError, RecursionError):
         return error_line(None, PARSE_ERROR, f"not a line of JSON: {problem}")
     request_id = message.get("id") if isinstance(message, dict) else None
-    return error_line(request_id if _is_id(request_id) else None, INVALID_REQUEST, f"not a request: {problem}")
+    return error_line(request_id if is_id(request_id) else None, INVALID_REQUEST, f"not a request: {problem}")

@@ -7,7 +7,7 @@ imported in a thread when mailbox, name and socket are up already. Implements [M
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -20,14 +20,13 @@ from pydantic import ValidationError
 from agentbus import __version__
 from agentbus.adapters.claude_mcp import guard, tools
 from agentbus.adapters.claude_mcp.channel import ReadyGate
+from agentbus.adapters.claude_mcp.desk import Desk
+from agentbus.adapters.claude_mcp.host import SERVER_NAME
 from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.errors import DeliveryClosed, TryAgain
 
 __all__ = ["serve_mcp"]
-
-# What Claude Code looks for before it takes channel events from a server.
-_EXPERIMENTAL: dict[str, dict[str, Any]] = {"claude/channel": {}}
 
 
 class _Stream:
@@ -72,12 +71,19 @@ class _Settling:
         return ServerMessageMetadata(on_request_unanswered=unanswered)
 
 
+async def _chained(first: list[bytes], rest: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
+    for line in first:
+        yield line
+    async for later in rest:
+        yield later
+
+
 class _Incoming(_Stream):
     """The lines of the client as messages; what is none is answered here."""
 
-    def __init__(self, stdio: Stdio, listings: set[int | str], settling: _Settling) -> None:
+    def __init__(self, stdio: Stdio, handshake: list[bytes], listings: set[int | str], settling: _Settling) -> None:
         self._stdio = stdio
-        self._lines = stdio.lines()
+        self._lines = _chained(handshake, stdio.lines())
         self._listings = listings
         self._settling = settling
 
@@ -123,37 +129,41 @@ class _Incoming(_Stream):
 class _Outgoing(_Stream):
     """Messages of the SDK as lines to the client."""
 
-    def __init__(self, stdio: Stdio, listings: set[int | str], gate: ReadyGate, settling: _Settling) -> None:
+    def __init__(
+        self,
+        stdio: Stdio,
+        answered_id: int | str | None,
+        listings: set[int | str],
+        gate: ReadyGate,
+        settling: _Settling,
+    ) -> None:
         self._stdio = stdio
+        self._answered_id = answered_id
         self._listings = listings
         self._gate = gate
         self._settling = settling
 
     async def send(self, item: SessionMessage, /) -> None:
+        answered = getattr(item.message, "id", None)
+        if answered is not None and answered == self._answered_id:
+            # The client has had the desk's answer to this. [DESK-2]
+            self._answered_id = None
+            if not isinstance(item.message, types.JSONRPCResponse):
+                print(f"agentbus: the handshake was refused late: {item.message}", file=sys.stderr, flush=True)
+            return
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
         try:
             await self._stdio.write(line.encode() + b"\n")
         except DeliveryClosed:
             raise anyio.BrokenResourceError from None
-        answered = getattr(item.message, "id", None)
         if answered in self._listings:
             self._listings.discard(answered)
             self._gate.listed()
         await self._settling.settle(answered, reached=True)
 
 
-def _tool(tool: tools.Tool) -> types.Tool:
-    return types.Tool(
-        name=tool.name,
-        description=tool.description,
-        input_schema=tool.input_schema(),
-        # Shown to the model at once; deferred tools are only names until it searches for them.
-        _meta={"anthropic/alwaysLoad": True},
-    )
-
-
 def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Server[Any]:
-    listed = types.ListToolsResult(tools=[_tool(tool) for tool in tools.TOOLS])
+    listed = types.ListToolsResult.model_validate(tools.listing(), by_name=False)
 
     async def list_tools(_context: Any, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return listed
@@ -168,7 +178,7 @@ def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Serv
         gate.initialized()
 
     server: Server[Any] = Server(
-        "agentbus",
+        SERVER_NAME,
         version=__version__,
         instructions=tools.instructions(seat),
         on_list_tools=list_tools,
@@ -180,13 +190,15 @@ def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Serv
     return server
 
 
-async def serve_mcp(seat: tools.Seat, stdio: Stdio, gate: ReadyGate) -> None:
-    """Speak MCP until the client is gone."""
+async def serve_mcp(seat: tools.Seat, stdio: Stdio, gate: ReadyGate, desk: Desk) -> None:
+    """Take over from the desk and speak MCP until the client is gone. [DESK-2]"""
     settling = _Settling()
     server = _make_server(seat, gate, settling)
     listings: set[int | str] = set()
+    # From here on the lines come here; those that the desk has left are the first.
+    stdio.sift(guard.refusal)
     await server.run(
-        _Incoming(stdio, listings, settling),
-        _Outgoing(stdio, listings, gate, settling),
-        server.create_initialization_options(experimental_capabilities=_EXPERIMENTAL),
+        _Incoming(stdio, desk.hand_over(), listings, settling),
+        _Outgoing(stdio, desk.initialize_id, listings, gate, settling),
+        server.create_initialization_options(experimental_capabilities=tools.EXPERIMENTAL),
     )

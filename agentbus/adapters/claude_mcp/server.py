@@ -21,6 +21,7 @@ from agentbus import process
 from agentbus.adapters.claude_mcp import guard
 from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.claude_mcp.desk import Desk
 from agentbus.adapters.claude_mcp.host import Host, Way, find_host
 from agentbus.adapters.claude_mcp.pull import PullDelivery
 from agentbus.adapters.claude_mcp.stdio import Stdio
@@ -37,6 +38,10 @@ RUNTIME = "claude-mcp"
 # Of the 100 ms between Claude Code's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
 _STOP_S = 0.05
 _CLOSE_PATIENCE_S = 0.03
+# What the desk and the pump wait for their turn while a thread imports the SDK. With the interpreter's 5 ms and its
+# collector on, the event loop stood still for up to 20-40 ms at a time; with this and no collector for 4 ms, and the
+# import took no longer.
+_IMPORT_SWITCH_S = 0.001
 
 
 def _say(line: str) -> None:
@@ -134,14 +139,28 @@ async def _serve_nobody(host: Host, stdio: Stdio) -> int:
 
 
 async def _speak(seat: Seat, stdio: Stdio, gate: ReadyGate) -> None:
-    protocol = await anyio.to_thread.run_sync(
-        import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
-    )
-    # The SDK's models are there for good: the collector need not walk through them again and again.
-    gc.freeze()
-    await protocol.serve_mcp(seat, stdio, gate)
+    desk = Desk(seat, gate)
+    stdio.sift(desk.take)
+    protocol = await _import_sdk()
+    await protocol.serve_mcp(seat, stdio, gate, desk)
     # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
     await anyio.sleep_forever()
+
+
+async def _import_sdk() -> Any:
+    """Import the SDK's half second in a thread, in nobody's way: see _IMPORT_SWITCH_S."""
+    before_s = sys.getswitchinterval()
+    gc.disable()
+    sys.setswitchinterval(_IMPORT_SWITCH_S)
+    try:
+        return await anyio.to_thread.run_sync(
+            import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
+        )
+    finally:
+        sys.setswitchinterval(before_s)
+        # The SDK's models are there for good: the collector need not walk through them again and again.
+        gc.freeze()
+        gc.enable()
 
 
 def _announce(session: Session, settings: Settings) -> None:

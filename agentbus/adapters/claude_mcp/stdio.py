@@ -62,7 +62,8 @@ async def _until_writable(fd: int) -> None:
 class Stdio:
     """Lines in from `fd_in`, bytes out to `fd_out`; both become non-blocking. One reader task, any writers.
 
-    `refuse` sees each line first: what it returns is written as the answer, and nobody else sees the line.
+    `refuse` sees each line first: what it returns is written as the answer, and nobody else sees the line; None
+    leaves it to whoever reads `lines`.
     """
 
     def __init__(self, fd_in: int, fd_out: int, refuse: Callable[[bytes], bytes | None]) -> None:
@@ -176,14 +177,25 @@ class Stdio:
         if not data:
             self._has_ended = True
         for line in self._buffer.feed(data):
-            answer = None if line is None else self._refuse(line)
-            if answer is not None:
-                self._post(answer)
-            elif line is None or line.strip():
-                self._lines.append(line)
-                self._line_came.set()
+            self._sort(line)
         if self._has_ended or self._is_full():
             self._reading_paused.set()
+
+    def _sort(self, line: bytes | None) -> None:
+        answer = None if line is None else self._refuse(line)
+        if answer is not None:
+            self._post(answer)
+        elif line is None or line.strip():
+            self._lines.append(line)
+            self._line_came.set()
+
+    def sift(self, refuse: Callable[[bytes], bytes | None]) -> None:
+        """Let `refuse` see the lines from here on, those that wait to be read first."""
+        self._refuse = refuse
+        waiting, self._lines = self._lines, deque()
+        for line in waiting:
+            self._sort(line)
+        self._room_came.set()
 
     def _close(self) -> None:
         """Tell everybody who waits for the client that it is gone."""

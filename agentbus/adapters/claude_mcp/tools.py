@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentbus import __version__
 from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import channel_element
-from agentbus.adapters.claude_mcp.host import Way
+from agentbus.adapters.claude_mcp.guard import HANDSHAKE_VERSIONS
+from agentbus.adapters.claude_mcp.host import SERVER_NAME, Way
 from agentbus.envelope import MessageState, Peer, Status, Unread, normalise_name, timestamp
 from agentbus.errors import AgentbusError, InvalidRequest
 from agentbus.session import Session
 
-__all__ = ["TOOLS", "Seat", "Tool", "ToolResult", "call", "instructions"]
+__all__ = ["TOOLS", "Seat", "Tool", "ToolResult", "call", "instructions", "listing", "welcome"]
 
 # A wrong argument is quoted back; more of it would bury the sentence.
 _MAX_QUOTED_CHARS = 40
@@ -96,6 +98,16 @@ class Tool:
             "properties": {name: argument.schema() for name, argument in self.arguments.items()},
             "required": [name for name, argument in self.arguments.items() if argument.is_required],
             "additionalProperties": False,
+        }
+
+    def listed(self) -> dict[str, Any]:
+        """Itself in the result of `tools/list`."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "inputSchema": self.input_schema(),
+            # Shown to the model at once; deferred tools are only names until it searches for them.
+            "_meta": {"anthropic/alwaysLoad": True},
         }
 
 
@@ -247,6 +259,26 @@ TOOLS: tuple[Tool, ...] = (
         {"id": Argument("The number after # that send_message gave.", True, 1, _ID_HIGH)},
     ),
 )
+
+# What Claude Code looks for before it takes channel events from a server. [MCP-2]
+EXPERIMENTAL: dict[str, dict[str, Any]] = {"claude/channel": {}}
+
+
+def listing() -> dict[str, Any]:
+    """The result of `tools/list`."""
+    return {"tools": [tool.listed() for tool in TOOLS]}
+
+
+def welcome(seat: Seat, version: str) -> dict[str, Any]:
+    """The result of `initialize` for a client that asks for protocol `version`."""
+    return {
+        # The newest that begins with `initialize` is offered to whoever asks for one that is unknown.
+        "protocolVersion": version if version in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1],
+        "capabilities": {"experimental": EXPERIMENTAL, "tools": {"listChanged": False}},
+        "serverInfo": {"name": SERVER_NAME, "version": __version__},
+        "instructions": instructions(seat),
+    }
+
 
 _BY_NAME = {tool.name: tool for tool in TOOLS}
 
