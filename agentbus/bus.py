@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,7 +30,8 @@ PULL = "pull"
 # How long a session waits for a busy database, in all; as long as the command line waits inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
 # A send or a mark holds the lock for 0.1 ms; whoever holds it for longer is asked less and less.
-_FIRST_PAUSE_S = 0.000_2
+_SPIN_S = 0.000_5
+_FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.012
 
 
@@ -155,7 +157,7 @@ class Bus:
         """Nudge `peer`; whether it is there. A row whose process is dead ends here. [SEND-5]"""
         trigger = self._triggers.get(peer.trigger)
         wake = Wake.PENDING if trigger is None else trigger.notify(peer.endpoint)
-        if wake is Wake.WOKEN or is_alive(peer.process):
+        if wake is Wake.WOKEN or wake is Wake.FULL or is_alive(peer.process):
             return True
         try:
             self.leave(peer)
@@ -249,10 +251,17 @@ async def patiently(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE
         pass
     # Imported by whoever has an event loop already; the command line has none and need not pay for it.
     import anyio
+    import anyio.lowlevel
 
-    give_up_at = time.monotonic() + patience_s
+    began_at = time.monotonic()
+    give_up_at = began_at + patience_s
     pause_s = _FIRST_PAUSE_S
     while True:
+        # Most locks are gone before an event loop could even sleep: its timers have a resolution of 1 ms.
+        while time.monotonic() < began_at + _SPIN_S:
+            await anyio.lowlevel.checkpoint()
+            with suppress(Busy):
+                return call()
         # Jitter keeps sessions that met at a lock from meeting there again.
         await anyio.sleep(pause_s * (0.5 + os.urandom(1)[0] / 255))
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

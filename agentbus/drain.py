@@ -22,7 +22,7 @@ class State(Enum):
     PUSHING = "pushing"  # envelopes are being handed over
     SETTLING = "settling"  # has the far end taken what was handed over?
     MARKING = "marking"  # what was taken is being marked delivered
-    HOLDING = "holding"  # something handed over is not taken yet
+    HOLDING = "holding"  # something handed over is not taken, or not marked, yet
     RETRYING = "retrying"  # the database or the delivery said: later
     IDLE = "idle"  # everything is delivered and marked
     CLOSED = "closed"  # the far end is gone
@@ -36,6 +36,9 @@ class Fact(Enum):
     EMPTY = "empty"  # it has none
     HANDED = "handed"  # the delivery has handed over at least one
     TAKEN = "taken"  # the far end has taken some that are not marked yet
+    MORE = "more"  # nothing is due, and the delivery has left some of what was found
+    RECENT = "recent"  # so recently that others may soon be marked with them
+    STREAMING = "streaming"  # message upon message comes: what comes next can be handed over together
     UNTAKEN = "untaken"  # it has taken none of what is out
     CLEAR = "clear"  # nothing is out
     MARKED = "marked"  # the marks are committed
@@ -54,7 +57,7 @@ class Action(Enum):
     CHECK = "check"
     MARK = "mark"
     SLEEP = "sleep"  # until a wake or the instant
-    PAUSE = "pause"  # until the instant: a wake does not make a busy database free
+    PAUSE = "pause"  # until the instant, whatever wakes come: they make no database free, and no stream thinner
     STOP = "stop"
 
 
@@ -68,6 +71,9 @@ TRANSITIONS: dict[tuple[State, Fact], tuple[State, Action]] = {
     (State.PUSHING, Fact.FAILED): (State.RETRYING, Action.PAUSE),
     (State.PUSHING, Fact.GONE): (State.CLOSED, Action.STOP),
     (State.SETTLING, Fact.TAKEN): (State.MARKING, Action.MARK),
+    (State.SETTLING, Fact.MORE): (State.READING, Action.READ),
+    (State.SETTLING, Fact.RECENT): (State.HOLDING, Action.SLEEP),
+    (State.SETTLING, Fact.STREAMING): (State.HOLDING, Action.PAUSE),
     (State.SETTLING, Fact.UNTAKEN): (State.HOLDING, Action.SLEEP),
     (State.SETTLING, Fact.CLEAR): (State.IDLE, Action.SLEEP),
     (State.MARKING, Fact.MARKED): (State.READING, Action.READ),
@@ -86,6 +92,9 @@ class Pace:
     safety_s: float = 3.0
     # A client that listens has read within a millisecond; one that is stuck is asked 20 times a second.
     settle_s: tuple[float, float] = (0.001, 0.05)
+    # How long marks wait for others: a stream of messages then costs a thousand transactions a second at most, which
+    # its sender has to compete with, and a single message none more. What a crash doubles grows by as much.
+    mark_s: float = 0.001
     # A writer is done in 0.1 ms; a full disk or a stopped writer may take its time.
     retry_s: tuple[float, float] = (0.000_5, 0.5)
 
@@ -130,10 +139,12 @@ class Drain:
             # Things move again: whatever was slow is looked at closely from here on.
             self._settle_s = self._pace.settle_s[0]
             self._retry_s = self._pace.retry_s[0]
-        return Step(action, now + self._sleep_s() if action in (Action.SLEEP, Action.PAUSE) else None)
+        return Step(action, now + self._sleep_s(fact) if action in (Action.SLEEP, Action.PAUSE) else None)
 
-    def _sleep_s(self) -> float:
-        if self._state is State.HOLDING:
+    def _sleep_s(self, fact: Fact) -> float:
+        if fact in (Fact.RECENT, Fact.STREAMING):
+            sleep_s = self._pace.mark_s
+        elif self._state is State.HOLDING:
             sleep_s = self._settle_s
             self._settle_s = min(2 * sleep_s, self._pace.settle_s[1])
         elif self._state is State.RETRYING:

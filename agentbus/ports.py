@@ -23,7 +23,8 @@ class Wake(Enum):
     """What became of one nudge."""
 
     WOKEN = "woken"  # the peer listens, and has been told
-    PENDING = "pending"  # the peer will look by itself, or has nudges enough waiting
+    FULL = "full"  # the peer listens, and has nudges enough waiting
+    PENDING = "pending"  # the peer will look by itself, if it lives
     ABSENT = "absent"  # nobody listens, nor has left a trace
     STALE = "stale"  # somebody listened and died without clearing up
 

@@ -123,7 +123,6 @@ class Store:
         """
         with self._writing() as execute:
             address = self._resolve(execute, to)
-            self._check_room(execute, address.mailbox)
             row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now)
             if reply_to is not None:
                 execute(
@@ -139,26 +138,26 @@ class Store:
         """
         with self._writing() as execute:
             peers = [peer for peer in self._present(execute) if peer.name != sender]
-            for peer in peers:
-                self._check_room(execute, peer.name)
             return [(self._insert(execute, sender, peer.name, body, None, now), peer) for peer in peers]
 
-    @staticmethod
     def _insert(
-        execute: Callable[..., Any], sender: str, recipient: str, body: str, reply_to: int | None, now: int
+        self, execute: Callable[..., Any], sender: str, recipient: str, body: str, reply_to: int | None, now: int
     ) -> int:
         row = execute(
             "INSERT INTO messages (sender, recipient, body, reply_to, sent_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
             (sender, recipient, body, reply_to, now),
         ).fetchone()
+        self._check_room(execute, recipient, row[0])
         return int(row[0])
 
-    def _check_room(self, execute: Callable[..., Any], mailbox: str) -> None:
-        full = execute(
-            "SELECT 1 FROM messages WHERE recipient = ? AND delivered_at IS NULL ORDER BY id LIMIT 1 OFFSET ?",
-            (mailbox, self._max_pending - 1),
-        ).fetchone()
-        if full:
+    def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
+        """Refuse the message `row_id`, just inserted, if it is one too many for its mailbox. [SEND-3]"""
+        oldest = "SELECT id FROM messages WHERE recipient = ? AND delivered_at IS NULL ORDER BY id LIMIT 1"
+        # Each id is given once: where fewer were given since the oldest pending one than a mailbox takes, there is
+        # and nothing has to be counted.
+        if row_id - execute(oldest, (mailbox,)).fetchone()[0] < self._max_pending:
+            return
+        if execute(f"{oldest} OFFSET ?", (mailbox, self._max_pending)).fetchone():
             raise MailboxFull(
                 f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
                 hint=f'start a session named "{mailbox}", which takes them, then send again',

@@ -12,6 +12,7 @@ import pytest
 from agentbus import process
 from agentbus.adapters.claude_mcp.host import Way, find_host, judge
 from agentbus.process import Process
+from tests.helpers import until
 
 FLAG = "--dangerously-load-development-channels"
 
@@ -108,6 +109,7 @@ def test_the_arguments_of_a_process_are_read(monkeypatch: pytest.MonkeyPatch) ->
     try:
         found = process.look_up(child.pid)
         assert found is not None
+        until(lambda: process.arguments(found), "exec")  # for a moment of it a process has no arguments
         assert process.arguments(found) == [sys.executable, "-c", "input()", "two words", "ü", ""]
         monkeypatch.setattr(process, "_HAS_PROC", False)
         assert process.arguments(found)[:3] == [sys.executable, "-c", "input()"]

@@ -34,6 +34,9 @@ class Mailbox:
         self.busy_reads = 0
         self.busy_marks = 0
         self.marked: list[int] = []
+        self.marks = 0
+        self.reads = 0
+        self.largest_read = 0
 
     def send(self, text: str = "hello") -> int:
         return self.store.send("alice", "bob", text, now=0)[0]
@@ -42,6 +45,8 @@ class Mailbox:
         if self.busy_reads:
             self.busy_reads -= 1
             raise Busy
+        self.reads += 1
+        self.largest_read = max(self.largest_read, limit)
         return self.store.pending(self.peer.session, self.peer.process.pid, limit)
 
     def mark(self, ids) -> None:
@@ -51,6 +56,7 @@ class Mailbox:
         ids = list(ids)
         self.store.mark_delivered(ids, session=self.peer.session, carrier="fake", now=1)
         self.marked += ids
+        self.marks += 1
 
     def pending(self) -> list[int]:
         return [envelope.id for envelope in self.store.pending(self.peer.session, self.peer.process.pid, 10_000)]
@@ -195,6 +201,50 @@ async def test_spurious_wakes_deliver_nothing(mailbox: Mailbox) -> None:
             await anyio.wait_all_tasks_blocked()
         assert run.delivery.handed == []
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.spec("DRAIN-7")
+async def test_a_stream_is_read_together_marked_together_and_over_when_it_ends(mailbox: Mailbox) -> None:
+    run = Running(mailbox, FakeDelivery())
+    # A clock a thousand times too slow: on the slowest machine what comes here is a stream.
+    run.pump = Pump(
+        read=mailbox.read,
+        mark=mailbox.mark,
+        delivery=run.delivery,
+        wakes=run.wakes,
+        pace=NO_POLL,
+        clock=lambda: anyio.current_time() / 1_000,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.pump.run)
+        ids = []
+        for _ in range(20):
+            ids.append(run.send())
+            await run.until(lambda: len(run.delivery.handed) == len(ids))
+        # One by one, as they came, and from the ninth on after a pause.
+        assert mailbox.marks == 0
+        reads = mailbox.reads
+        ids += [run.send() for _ in range(50)]
+        await run.until(lambda: len(run.delivery.handed) == len(ids))
+        assert mailbox.reads - reads <= 3
+        ids += [run.send() for _ in range(BATCH - len(ids))]
+        await run.until_marked(ids)
+        assert mailbox.marks == 1
+        tasks.cancel_scope.cancel()
+    assert [envelope.id for envelope in run.delivery.handed] == ids
+
+
+async def test_a_delivery_that_takes_one_at_a_time_is_neither_paused_nor_read_a_hundred(mailbox: Mailbox) -> None:
+    ids = [mailbox.send() for _ in range(200)]
+    run = Running(mailbox, FakeDelivery(most=1), Pace(safety_s=600.0, mark_s=600.0))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.pump.run)
+        await run.until(lambda: len(run.delivery.handed) >= 150)
+        # No mark, no wake and no poll can have moved it on; it reads what is out and two more.
+        assert mailbox.largest_read <= BATCH + 2
+        assert run.delivery.handed[0].id == ids[0]
+        tasks.cancel_scope.cancel()
+    assert [envelope.id for envelope in run.delivery.handed] == ids[: len(run.delivery.handed)]
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -73,10 +73,8 @@ async def running(refuse=lambda line: None) -> AsyncIterator[Ends]:
 async def next_lines(ends: Ends, count: int) -> list[bytes | None]:
     found: list[bytes | None] = []
     with anyio.fail_after(10):
-        async for line in ends.stdio.lines():
-            found.append(line)
-            if len(found) == count:
-                break
+        while len(found) < count:
+            found.append(await ends.stdio.next_line())
     return found
 
 
@@ -93,7 +91,9 @@ async def test_the_end_is_seen_at_once_and_nothing_before_it_is_lost() -> None:
         ends.hang_up()
         with anyio.fail_after(10):
             await ends.stdio.closed.wait()
-            assert [line async for line in ends.stdio.lines()] == [b"one"]
+            assert await ends.stdio.next_line() == b"one"
+            with pytest.raises(anyio.EndOfStream):
+                await ends.stdio.next_line()
 
 
 @pytest.mark.spec("MCP-3")
@@ -131,6 +131,82 @@ async def test_a_flood_of_refused_requests_piles_up_no_answers(monkeypatch: pyte
             await anyio.sleep_forever()
         assert len(ends.stdio._unsent) < 17_000_000  # the answers to one read, and no more
         assert len(await ends.read(20_000 * 1_001)) == 20_000 * 1_001
+
+
+async def test_who_takes_line_after_line_lets_others_have_their_turn() -> None:
+    async with running() as ends, anyio.create_task_group() as tasks:
+        await ends.feed(b"line\n" * 100)
+        await ends.stdio.next_line()
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+
+        tasks.start_soon(others)
+        for _ in range(99):
+            await ends.stdio.next_line()
+        assert 99 / 16 - 2 < turns < 20
+        tasks.cancel_scope.cancel()
+
+
+async def test_lines_that_wait_are_sifted_anew_and_keep_their_order() -> None:
+    async with running() as ends:
+        await ends.feed(b"bad\none\nbad\nquiet\ntwo\n")
+        with anyio.fail_after(10):
+            while len(ends.stdio._lines) < 5:
+                await anyio.sleep(0.001)
+        ends.stdio.sift(lambda line: {b"bad": b"no\n", b"quiet": b""}.get(line))
+        assert await next_lines(ends, 2) == [b"one", b"two"]
+        await ends.feed(b"bad\nthree\n")
+        assert await next_lines(ends, 1) == [b"three"]
+        assert await ends.read(9) == b"no\nno\nno\n"
+
+
+async def test_what_is_posted_leaves_in_one_piece_and_in_order_with_what_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces: list[bytes] = []
+    real = os.write
+
+    def noted(fd: int, data: bytes) -> int:
+        pieces.append(bytes(data))
+        return real(fd, data)
+
+    async with running() as ends:
+        monkeypatch.setattr(module.os, "write", noted)
+        assert ends.stdio.post(b"one\n")
+        assert ends.stdio.post(b"two\n")
+        assert pieces == []
+        await anyio.lowlevel.checkpoint()
+        assert pieces == [b"one\ntwo\n"]
+        assert ends.stdio.post(b"three\n")
+        await ends.stdio.write(b"four\n")
+        assert pieces[1:] == [b"three\nfour\n"]
+        assert ends.stdio.post(b"at the end\n")
+        ends.stdio.restore()
+        assert pieces[2:] == [b"at the end\n"]
+        monkeypatch.undo()
+        assert await ends.read(30) == b"one\ntwo\nthree\nfour\nat the end\n"
+
+
+async def test_who_posts_more_than_the_client_reads_is_told_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_UNSENT_BYTES", 10_000)
+    async with running() as ends:
+        assert ends.stdio.post(b"x" * 5_000)
+        assert not ends.stdio.post(b"x" * 195_000)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends.stdio.write, b"")
+            await anyio.wait_all_tasks_blocked()
+            assert len(ends.stdio._unsent) > 100_000
+            await ends.read(200_000)
+        assert ends.stdio.post(b"x")
+        ends.stop_reading()
+        with pytest.raises(DeliveryClosed):
+            await ends.stdio.write(b"x")
+        assert not ends.stdio.post(b"x")
 
 
 async def test_writes_are_whole_ordered_and_wait_for_room() -> None:

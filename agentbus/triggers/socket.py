@@ -46,8 +46,8 @@ _RESULTS = {
     errno.ENOTDIR: Wake.ABSENT,
     errno.ECONNREFUSED: Wake.STALE,
     # The queue is full: wakes are waiting already, and the peer empties it before it reads its mailbox.
-    errno.EAGAIN: Wake.PENDING,
-    errno.ENOBUFS: Wake.PENDING,  # what macOS says for a full queue
+    errno.EAGAIN: Wake.FULL,
+    errno.ENOBUFS: Wake.FULL,  # what macOS says for a full queue
 }
 
 
@@ -118,16 +118,28 @@ class _LoopNudges:
         self._loop = loop
         self._was_nudged = False
         self._waiter: asyncio.Future[None] | None = None
-        loop.add_reader(listener.socket, self._on_readable)
+        self._is_reading = False
+        self._is_closed = False
+        self._read()
+
+    def _read(self) -> None:
+        self._loop.add_reader(self._listener.socket, self._on_readable)
+        self._is_reading = True
 
     def _on_readable(self) -> None:
-        # Emptied here and not by who waits: nobody may be waiting, and the loop would call again and again.
-        if self._listener.empty():
+        if self._waiter is None:
+            # Nobody waits: who comes to will find it. Until then a stream of nudges wakes nobody again and again.
+            self._loop.remove_reader(self._listener.socket)
+            self._is_reading = False
+        elif self._listener.empty():
             self._was_nudged = True
-            if self._waiter is not None and not self._waiter.done():
+            if not self._waiter.done():
                 self._waiter.set_result(None)
 
     async def wait(self) -> None:
+        if not self._is_reading and not self._is_closed:
+            self._was_nudged |= self._listener.empty()
+            self._read()
         while not self._was_nudged:
             self._waiter = self._loop.create_future()
             try:
@@ -140,6 +152,7 @@ class _LoopNudges:
         return self._listener.is_in_place()
 
     def close(self) -> None:
+        self._is_closed = True
         self._loop.remove_reader(self._listener.socket)
         # Who still waits here is to wait elsewhere, and may have missed a nudge.
         self._was_nudged = True
@@ -196,7 +209,7 @@ class SocketTrigger:
         """
         prepare_folder(self._folder)
         path = self._folder / endpoint
-        if self.notify(endpoint) in (Wake.WOKEN, Wake.PENDING):
+        if self.notify(endpoint) in (Wake.WOKEN, Wake.FULL):
             raise BrokenSetup(f"{path} is in use by a live process")
         self.clear(endpoint)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:

@@ -7,7 +7,7 @@ imported in a thread when mailbox, name and socket are up already. Implements [M
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -53,6 +53,10 @@ class _Settling:
     def add(self, request_id: int | str, settle: Callable[[bool], Awaitable[None]]) -> None:
         self._waiting[request_id] = settle
 
+    def concerns(self, request_id: object) -> bool:
+        """Whether anything is to be done for this request."""
+        return request_id in self._waiting
+
     async def settle(self, request_id: object, *, reached: bool) -> None:
         settle = self._waiting.pop(request_id, None) if isinstance(request_id, (int, str)) else None
         if settle is not None:
@@ -71,19 +75,12 @@ class _Settling:
         return ServerMessageMetadata(on_request_unanswered=unanswered)
 
 
-async def _chained(first: list[bytes], rest: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
-    for line in first:
-        yield line
-    async for later in rest:
-        yield later
-
-
 class _Incoming(_Stream):
     """The lines of the client as messages; what is none is answered here."""
 
     def __init__(self, stdio: Stdio, handshake: list[bytes], listings: set[int | str], settling: _Settling) -> None:
         self._stdio = stdio
-        self._lines = _chained(handshake, stdio.lines())
+        self._handshake = iter(handshake)
         self._listings = listings
         self._settling = settling
 
@@ -97,7 +94,8 @@ class _Incoming(_Stream):
             raise StopAsyncIteration from None
 
     async def receive(self) -> SessionMessage | Exception:
-        async for line in self._lines:
+        while True:
+            line = next(self._handshake, b"") or await self._stdio.next_line()
             if line is None:
                 problem = f"the line is over the limit of {MAX_LINE_BYTES:,} bytes"
                 await self._answer(guard.error_line(None, guard.INVALID_REQUEST, problem))
@@ -117,7 +115,6 @@ class _Incoming(_Stream):
                 if b"check_messages" in line:  # the one tool whose result has something to settle
                     return SessionMessage(message, self._settling.metadata(message.id))
             return SessionMessage(message)
-        raise anyio.EndOfStream
 
     async def _answer(self, line: bytes) -> None:
         try:
@@ -152,10 +149,14 @@ class _Outgoing(_Stream):
                 print(f"agentbus: the handshake was refused late: {item.message}", file=sys.stderr, flush=True)
             return
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
-        try:
-            await self._stdio.write(line.encode() + b"\n")
-        except DeliveryClosed:
-            raise anyio.BrokenResourceError from None
+        data = line.encode() + b"\n"
+        has_to_know = self._settling.concerns(answered)
+        # What need not be known to be written leaves with the answers to its neighbours.
+        if has_to_know or not self._stdio.post(data):
+            try:
+                await self._stdio.write(data if has_to_know else b"")
+            except DeliveryClosed:
+                raise anyio.BrokenResourceError from None
         if answered in self._listings:
             self._listings.discard(answered)
             self._gate.listed()
