@@ -2,7 +2,7 @@
 
 The docstrings here are the whole contract: an implementation is right when it keeps them, and every
 implementation, the fakes of the tests included, runs through tests/test_trigger_contract.py or
-tests/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-5], [DELIV-1] to
+tests/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-7], [DELIV-1] to
 [DELIV-3].
 """
 

@@ -39,6 +39,8 @@ ONLY_IN = {
     "mcp": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
     "apsw": {"database.py"},
     "typer": {"cli.py"},
+    "watchfiles": {"triggers/file_watch.py"},
+    "trio": {"eventloop.py"},
     "pydantic": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
 }
 

@@ -1,0 +1,334 @@
+"""The file-watch trigger: each peer has a wake file, and a nudge touches it.
+
+For places where no unix socket can be bound. The listener holds a lock on its file for as long as it lives, so a dead
+one is known at once, and watches it with `watchfiles` in a thread. Nothing is ever written into the file. Knows
+nothing of the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-7].
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentbus.config import prepare_folder
+from agentbus.errors import BrokenSetup
+from agentbus.eventloop import caller_from_threads
+from agentbus.ports import Wake
+
+if TYPE_CHECKING:
+    from watchfiles._rust_notify import RustNotify
+
+__all__ = ["FileWatchTrigger"]
+
+_SUFFIX = ".wake"
+# watchfiles sleeps this long between two looks at what inotify has told it, and reports a change once a second look
+# found no more: a wake takes 1.5 steps. Measured on 2 slow cores, as step: CPU of an idle listener, its wake-ups a
+# second, median latency of a wake: 1 ms: 2.7 %, 910, 1.8 ms; 5 ms: 1.1 %, 194, 7.7 ms; 10 ms: 0.8 %, 98, 17 ms;
+# 20 ms: 0.5 %, 50, 31 ms; 50 ms: 0.2 %, 20, 74 ms. Every session pays the first all day; no agent notices the last.
+_STEP_MS = 20
+# How long changes are grouped at most: there is nothing but nudges to group, and one is as good as many.
+_DEBOUNCE_MS = 1
+# While it is armed somebody waits for the listener, so it looks more often.
+_PROOF_STEP_MS = 1
+# 1.8 ms is usual. A session that waits for its fallback for longer than this would be called slow to start.
+_PROOF_MS = 2_000
+# A sender holds its lock for 10 us; what is held for longer than this is held by a sender that was stopped.
+_LOCK_PATIENCE_S = 1.0
+_LOCK_POLL_S = 0.001
+
+# O_NONBLOCK: a fifo that somebody put there is opened and refused, and not waited for.
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ENDED = "the thread that watches has ended"
+_INSTEAD = "AGENTBUS_TRIGGER=poll"
+
+
+class _WakeFile:
+    """A wake file that is open, and whether it is still what senders find."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        """Raises OSError when there is none, or no regular file."""
+        self.path = path
+        self._fd: int | None = os.open(path, flags, 0o600)
+        facts = os.fstat(self._fd)
+        self._identity = (facts.st_dev, facts.st_ino)
+        if not stat.S_ISREG(facts.st_mode):
+            self.close()
+            raise FileExistsError(errno.EEXIST, "what is there is no file")
+
+    def lock(self, operation: int) -> bool | None:
+        """Whether the lock was to be had at once; None where the file system knows no locks."""
+        assert self._fd is not None
+        try:
+            fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+        return True
+
+    def make_private(self) -> None:
+        """Whatever the umask, or who left it there, made of it. Raises OSError."""
+        assert self._fd is not None
+        os.fchmod(self._fd, 0o600)
+
+    def touch(self) -> None:
+        """Change its times, which is reported whether or not they are others by it. Raises OSError."""
+        # Not its content: that may need space, and the disk may be full.
+        assert self._fd is not None
+        os.utime(self._fd)
+
+    def is_in_place(self) -> bool:
+        """Whether it is open, and the file that senders look for."""
+        try:
+            facts = os.lstat(self.path)
+        except OSError:
+            return False
+        return self._fd is not None and (facts.st_dev, facts.st_ino) == self._identity
+
+    def remove(self) -> None:
+        """Remove the file, unless another one has taken its place, and close it."""
+        # Removed before it is unlocked: a successor could lock it in between, and would lose it.
+        if self.is_in_place():
+            with suppress(OSError):  # removed by somebody else just now
+                self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, wherever it is by now, and unlock it by that; a second call does nothing."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _claim(path: Path) -> _WakeFile | None:
+    """The file at `path`, created as needed, locked; None when it is to be tried again.
+
+    Raises BrokenSetup when a live listener has it, and OSError.
+    """
+    file = _WakeFile(path, _CREATE)
+    try:
+        is_ours = file.lock(fcntl.LOCK_EX) is not False
+        # A listener alone locks for itself; senders share.
+        if not is_ours and file.lock(fcntl.LOCK_SH) is False:
+            raise BrokenSetup(f"{path} is in use by a live process")
+        # Whoever cleared up after a dead peer may have removed it since it was opened.
+        if is_ours and file.is_in_place():
+            file.make_private()
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+async def _patiently_claim(path: Path) -> _WakeFile:
+    import anyio
+
+    give_up_at = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            file = _claim(path)
+        except OSError as error:
+            raise BrokenSetup(
+                f"no wake file can be had at {path} ({error.strerror})",
+                hint=f"set AGENTBUS_HOME to a folder on a local disk, or {_INSTEAD}",
+            ) from error
+        if file is not None:
+            return file
+        if time.monotonic() >= give_up_at:
+            raise BrokenSetup(
+                f"{path} is held by a process that is stopped", hint=f"remove the file, or set {_INSTEAD}"
+            )
+        await anyio.sleep(_LOCK_POLL_S)
+
+
+class _Stop:
+    """What a watching thread asks after each step: whether to end."""
+
+    def __init__(self) -> None:
+        self._armed_by = threading.current_thread()
+        self.is_asked_for = False
+
+    def is_set(self) -> bool:
+        """Also when the thread that armed has ended: an event loop that nobody closed must not keep a program."""
+        return self.is_asked_for or not self._armed_by.is_alive()
+
+
+class _Nudges:
+    """The wakes of a file: a thread watches it, and sets an event in the event loop that armed it."""
+
+    def __init__(self, file: _WakeFile, step_ms: int) -> None:
+        import anyio
+
+        self._make_event = anyio.Event
+        self._file = file
+        self._step_ms = step_ms
+        self._call_soon = caller_from_threads()
+        self._stop = _Stop()
+        self._armed = anyio.Event()
+        self._nudged = anyio.Event()
+        self._is_watching = False
+        self._trouble: Exception | None = None
+
+    async def start(self) -> None:
+        """Watch, and return once a change has been seen. Raises BrokenSetup."""
+        try:
+            # No daemon: one that is inside of watchfiles when the interpreter goes takes the process down with it.
+            threading.Thread(target=self._run, name=f"agentbus {self._file.path.name}").start()
+        except RuntimeError as error:
+            raise BrokenSetup(
+                f"no thread can be started to watch {self._file.path} ({error})", hint=f"set {_INSTEAD}"
+            ) from error
+        await self._armed.wait()
+        if self._is_watching:
+            return
+        reason = self._trouble or _ENDED
+        hint = f"set {_INSTEAD}"
+        if isinstance(self._trouble, ImportError):
+            hint = f"pip install watchfiles, or set {_INSTEAD}"
+        elif isinstance(self._trouble, RuntimeError):  # what watchfiles raises for every limit that is reached
+            hint = f"raise fs.inotify.max_user_instances or max_user_watches if they are used up, or set {_INSTEAD}"
+        raise BrokenSetup(f"{self._file.path} cannot be watched ({reason})", hint=hint) from self._trouble
+
+    async def wait(self) -> None:
+        await self._nudged.wait()
+        # Nothing runs between these two: what comes later sets the new event.
+        self._nudged = self._make_event()
+
+    def is_reachable(self) -> bool:
+        # A watch that failed has closed it.
+        return self._file.is_in_place()
+
+    def stop(self) -> None:
+        """Let who waits go. The thread ends within one step, and takes the watch with it; nobody waits for that."""
+        self._stop.is_asked_for = True
+        self._nudged.set()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        try:
+            # Here, because it takes 50 ms; and only here, as no other trigger needs it.
+            from watchfiles._rust_notify import RustNotify
+
+            with RustNotify([str(self._file.path)], False, False, 0, False, False) as watch:
+                self._prove(watch)
+                self._call_soon(self._on_armed)
+                while watch.watch(_DEBOUNCE_MS, self._step_ms, 0, self._stop) != "stop":
+                    self._call_soon(self._on_nudge)
+        # ValueError is a path that is not UTF-8; RuntimeError every failure of watchfiles, and a loop that has gone.
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            self._trouble = error
+        finally:
+            with suppress(RuntimeError):  # the event loop has gone, and whoever waited in it
+                self._call_soon(self._on_end)
+
+    def _prove(self, watch: RustNotify) -> None:
+        """See one change, as there are file systems where none is reported. Raises OSError. [WAKE-7]"""
+        # By its path: whoever gave up arming has closed the file, and its descriptor is another's by now.
+        os.utime(self._file.path, follow_symlinks=False)
+        if watch.watch(_DEBOUNCE_MS, _PROOF_STEP_MS, _PROOF_MS, self._stop) == "timeout":
+            raise TimeoutError(f"a change of it was not reported within {_PROOF_MS / 1000:g} s")
+
+    # -- in the event loop again
+
+    def _on_armed(self) -> None:
+        self._is_watching = True
+        self._armed.set()
+
+    def _on_nudge(self) -> None:
+        self._nudged.set()
+
+    def _on_end(self) -> None:
+        was_watching, self._is_watching = self._is_watching, False
+        self._armed.set()
+        if not was_watching or self._stop.is_asked_for:
+            return
+        # Senders are not to be told that this listener hears them: the next heartbeat arms it anew. [WAKE-6]
+        self._file.remove()
+        self._nudged.set()
+        import logging
+
+        logging.getLogger("agentbus").warning("%s is no longer watched: %s", self._file.path, self._trouble or _ENDED)
+
+
+class FileWatchTrigger:
+    """Wakes peers by touching files in `home`/wake. `step_ms` is how long a listener sleeps between two looks."""
+
+    name = "file-watch"
+
+    def __init__(self, home: Path, *, step_ms: int = _STEP_MS) -> None:
+        self._folder = home / "wake"
+        self._step_ms = step_ms
+
+    def endpoint(self, session: str) -> str:
+        """A file name in the wake folder; never a path, so that a home can be moved."""
+        return session + _SUFFIX
+
+    @asynccontextmanager
+    async def arm(self, endpoint: str) -> AsyncIterator[_Nudges]:
+        """Lock and watch the file of `endpoint`, in place of what a dead process left there.
+
+        Raises BrokenSetup when the folder is not fit, a live listener has the endpoint, the system watches no more
+        files, or reports no changes of this one.
+        """
+        prepare_folder(self._folder)
+        file = await _patiently_claim(self._folder / endpoint)
+        try:
+            nudges = _Nudges(file, self._step_ms)
+            try:
+                await nudges.start()
+                yield nudges
+            finally:
+                nudges.stop()
+        finally:
+            file.remove()
+
+    def notify(self, endpoint: str) -> Wake:
+        """Touch the file of `endpoint`, if somebody listens. See Trigger."""
+        file = self._look(endpoint)
+        if file is None:
+            # Whatever else is in the way: nobody there can be told, and a peer's poll finds the row.
+            return Wake.ABSENT
+        with closing(file):
+            is_free = file.lock(fcntl.LOCK_SH)
+            if is_free:
+                return Wake.STALE
+            try:
+                file.touch()
+            except OSError:
+                return Wake.PENDING
+        # Where nobody can lock, nobody can tell: the process is to be looked at.
+        return Wake.PENDING if is_free is None else Wake.WOKEN
+
+    def clear(self, endpoint: str) -> None:
+        """Remove the wake file of a dead peer, and neither a live one's nor what is no file."""
+        file = self._look(endpoint)
+        if file is None:
+            return
+        # Held while it is removed: whoever arms meanwhile looks whether its file is still there.
+        if file.lock(fcntl.LOCK_SH) is not False:
+            file.remove()
+        file.close()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _look(self, endpoint: str) -> _WakeFile | None:
+        # Only what can be a wake file is opened: closing a descriptor of the database takes SQLite's locks from it.
+        if os.sep in endpoint or not endpoint.endswith(_SUFFIX):
+            return None
+        try:
+            return _WakeFile(self._folder / endpoint, _LOOK)
+        except OSError:
+            return None
