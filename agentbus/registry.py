@@ -22,7 +22,7 @@ from agentbus.store import Store
 __all__ = ["Manifest", "Triggers", "manifests", "open_bus", "serve"]
 
 # In the order of preference when AGENTBUS_TRIGGER is unset.
-_TRIGGERS = ("socket", "poll")
+_TRIGGERS = ("socket", "file-watch", "poll")
 _ADAPTERS = Path(__file__).with_name("adapters")
 
 
@@ -31,6 +31,10 @@ def _make_trigger(name: str, home: Path, poll_ms: int) -> Trigger:
         from agentbus.triggers.socket import SocketTrigger
 
         return SocketTrigger(home)
+    if name == "file-watch":
+        from agentbus.triggers.file_watch import FileWatchTrigger
+
+        return FileWatchTrigger(home)
     from agentbus.triggers.poll import PollTrigger
 
     return PollTrigger(home, poll_ms=poll_ms)

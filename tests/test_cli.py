@@ -46,7 +46,7 @@ def test_send_loads_nothing_that_is_slow(home: Path) -> None:
         "from agentbus.__main__ import main\n"
         "try: main()\n"
         "except SystemExit: print({'typer', 'click', 'pydantic', 'mcp', 'anyio', 'asyncio', 'rich', 'random',"
-        " 'tempfile', 'subprocess', 'difflib'} & set(sys.modules))"
+        " 'tempfile', 'subprocess', 'difflib', 'watchfiles'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=clean_env(home), capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1] == "set()"

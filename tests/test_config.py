@@ -9,6 +9,7 @@ import pytest
 from agentbus import config
 from agentbus.errors import BrokenSetup, InvalidRequest
 from agentbus.registry import Triggers
+from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger
 
@@ -61,15 +62,18 @@ def test_the_trigger_is_what_was_asked_for(home: Path) -> None:
     def preferred(value: str) -> list[type]:
         return [type(one) for one in Triggers(config.load({"AGENTBUS_TRIGGER": value}, home=home)).preferred()]
 
-    assert preferred("") == [SocketTrigger, PollTrigger]
+    assert preferred("") == [SocketTrigger, FileWatchTrigger, PollTrigger]
     assert preferred("socket") == [SocketTrigger]
+    assert preferred("file-watch") == [FileWatchTrigger]
     assert preferred("poll") == [PollTrigger]
-    with pytest.raises(InvalidRequest, match="AGENTBUS_TRIGGER is 'x': set it to socket or poll, or unset it"):
+    with pytest.raises(
+        InvalidRequest, match="AGENTBUS_TRIGGER is 'x': set it to socket or file-watch or poll, or unset it"
+    ):
         preferred("x")
     triggers = Triggers(config.load({}, home=home))
-    assert list(triggers) == ["socket", "poll"]
-    assert triggers.get("file-watch") is None, "a peer of a newer version is not an error"
-    assert len(triggers) == 2
+    assert list(triggers) == ["socket", "file-watch", "poll"]
+    assert triggers.get("carrier-pigeon") is None, "a peer of a newer version is not an error"
+    assert len(triggers) == 3
 
 
 @pytest.mark.spec("TRUST-1")

@@ -181,16 +181,39 @@ def test_a_broadcast_reaches_everybody_else(start: Start) -> None:
 
 
 @pytest.mark.spec("WAKE-5")
-def test_peers_with_different_triggers_reach_each_other(start: Start) -> None:
-    by_socket = start("alice")
-    by_poll = start("bob", AGENTBUS_TRIGGER="poll", AGENTBUS_POLL_MS="20")
-    by_socket.handshake()
-    by_poll.handshake()
-    assert by_socket.call("send_message", to="bob", text="ping") == 'sent #1 to "bob" (online)'
-    assert by_poll.wait_events(1)[0]["content"] == "ping"
-    assert by_poll.call("send_message", to="alice", text="pong") == 'sent #2 to "alice" (online)'
-    assert by_socket.wait_events(1)[0]["content"] == "pong"
-    assert "woken by poll" in by_poll.call("whoami")
+def test_peers_with_different_triggers_reach_each_other_and_show_them(start: Start, home: Path) -> None:
+    triggers = ("socket", "file-watch", "poll")
+    peers = {name: start(name, AGENTBUS_TRIGGER=name, AGENTBUS_POLL_MS="20") for name in triggers}
+    for client in peers.values():
+        client.handshake()
+    for sender in triggers:
+        for recipient in triggers:
+            sent = peers[sender].call("send_message", to=recipient, text=f"{sender} to {recipient}")
+            assert sent.endswith(f'to "{recipient}" (online)')
+    for name, client in peers.items():
+        assert [event["content"] for event in client.wait_events(3)] == [f"{sender} to {name}" for sender in triggers]
+        assert f'you are "{name}", woken by {name}, in ' in client.call("whoami")
+    shown = [json.loads(line) for line in agentbus(home, "peers", "--json").stdout.splitlines()]
+    assert {row["name"]: row["trigger"] for row in shown} == {name: name for name in triggers}
+    table = [line.split() for line in agentbus(home, "peers").stdout.splitlines()]
+    assert {line[0]: line[3] for line in table[1:]} == {name: name for name in triggers}
+    listed = {line.split()[0].rstrip(":"): line for line in peers["socket"].call("list_peers").splitlines()}
+    assert "woken by" not in listed["socket"]
+    assert listed["file-watch"].endswith(", woken by file-watch")
+    assert listed["poll"].endswith(", woken by poll")
+    assert [file.name[-5:] for file in (home / "wake").iterdir()] == [".wake"]
+
+
+@pytest.mark.spec("PRES-2", "WAKE-7")
+def test_a_killed_peer_that_watched_a_file_is_noticed_and_nothing_of_it_stays(start: Start, home: Path) -> None:
+    alice, bob = start("alice"), start("bob", AGENTBUS_TRIGGER="file-watch")
+    alice.handshake()
+    bob.handshake()
+    bob.process.kill()
+    bob.process.wait()
+    sent = alice.call("send_message", to="bob", text="are you there?")
+    assert sent.startswith('queued #1 for "bob": offline')
+    assert list((home / "wake").iterdir()) == []
 
 
 @pytest.mark.spec("WAKE-3")
@@ -606,7 +629,11 @@ def test_a_stray_print_does_not_reach_the_client(start: Start) -> None:
 @pytest.mark.parametrize(
     ("variables", "code", "sentence"),
     [
-        ({"AGENTBUS_TRIGGER": "carrier-pigeon"}, 2, "AGENTBUS_TRIGGER is 'carrier-pigeon': set it to socket or poll"),
+        (
+            {"AGENTBUS_TRIGGER": "carrier-pigeon"},
+            2,
+            "AGENTBUS_TRIGGER is 'carrier-pigeon': set it to socket or file-watch or poll",
+        ),
         ({"AGENTBUS_POLL_MS": "5"}, 2, "AGENTBUS_POLL_MS is '5': set it to a whole number from 10 to 60,000"),
         ({"AGENTBUS_HOME": "/proc/nowhere"}, 1, "/proc cannot be created"),
         ({"AGENTBUS_HOME": "/dev/null/x"}, 1, "/dev/null"),

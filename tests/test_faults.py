@@ -491,14 +491,35 @@ def test_a_database_that_becomes_newer_while_in_use_is_refused(start: Start, hom
 
 
 @pytest.mark.spec("WAKE-5", "TRUST-1")
-def test_a_home_without_sockets_is_polled_and_that_is_said(start: Start, home: Path) -> None:
+def test_a_home_without_sockets_is_woken_by_file_watch_and_that_is_said(start: Start, home: Path) -> None:
     prepare_home(home)
     home.joinpath("sock").write_text("in the way")
+    alice, bob = start("alice"), start("bob")
+    alice.handshake()
+    bob.handshake()
+    assert "woken by file-watch" in bob.call("whoami")
+    until(lambda: "trigger socket cannot be used" in bob.stderr and "; trying file-watch" in bob.stderr)
+    assert "trying poll" not in bob.stderr
+    alice.call("send_message", to="bob", text="slower and sure")
+    assert bob.wait_events(1)[0]["content"] == "slower and sure"
+
+
+@pytest.mark.spec("WAKE-5", "TRUST-1")
+def test_a_home_without_sockets_and_wake_files_is_polled_and_each_step_is_said(start: Start, home: Path) -> None:
+    prepare_home(home)
+    home.joinpath("sock").write_text("in the way")
+    home.joinpath("wake").symlink_to("/")
     alice, bob = start("alice", AGENTBUS_POLL_MS="20"), start("bob", AGENTBUS_POLL_MS="20")
     alice.handshake()
     bob.handshake()
     assert "woken by poll" in bob.call("whoami")
-    until(lambda: "trigger socket cannot be used" in bob.stderr and "trying poll" in bob.stderr)
+    until(lambda: "; trying poll" in bob.stderr)
+    steps = [line for line in bob.stderr.splitlines() if "cannot be used" in line]
+    assert "trigger socket cannot be used" in steps[0]
+    assert steps[0].endswith("; trying file-watch")
+    assert "trigger file-watch cannot be used" in steps[1]
+    assert f"{home / 'wake'} is a symlink" in steps[1]
+    assert "woken by poll" in alice.call("list_peers")
     alice.call("send_message", to="bob", text="slow and sure")
     assert bob.wait_events(1)[0]["content"] == "slow and sure"
 

@@ -24,7 +24,7 @@ from agentbus.errors import BrokenSetup
 from agentbus.ports import Wake
 from agentbus.triggers import file_watch
 from agentbus.triggers.file_watch import FileWatchTrigger
-from tests.helpers import until
+from tests.helpers import clean_env, until
 
 pytestmark = pytest.mark.anyio
 
@@ -440,3 +440,20 @@ def test_senders_and_who_does_not_arm_it_load_nothing_of_it(home: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, check=True)
     assert done.stdout == b"set()\n"
+
+
+@pytest.mark.parametrize("chosen", ["socket", "file-watch", "poll"])
+def test_who_listens_otherwise_does_not_load_what_watches(home: Path, chosen: str) -> None:
+    """A program, that is: in an agent's server the MCP SDK loads watchfiles itself, where it is installed."""
+    code = (
+        "import anyio, sys, agentbus\n"
+        "async def main():\n"
+        "    async with agentbus.join('me') as me:\n"
+        "        await me.send('me', 'x')\n"
+        "        await me.receive()\n"
+        "anyio.run(main)\n"
+        "print('watchfiles' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=clean_env(home, AGENTBUS_TRIGGER=chosen), capture_output=True, check=True)
+    assert done.stdout.decode() == f"{chosen == 'file-watch'}\n"

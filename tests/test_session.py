@@ -22,6 +22,7 @@ from agentbus.errors import BrokenSetup, Busy
 from agentbus.process import Process
 from agentbus.session import Checkpoints, Session
 from agentbus.store import SILENT_MS, Store
+from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger
 from tests.helpers import FakeClock, FakeDelivery, FakeTrigger, arrival
@@ -249,25 +250,28 @@ async def test_a_live_peer_that_cannot_be_woken_is_still_online(world: World) ->
     assert [peer.name for peer in world.store.present()] == ["web"]
 
 
-@pytest.mark.spec("WAKE-6")
-@pytest.mark.parametrize("what", ["the socket", "the folder"])
-async def test_a_socket_that_was_removed_is_there_again(world: World, what: str) -> None:
-    trigger = SocketTrigger(world.path.parent)
-    world.triggers["socket"] = trigger
-    async with world.running("web", triggers=[trigger], arrival=arrival("web", trigger="socket")) as (
+@pytest.mark.spec("WAKE-6", "WAKE-7")
+@pytest.mark.parametrize("what", ["the file", "the folder"])
+@pytest.mark.parametrize("make", [SocketTrigger, FileWatchTrigger])
+async def test_what_senders_look_for_and_was_removed_is_there_again(world: World, make: type, what: str) -> None:
+    trigger = make(world.path.parent)
+    world.triggers[trigger.name] = trigger
+    async with world.running("web", triggers=[trigger], arrival=arrival("web", trigger=trigger.name)) as (
         session,
         delivery,
     ):
-        folder = world.path.parent / "sock"
-        for _ in range(3):
+        folder = world.path.parent / ("wake" if trigger.name == "file-watch" else "sock")
+        for number in range(1, 4):
             (file,) = folder.iterdir()
             file.unlink()
             if what == "the folder":
                 folder.rmdir()
-            await until(lambda file=file: folder.exists() and list(folder.iterdir()) == [file])
-        world.bus.send("alice", "web", "x")
-        await until(lambda: len(delivery.handed) == 1)
-        assert session.peer.endpoint == file.name
+            await until(lambda number=number: len(world.said) == number)
+            assert list(folder.iterdir()) == [file]
+            world.bus.send("alice", "web", f"{number}")
+            await until(lambda number=number: len(delivery.handed) == number)
+        assert set(world.said) == {"what senders wake this session by was removed, and is there again"}
+        assert (session.peer.trigger, session.peer.endpoint) == (trigger.name, file.name)
     assert list(folder.iterdir()) == []
     trigger.close()
 

@@ -236,7 +236,7 @@ class SocketTrigger:
         except OSError as error:
             raise BrokenSetup(
                 f"no unix socket can be bound at {path} ({error.strerror})",
-                hint="set AGENTBUS_HOME to a folder on a local disk, or AGENTBUS_TRIGGER=poll",
+                hint="set AGENTBUS_HOME to a folder on a local disk, or AGENTBUS_TRIGGER=file-watch",
             ) from error
 
     def notify(self, endpoint: str) -> Wake:

@@ -1,7 +1,7 @@
 """The tools, as plain data and one function each; arguments are checked here, every failure is one sentence.
 
 Knows the session, nothing of the MCP SDK: protocol.py makes the SDK's types from TOOLS. Implements [TOOL-1] to
-[TOOL-4], [READ-1] to [READ-3], [VOID-1], [BURST-1].
+[TOOL-4], [READ-1] to [READ-3], [VOID-1], [BURST-1], [WAKE-5].
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ MAX_CHECKED = 50
 MAX_CHECKED_CHARS = 100_000
 # Unread messages are counted up to here; nobody needs to know how many more there are.
 _MAX_COUNTED = 1_000
+# What wakes a peer within a millisecond; in a list of peers, only another way is worth a word.
+_USUAL_TRIGGER = "socket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ async def _broadcast(seat: Seat, session: Session, arguments: Mapping[str, Any])
 
 def _line(peer: Peer, own: Peer) -> str:
     you = " (you)" if peer.session == own.session else ""
-    return f"{peer.name}{you}: {peer.runtime} in {peer.cwd}"
+    how = "" if peer.trigger == _USUAL_TRIGGER else f", woken by {peer.trigger}"
+    return f"{peer.name}{you}: {peer.runtime} in {peer.cwd}{how}"
 
 
 async def _list_peers(_seat: Seat, session: Session, _arguments: Mapping[str, Any]) -> str:
