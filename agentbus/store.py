@@ -84,6 +84,8 @@ class Store:
         self._writing = self._database.writing
         self._alive = alive
         self._max_pending = max_pending
+        # The last id for which there is room in a mailbox, unless a rename has brought it what another one held.
+        self._room_until: dict[str, int] = {}
 
     @property
     def path(self) -> Path:
@@ -97,6 +99,7 @@ class Store:
     def reopen(self) -> None:
         """Turn to the file that is at `path` now, creating it as needed. Raises what the first opening raises."""
         self._database.reopen()
+        self._room_until.clear()
 
     def close(self) -> None:
         """Close the connection; the last one to leave merges the WAL."""
@@ -152,12 +155,13 @@ class Store:
 
     def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
         """Refuse the message `row_id`, just inserted, if it is one too many for its mailbox. [SEND-3]"""
-        oldest = "SELECT id FROM messages WHERE recipient = ? AND delivered_at IS NULL ORDER BY id LIMIT 1"
-        # Each id is given once: where fewer were given since the oldest pending one than a mailbox takes, there is
-        # and nothing has to be counted.
-        if row_id - execute(oldest, (mailbox,)).fetchone()[0] < self._max_pending:
+        # Each id is given once: there is room for as many of them, whomever they are for, as when it was last counted.
+        if row_id <= self._room_until.get(mailbox, 0):
             return
-        if execute(f"{oldest} OFFSET ?", (mailbox, self._max_pending)).fetchone():
+        counted = "SELECT count(*) FROM messages WHERE recipient = ? AND delivered_at IS NULL"
+        room = self._max_pending - execute(counted, (mailbox,)).fetchone()[0]
+        self._room_until[mailbox] = row_id + room
+        if room < 0:
             raise MailboxFull(
                 f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
                 hint=f'start a session named "{mailbox}", which takes them, then send again',
