@@ -1,79 +1,266 @@
-"""How long from a tool call to the channel event in the other client, with nothing else going on?
+"""How long from a call to the channel event in the other client, with nothing else going on, and where does it go?
 
-Two real `agentbus serve claude-mcp` processes over pipes, one round after the other: the clock starts when the call is
-written, and stops when the other client has read the event. The rounds of different pauses take turns, because the
-longer a machine has been idle the colder its caches are: that, more than agentbus, decides what one message costs.
+Real `agentbus serve claude-mcp` sessions over pipes, a pair for each trigger, and what the machine itself charges
+(floor.py) beside them. They take turns. A turn is two messages, each after the pause; the first is not counted, it
+makes the second one "N ms after the one before" for everybody. The longer the silence, the colder the caches: that,
+more than agentbus, decides what one message costs.
+
+Three roads: `send_message` called by an MCP client, `send` of a Python program that has joined (this process), and the
+first once more between traced sessions, whose stamps (traced.py) say which step takes how long.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
+import random
 import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import anyio
+import anyio.lowlevel
 import typer
 
-from tests.helpers import RawClient, clients
+import agentbus
+from agentbus import config, registry
+from bench.floor import Floor
+from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, percentile, progress
+from bench.sessions import TRACED, Client, Contender, Field, contenders, rivals, temporary
+from bench.traced import STEPS, Trace, steps
+
+# Triggers by which a message waits for a clock: no hundreds of rounds are needed to see that, and it counts when in the
+# clock's period a message comes, not after which silence. They take a tenth of the rounds, at random moments.
+SLOW = {"poll"}
+_SLOW_SHARE = 10
+_SLOW_LEAST = 5
+_SLOW_PERIOD_S = config.DEFAULT_POLL_MS / 1_000
+_SLOW_MS = 50
+AT_RANDOM = 0.0
+
+CALL = "tool call written -> event held by the other client, ms"
+PROGRAM = "in-process send (Python API) -> event held by the client of a session, ms"
+FLOOR = "floor of this machine, ms"
 
 
-def percentile(sorted_ms: list[float], share: float) -> float:
-    """The value below which `share` of a sorted list lies, by nearest rank."""
-    return sorted_ms[min(len(sorted_ms) - 1, int(share * len(sorted_ms)))]
+@dataclass
+class Racer:
+    """Who takes turns. `one(number)` sends a message and returns how long it took, in milliseconds."""
+
+    table: str
+    label: str
+    one: Callable[[float], float]
+    is_slow: bool = False
+    samples: dict[float, list[float]] = field(default_factory=dict)
 
 
-def one_round(sender: RawClient, receiver: RawClient, number: int) -> float:
-    """The delivery time of message `number`, in milliseconds."""
-    request, line = sender.prepare_call("send_message", to="backend", text=f"round {number}")
-    called_at = time.perf_counter()
-    sender.send_line(line)
-    receiver.wait_events(number + 1)
-    took_ms = (receiver.events[number][0] - called_at) * 1_000
-    sender.result(request)
-    return took_ms
+class Pair:
+    """Two sessions, from the first of which messages go to the second."""
+
+    def __init__(self, sender: Client, receiver: Client) -> None:
+        self.sender = sender
+        self.receiver = receiver
+        # When each call was written and its event held, in nanoseconds: the clock of the traces.
+        self.instants: list[tuple[int, int]] = []
+
+    def call(self, to: str, _pause_ms: float) -> float:
+        """One `send_message` to the session `to`; how long it took, in milliseconds."""
+        seen = len(self.receiver.events)
+        request, line = self.sender.prepare_call("send_message", to=to, text="one round")
+        written = time.perf_counter()
+        self.sender.send_line(line)
+        self.receiver.wait_events(seen + 1)
+        held = self.receiver.events[seen][0]
+        self.sender.sent(request)
+        self.instants.append((round(written * 1e9), round(held * 1e9)))
+        return (held - written) * 1_000
 
 
-def measure(home: Path, rounds: int, pauses_ms: list[float]) -> dict[float, list[float]]:
-    """The delivery times of `rounds` messages after each of the pauses, in milliseconds."""
-    times: dict[float, list[float]] = {pause_ms: [] for pause_ms in pauses_ms}
-    with clients() as start:
-        frontend, backend = start(home, "frontend"), start(home, "backend")
-        frontend.handshake()
-        backend.handshake()
-        time.sleep(0.5)  # the ready gate
-        number = 0
-        for _ in range(rounds):
+async def program_send(member: agentbus.Member, receiver: Client, to: str) -> float:
+    """One `send` of this process; how long until the client of the session `to` holds it, in milliseconds."""
+    seen = len(receiver.events)
+    began = time.perf_counter()
+    await member.send(to, "one round")
+    receiver.wait_events(seen + 1)
+    return (receiver.events[seen][0] - began) * 1_000
+
+
+class Race:
+    """All who take turns in one run."""
+
+    def __init__(self, folder: Path, fields: list[Field], stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._fields = fields
+        self._stack = stack
+        self.racers: list[Racer] = []
+        self.traced: dict[str, Pair] = {}
+        self._members: dict[str, tuple[agentbus.Member, Client]] = {}
+
+    async def prepare(self) -> None:
+        """Start all sessions."""
+        for one in self._fields:
+            pair = Pair(*one.start("frontend", "backend"))
+            is_slow = one.label in SLOW
+            if not one.is_ours:
+                # What wakes it is unknown: whether that is a clock is tried.
+                is_slow = median([pair.call("backend", 0) for _ in range(3)]) > _SLOW_MS
+            self.racers.append(Racer(CALL, one.label, partial(pair.call, "backend"), is_slow))
+            if not one.is_ours:
+                continue
+            traced = self.traced[one.label] = Pair(*one.start("traced-one", "traced-two", command=TRACED))
+            self.racers.append(Racer("traced", one.label, partial(traced.call, "traced-two"), is_slow))
+            member = await self._stack.enter_async_context(agentbus.join("program", home=one.home))
+            self._members[one.label] = member, pair.receiver
+            self.racers.append(Racer(PROGRAM, one.label, lambda _pause_ms: 0.0, is_slow))
+        floor = Floor(self._folder / "floor")
+        self._stack.callback(floor.close)
+        for label, one_ms in (
+            ("a bare INSERT", floor.insert),
+            ("a bare datagram, one way, asyncio reader", floor.datagram),
+            ("a pipe, one way, blocking read", floor.pipe),
+            ("all three in a row", floor.chain),
+        ):
+            self.racers.append(Racer(FLOOR, label, one_ms))
+
+    async def _message(self, racer: Racer, pause_ms: float) -> float:
+        # Not the event loop's sleep, which is late by up to a millisecond; but let those who have joined breathe.
+        await anyio.lowlevel.checkpoint()
+        time.sleep(pause_ms / 1_000)
+        if racer.table == PROGRAM:
+            member, receiver = self._members[racer.label]
+            return await program_send(member, receiver, "backend")
+        return racer.one(pause_ms)
+
+    async def run(self, rounds: int, pauses_ms: list[float]) -> None:
+        """`rounds` turns for each racer and pause, fewer for the slow."""
+        every = max(1, rounds // max(_SLOW_LEAST, rounds // _SLOW_SHARE))
+        slow = [racer for racer in self.racers if racer.is_slow]
+        fast = [racer for racer in self.racers if not racer.is_slow]
+        for number in progress(range(rounds), "rounds"):
+            for racer in slow if number % every == 0 else []:
+                await anyio.sleep(random.uniform(0, _SLOW_PERIOD_S))
+                racer.samples.setdefault(AT_RANDOM, []).append(await self._message(racer, 0))
             for pause_ms in pauses_ms:
-                time.sleep(pause_ms / 1_000)
-                times[pause_ms].append(one_round(frontend, backend, number))
-                number += 1
-    return times
+                for racer in fast:
+                    await self._message(racer, pause_ms)
+                    racer.samples.setdefault(pause_ms, []).append(await self._message(racer, pause_ms))
 
 
-def main(
-    rounds: Annotated[int, typer.Option(help="How many messages after each pause.", min=1)] = 300,
-    pause_ms: Annotated[
-        list[float] | None, typer.Option(help="A pause in milliseconds; repeatable. [default: 1, 5 and 20]")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a table.")] = False,
+async def measure(
+    folder: Path, fields: list[Field], rounds: int, pauses_ms: list[float]
+) -> tuple[list[Racer], dict[str, list[dict[str, float]]]]:
+    """The racers with their samples, and the steps of each traced message by trigger, in milliseconds."""
+    async with AsyncExitStack() as stack:
+        race = Race(folder, fields, stack)
+        await race.prepare()
+        await race.run(rounds, pauses_ms)
+        broken_down = {}
+        homes = {one.label: one.home for one in fields}
+        for label, pair in race.traced.items():
+            sender, receiver = (Trace(homes[label], client.process.pid) for client in (pair.sender, pair.receiver))
+            # Of a turn's two messages the second counts; the slow have only that one.
+            counted = pair.instants if label in SLOW else pair.instants[1::2]
+            broken_down[label] = [steps(sender, receiver, *instants) for instants in counted]
+        return race.racers, broken_down
+
+
+def after(label: str, pause_ms: float) -> str:
+    """The name of a row."""
+    return f"{label}, at a random moment" if pause_ms == AT_RANDOM else f"{label}, after {pause_ms:g} ms"
+
+
+def tell(report: Report, racers: list[Racer], pauses_ms: list[float]) -> dict[tuple[str, str], dict[float, list[float]]]:
+    """The tables of all samples; the samples by table and label."""
+    found = {(racer.table, racer.label): racer.samples for racer in racers}
+    labels = list(dict.fromkeys(racer.label for racer in racers if racer.table == CALL))
+    for label in labels:
+        for table in (CALL, PROGRAM):
+            by_pause = found.get((table, label))
+            if by_pause is None:
+                continue
+            lines = {after(label, pause_ms): values for pause_ms, values in by_pause.items()}
+            report.add_samples(table, lines)
+            report.draw_histogram(f"{label}: {table.removesuffix(', ms')}", "ms", lines)
+    for pause_ms in pauses_ms:
+        theirs = after("theirs", pause_ms if pause_ms in found.get((CALL, "theirs"), {}) else AT_RANDOM)
+        for label in labels:
+            if label != "theirs":
+                ours = after(label, pause_ms)
+                report.add_ratio(CALL, f"theirs / {ours}", theirs, ours, "p50", "p90", "p99", "max")
+    for (table, label), by_pause in found.items():
+        if table == FLOOR:
+            report.add_samples(FLOOR, {after(label, pause_ms): by_pause[pause_ms] for pause_ms in pauses_ms})
+    return found
+
+
+def tell_steps(
+    report: Report,
+    found: dict[tuple[str, str], dict[float, list[float]]],
+    broken_down: dict[str, list[dict[str, float]]],
+    pauses_ms: list[float],
 ) -> None:
-    """Measure the delivery time of spaced messages between two sessions.
+    """The tables of the steps, beside the totals with and without tracing."""
+    for label, messages in broken_down.items():
+        pauses = [AT_RANDOM] if label in SLOW else pauses_ms
+        for position, pause_ms in enumerate(pauses):
+            # A round goes through all pauses in turn, so the messages do too.
+            mine = messages[position :: len(pauses)]
+            title = f"where it goes: {after(label, pause_ms)} (traced), ms"
+            by_step = {step: [message[step] for message in mine] for step in STEPS}
+            report.add_samples(title, by_step)
+            report.add_samples(title, {"total, traced": found["traced", label][pause_ms]})
+            report.add_samples(title, {"total, not traced": found[CALL, label][pause_ms]})
+            if label not in SLOW:
+                report.draw_bars(title, "ms, p50", {step: median(values) for step, values in by_step.items()})
 
-    Example: python -m bench.delivery_latency --rounds 300 --pause-ms 5
+
+def tell_targets(report: Report, found: dict[tuple[str, str], dict[float, list[float]]], pauses_ms: list[float]) -> None:
+    """What is aimed at, for the socket trigger."""
+    for pause_ms in pauses_ms:
+        calls, sends = found.get((CALL, "socket"), {}), found.get((PROGRAM, "socket"), {})
+        if pause_ms not in calls:
+            return
+        report.target(f"tool call -> event, after {pause_ms:g} ms, p50", median(calls[pause_ms]), "ms", most=1.0)
+        report.target(f"tool call -> event, after {pause_ms:g} ms, p99", percentile(calls[pause_ms], 0.99), "ms", most=4)
+        sent = median(sends[pause_ms])
+        floor = [median(samples[pause_ms]) for (table, _), samples in found.items() if table == FLOOR]
+        report.target(f"in-process send -> event, after {pause_ms:g} ms, p50", sent, "ms", most=0.6)
+        parts = sum(floor[:3])
+        report.target(f"  the same / (INSERT + datagram + pipe, {parts:.3g} ms)", sent / parts, "x", most=3)
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="How many counted messages after each pause; a tenth by poll.", min=1)] = 200,
+    pause_ms: Annotated[
+        list[float] | None, typer.Option(help="A pause in milliseconds; repeatable. [default: 1, 5 and 20]", min=0.1)
+    ] = None,
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="A trigger to be measured; repeatable. [default: all]")
+    ] = None,
+    against: AgainstOption = None,
+    json_to: JsonOption = None,
+    plot_to: PlotOption = None,
+) -> None:
+    """How long does a spaced message take, by which trigger, and in which step?
+
+    Example: python -m bench.delivery_latency --rounds 100 --pause-ms 5 --trigger socket --plot latency.svg
     """
-    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
-        times = measure(Path(folder, "bus"), rounds, pause_ms or [1.0, 5.0, 20.0])
-    if not as_json:
-        print("pause ms   p50 ms   p90 ms   p99 ms   max ms")
-    for pause, taken in times.items():
-        ordered = sorted(taken)
-        figures = [round(percentile(ordered, share), 3) for share in (0.5, 0.9, 0.99)] + [round(ordered[-1], 3)]
-        if as_json:
-            print(json.dumps({"pause_ms": pause, **dict(zip(("p50", "p90", "p99", "max"), figures, strict=True))}))
-        else:
-            print(f"{pause:8g}" + "".join(f"{figure:9.2f}" for figure in figures))
+    pauses_ms = list(dict.fromkeys(pause_ms or [1.0, 5.0, 20.0]))
+    known = list(registry.Triggers(config.load()))
+    for name in trigger or []:
+        if name not in known:
+            raise typer.BadParameter(f"there is no trigger {name!r}: use {' or '.join(known)}")
+    ours = [Contender(name, variables={"AGENTBUS_TRIGGER": name}) for name in dict.fromkeys(trigger or known)]
+    report = Report("How long does a spaced message take, by which trigger, and in which step?")
+    with temporary() as folder, contenders(*ours, *rivals(against)) as fields:
+        racers, broken_down = anyio.run(measure, folder, fields, rounds, pauses_ms)
+    found = tell(report, racers, pauses_ms)
+    tell_steps(report, found, broken_down, pauses_ms)
+    tell_targets(report, found, pauses_ms)
+    report.finish(json_to, plot_to)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main(command)

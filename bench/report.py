@@ -1,4 +1,4 @@
-"""What every benchmark here shares: figures of a sample, a table, JSON, a plot, a progress bar, the machine.
+"""What every benchmark here shares: figures of a sample, tables, JSON, plots, a progress bar, the machine, the ends.
 
 Knows nothing of agentbus but its version.
 """
@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import apsw
 import typer
@@ -22,20 +25,103 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-__all__ = ["AgainstOption", "JsonOption", "PlotOption", "Report", "figures", "median", "percentile", "progress"]
+__all__ = [
+    "AgainstOption",
+    "Failed",
+    "JsonOption",
+    "PlotOption",
+    "Report",
+    "figures",
+    "main",
+    "median",
+    "percentile",
+    "progress",
+]
 
 _T = TypeVar("_T")
+
+# What typer raises for a command line that makes no sense; it exports the child, not this.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Failed(Exception):
+    """Nothing could be measured; the sentence says why."""
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    # Once is enough: what cleans up after the first must not be cut short by a second.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def main(command: Callable[..., None]) -> NoReturn:
+    """Run `command` as the command line of its module; whatever goes wrong is one line on stderr, never a traceback.
+
+    Exit codes: 0 measured, 1 failed, 2 asked wrongly, 128 + the number of the signal that ended it.
+    """
+    # Ours and not an event loop's, which would only cancel a task and go on waiting for a session.
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    # What steers agentbus is said for each session; what this shell has set must not reach some of them.
+    for variable in list(os.environ):
+        if variable.startswith(("AGENTBUS_", "CLAUDE")):
+            del os.environ[variable]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    program = f"python -m bench.{Path(sys.argv[0]).stem}"
+    try:
+        code = app(prog_name=program, standalone_mode=False) or 0
+    except _UsageError as error:
+        message: str = getattr(error, "format_message", error.__str__)()
+        print(f"{program}: {message.rstrip('.')}; see --help", file=sys.stderr)
+        code = 2
+    except Failed as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt as error:
+        code = 128 + (error.args[0] if error.args else signal.SIGINT)
+    except typer.Abort:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="OUT", help="Write the figures and all samples here as JSON.")
 ]
+
+
+def _can_plot(path: Path | None) -> Path | None:
+    """Say before the run, not after it, that nothing can be drawn."""
+    if path is not None:
+        if path.suffix not in (".svg", ".png"):
+            raise typer.BadParameter(f"--plot {path} has to end in .svg or .png")
+        try:
+            import matplotlib as mpl
+        except ImportError:
+            raise typer.BadParameter("--plot needs matplotlib: pip install '.[bench]'") from None
+        mpl.use("agg")
+    return path
+
+
 PlotOption = Annotated[
     Path | None,
-    typer.Option("--plot", metavar="OUT", help="Draw them here, .svg or .png; needs pip install '.\\[bench]'."),
+    typer.Option("--plot", callback=_can_plot, metavar="OUT", help="Draw them here, .svg or .png; needs pip install '.\\[bench]'."),
 ]
+
+def _is_command(words: str | None) -> str | None:
+    if words is not None:
+        try:
+            if not shlex.split(words):
+                raise typer.BadParameter("--against is empty: give the command that starts the other server")
+        except ValueError as error:
+            raise typer.BadParameter(f"--against {words} is no command line: {error}") from None
+    return words
+
+
 AgainstOption = Annotated[
     str | None,
     typer.Option(
+        callback=_is_command,
         metavar="COMMAND",
         help="Measure another MCP server too, in turn with ours, and show the ratios. It has to offer "
         "send_message{to,text} and to push notifications/claude/channel. {name} and {home} in the command become the "
@@ -55,10 +141,10 @@ def median(samples: Sequence[float]) -> float:
     return percentile(samples, 0.5)
 
 
-def figures(samples: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """What is reported of a sample, in its own unit."""
+def figures(samples: Sequence[float], digits: int = 3) -> dict[str, float | int]:
+    """What is reported of a sample, in its own unit, and how many there are."""
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {name: round(percentile(samples, share), digits) for name, share in shares.items()}
+    return {name: round(percentile(samples, share), digits) for name, share in shares.items()} | {"n": len(samples)}
 
 
 def progress(steps: Iterable[_T], what: str, total: int | None = None) -> Iterable[_T]:
@@ -76,7 +162,13 @@ def machine() -> dict[str, str]:
         "sqlite": apsw.sqlite_lib_version(),
         "agentbus": version("agentbus-local"),
         "mcp": version("mcp"),
+        "clock": time.get_clock_info("perf_counter").implementation,
+        # What else goes on here; a figure of a busy machine is of no use to anybody.
+        "load before": f"{_LOAD_BEFORE:.2f}",
     }
+
+
+_LOAD_BEFORE = os.getloadavg()[0]
 
 
 @dataclass
@@ -93,57 +185,85 @@ class Report:
         self.tables.setdefault(table, []).append({"": what, **columns})
 
     def add_samples(self, table: str, samples: Mapping[str, Sequence[float]], **columns: float | int | str) -> None:
-        """One row of p50, p90, p99 and max for each sample; the samples go to the JSON, and are drawn."""
+        """One row of p50, p90, p99, max and the count for each sample; the samples go to the JSON."""
         for what, values in samples.items():
             self.add(table, what, **figures(values), **columns)
         self.samples.setdefault(table, {}).update({what: list(values) for what, values in samples.items()})
-        self._plots.append(("histogram", table, "", dict(samples)))
+
+    def draw_histogram(self, title: str, unit: str, samples: Mapping[str, Sequence[float]]) -> None:
+        """To be drawn: how often which value, one outline for each sample."""
+        self._plots.append(("histogram", title, unit, dict(samples)))
+
+    def add_ratio(self, table: str, what: str, above: str, below: str, *columns: str) -> None:
+        """One row of the row `above` divided by the row `below`, in the columns that both have."""
+        rows = {str(row[""]): row for row in self.tables.get(table, [])}
+        if above in rows and below in rows:
+            pairs = {column: (rows[above].get(column), rows[below].get(column)) for column in columns}
+            ratios = {
+                column: round(over / under, 2)
+                for column, (over, under) in pairs.items()
+                if isinstance(over, (int, float)) and isinstance(under, (int, float)) and under
+            }
+            if ratios:
+                self.add(table, what, **ratios)
+
+    def target(self, what: str, measured: float, unit: str, most: float | None = None, least: float | None = None) -> None:
+        """One row of what is aimed at: at most, or at least. Shown, never enforced: it is the machine's as much."""
+        bound = f"<= {most:,g}" if most is not None else f">= {least:,g}"
+        is_met = (most is None or measured <= most) and (least is None or measured >= least)
+        self.add("targets", what, measured=round(measured, 3), unit=unit, target=bound, met="yes" if is_met else "no")
 
     def draw_bars(self, title: str, unit: str, values: Mapping[str, float]) -> None:
         """To be drawn: one bar for each."""
         self._plots.append(("bars", title, unit, dict(values)))
 
-    def draw_lines(self, title: str, x_axis: str, lines: Mapping[str, Mapping[float, float]]) -> None:
+    def draw_lines(self, title: str, x_axis: str, y_axis: str, lines: Mapping[str, Mapping[float, float]]) -> None:
         """To be drawn: one line for each, over a logarithmic axis."""
-        self._plots.append(("lines", title, x_axis, {name: dict(points) for name, points in lines.items()}))
+        points = {name: dict(line) for name, line in lines.items()}
+        self._plots.append(("lines", title, f"{x_axis}|{y_axis}", points))
 
     def finish(self, json_to: Path | None, plot_to: Path | None) -> None:
-        """Print the tables, and write what was asked for."""
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        """Write what was asked for, and print the tables. Raises Failed when something cannot be written."""
+        if "targets" in self.tables:
+            self.tables["targets"] = self.tables.pop("targets")  # what it all comes to stands at the end
+        try:
+            if json_to is not None:
+                json_to.write_text(json.dumps(self._facts(), indent=1) + "\n", encoding="utf-8")
+            if plot_to is not None:
+                self._draw(plot_to)
+        except OSError as error:
+            raise Failed(f"{error.filename} cannot be written: {error.strerror}") from None
+        console = Console(width=None if sys.stdout.isatty() else 140)
         console.print(self.question, style="bold", highlight=False)
         for title, rows in self.tables.items():
             table = Table(title=title, title_justify="left")
             columns = list(dict.fromkeys(column for row in rows for column in row))
             for column in columns:
-                table.add_column(column, justify="left" if column == "" else "right", overflow="fold")
+                table.add_column(column, justify="left" if column in ("", "note") else "right", overflow="fold")
             for row in rows:
                 table.add_row(*(_shown(row.get(column, "")) for column in columns))
             console.print(table)
-        if json_to is not None:
-            facts = {
-                "question": self.question,
-                "date": datetime.now(UTC).date().isoformat(),
-                "command": " ".join(["python -m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-                "machine": machine(),
-                "tables": self.tables,
-                "samples": self.samples,
-            }
-            json_to.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        if plot_to is not None:
-            self._draw(plot_to)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+            "machine": machine(),
+            "tables": self.tables,
+            "samples": self.samples,
+        }
 
     def _draw(self, path: Path) -> None:
-        try:
-            import matplotlib as mpl
-        except ImportError:
-            raise typer.BadParameter("--plot needs matplotlib: pip install '.[bench]'") from None
-        mpl.use("agg")
         from matplotlib import pyplot
 
         # Text as text and no date in it: a picture that is made again changes only where the figures do.
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "agentbus", "font.size": 9})
-        count = len(self._plots)
-        figure, all_axes = pyplot.subplots(count, 1, figsize=(7, 2.6 * count), squeeze=False, layout="constrained")
+        pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "agentbus", "font.size": 9})
+        # A bar needs a line of its own, the other kinds a fixed height; in inches.
+        heights = [0.8 + 0.24 * len(data) if kind == "bars" else 2.6 for kind, _, _, data in self._plots]
+        figure, all_axes = pyplot.subplots(
+            len(heights), 1, figsize=(8, sum(heights)), squeeze=False, layout="constrained", height_ratios=heights
+        )
         for axes, (kind, title, label, data) in zip(all_axes[:, 0], self._plots, strict=True):
             axes.set_title(title, loc="left", fontsize=9)
             _DRAWERS[kind](axes, label, data)
@@ -157,30 +277,35 @@ def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _histogram(axes: Any, _label: str, samples: dict[str, list[float]]) -> None:
-    everything = [value for values in samples.values() for value in values]
-    # The slowest hundredth would squeeze all the others into one bar; it is in the table.
-    high = percentile(everything, 0.99)
+def _histogram(axes: Any, unit: str, samples: dict[str, list[float]]) -> None:
+    # The slowest would squeeze all the others into one bar; they are in the table.
+    high = max(percentile(values, 0.97) for values in samples.values())
     for name, values in samples.items():
-        axes.hist(values, bins=80, range=(0, high), histtype="step", label=f"{name}: p50 {median(values):.3g}")
-    axes.set_ylabel("rounds")
-    axes.legend(fontsize=8)
+        label = f"{name}: p50 {median(values):.3g}"
+        weights = [1 / len(values)] * len(values)
+        axes.hist(values, bins=60, range=(0, high), weights=weights, histtype="step", label=label)
+    axes.set_ylabel("share")
+    axes.set_xlabel(unit)
+    axes.legend(fontsize=7)
 
 
 def _bars(axes: Any, unit: str, values: dict[str, float]) -> None:
     bars = axes.barh(list(values), list(values.values()), color="#4c72b0")
     axes.bar_label(bars, labels=[_shown(value) for value in values.values()], fontsize=8, padding=3)
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
 
 
-def _lines(axes: Any, x_axis: str, lines: dict[str, dict[float, float]]) -> None:
+def _lines(axes: Any, label: str, lines: dict[str, dict[float, float]]) -> None:
+    x_axis, _, y_axis = label.partition("|")
     for name, points in lines.items():
         axes.plot(list(points), list(points.values()), marker="o", label=name)
     axes.set_xscale("symlog")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x_axis)
-    axes.legend(fontsize=8)
+    axes.set_ylabel(y_axis)
+    axes.legend(fontsize=7)
 
 
 _DRAWERS = {"histogram": _histogram, "bars": _bars, "lines": _lines}

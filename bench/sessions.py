@@ -1,24 +1,241 @@
-"""Starts the sessions that a benchmark measures: ours, with any settings, or another MCP server's."""
+"""Starts the sessions that a benchmark measures: ours, with any settings, or another MCP server's.
+
+A session that ends or falls silent is told in one line, with its command and the last that it wrote to stderr.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-import typer
+from bench.report import Failed
+from tests.helpers import EVENT, PATIENCE_S, RawClient
 
-from tests.helpers import RawClient, clients
+__all__ = [
+    "ANSWERS",
+    "EVENTS",
+    "TRACED",
+    "Client",
+    "Contender",
+    "Field",
+    "Tape",
+    "contenders",
+    "fault",
+    "rivals",
+    "temporary",
+    "together",
+]
 
-__all__ = ["Contender", "Field", "contenders"]
+_T = TypeVar("_T")
 
 # The ready gate is 0.25 s; a loaded machine takes its time.
 _GATE_S = 0.6
+# Below the size from which malloc asks the system for fresh memory: a read must not pay for that.
+_READ_BYTES = 65_536
+# How long a server may take to end by itself when its stdin has ended.
+_END_S = 5.0
+
+# What is counted in the bytes of a client that is not reading: what is pushed, or the answers to calls.
+EVENTS = EVENT.encode()
+ANSWERS = b"\n"
+# What tells one message from another in a text: its sender and its number.
+_TOKEN = re.compile(rb"~(\d+)\.(\d+)~")
+# The command of a session of ours that notes when it is where: see traced.py.
+TRACED = (sys.executable, "-m", "bench.traced")
+
+
+def together(calls: Sequence[Callable[[], _T]]) -> list[_T]:
+    """What the calls return, all made at once, each in a thread. Raises the first error, if any."""
+    results: list[Any] = [None] * len(calls)
+    errors: list[BaseException] = []
+
+    def call(number: int) -> None:
+        try:
+            results[number] = calls[number]()
+        except BaseException as error:  # noqa: BLE001 - handed to who waits
+            errors.append(error)
+
+    # Daemons: one that waits for a silent server must not keep an interrupted benchmark alive.
+    threads = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+class Tape:
+    """What a server wrote while nobody read it: the pieces, and when the `goal`-th `marker` was there."""
+
+    def __init__(self, marker: bytes, goal: int) -> None:
+        self._marker = marker
+        self._goal = goal
+        self._pieces: list[bytes] = []
+        self._seam = b""
+        self._count = 0
+        self.reached_at = 0.0
+        self.done = threading.Event()
+
+    def add(self, now: float, data: bytes) -> None:
+        """Take a piece that was read at `now`."""
+        self._pieces.append(data)
+        # A marker may lie across two pieces, but never whole within the seam.
+        self._count += (self._seam + data).count(self._marker)
+        self._seam = data[-(len(self._marker) - 1) :] if len(self._marker) > 1 else b""
+        if self._count >= self._goal and not self.done.is_set():
+            self.reached_at = now
+            self.done.set()
+
+    def text(self) -> bytes:
+        """All of it."""
+        return b"".join(self._pieces)
+
+
+def fault(received: bytes, senders: int, each: int) -> str:
+    """What is wrong with the order or the number of messages in `received`, each marked ~SENDER.NUMBER~; nothing if all is well.
+
+    `each` of the `senders` has sent that many.
+    """
+    by_sender: list[list[int]] = [[] for _ in range(senders)]
+    for sender, number in _TOKEN.findall(received):
+        by_sender[int(sender)].append(int(number))
+    if by_sender == [list(range(each))] * senders:
+        return ""
+    if [sorted(numbers) for numbers in by_sender] == [list(range(each))] * senders:
+        return "out of order"
+    distinct = sum(len(set(numbers)) for numbers in by_sender)
+    return f"{senders * each - distinct} lost, {sum(map(len, by_sender)) - distinct} doubled"
+
+
+class Client(RawClient):
+    """A raw client that gives up as soon as its server is gone, and that can record instead of reading.
+
+    A recording client costs next to nothing, so that the servers are measured and not the client.
+    """
+
+    def __init__(self, home: Path, name: str, *, command: Sequence[str] = (), **variables: str) -> None:
+        self._has_ended = False
+        self._tape: Tape | None = None
+        self.command = shlex.join(command) or "agentbus serve claude-mcp"
+        try:
+            super().__init__(home, name, command=command, **variables)
+        except OSError as error:
+            raise Failed(f"{self.command} cannot be started: {error.strerror}") from None
+
+    def _read(self) -> None:
+        rest = b""
+        while True:
+            try:
+                data = os.read(self.stdout_fd, _READ_BYTES)
+            except OSError:
+                data = b""
+            now = time.perf_counter()
+            if not data:
+                break
+            if self._tape is not None:
+                self._tape.add(now, data)
+                continue
+            *lines, rest = (rest + data).split(b"\n")
+            with self._changed:
+                for line in lines:
+                    with suppress(ValueError):  # a stray print of a server that is not ours
+                        self._take(now, json.loads(line))
+                self._changed.notify_all()
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+        if self._tape is not None:
+            self._tape.done.set()
+
+    def handshake(self, *, discover: bool = False) -> dict[str, Any]:
+        """See RawClient. Raises Failed when the server does not want to."""
+        try:
+            return super().handshake(discover=discover)
+        except KeyError:
+            raise Failed(f"{self.command} refused the handshake: {json.dumps(self.arrived[-1][1])[:300]}") from None
+
+    def record(self, marker: bytes, goal: int) -> Tape:
+        """Only keep and count what comes from here on, until `reading`."""
+        self._tape = Tape(marker, goal)
+        return self._tape
+
+    def reading(self) -> None:
+        """Read again; to be called between two lines."""
+        self._tape = None
+
+    def wait(self, condition: Callable[[], Any], what: str = "the message") -> Any:
+        """Wait until `condition()` is true. Raises Failed when the server ends before, or is silent for 40 s."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_ended or condition(), PATIENCE_S)
+            found = condition()
+        if not found:
+            raise self.failure(what)
+        return found
+
+    def wait_for_tape(self, tape: Tape, what: str) -> float:
+        """When `tape` reached its goal. Raises Failed as `wait` does."""
+        tape.done.wait(PATIENCE_S)
+        if not tape.reached_at:
+            raise self.failure(what)
+        return tape.reached_at
+
+    def failure(self, what: str) -> Failed:
+        """Why `what` did not come, as far as can be known."""
+        if self._has_ended:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+            self._stderr_reader.join(1)
+        how = "ended" if self._has_ended else f"was silent for {PATIENCE_S:g} s"
+        said = self.stderr.strip().splitlines()
+        return Failed(f"{self.command} {how} before {what} came; its last line: {said[-1] if said else '(none)'}")
+
+    def send_line(self, line: bytes) -> None:
+        try:
+            super().send_line(line)
+        except OSError:  # it has closed its end
+            self._has_ended = True
+            raise self.failure("the answer") from None
+
+    def sent(self, request_id: int) -> None:
+        """Wait for the answer to a call that must succeed. Raises Failed when it did not."""
+        answer = self.answer(request_id)
+        if "error" in answer or answer["result"].get("isError"):
+            raise Failed(f"{self.command} refused a message: {json.dumps(answer)[:300]}")
+
+    def end(self) -> None:
+        """End the server by the end of stdin, by force if need be."""
+        with suppress(OSError):
+            self._stdin.close()
+        try:
+            self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+        self.process.kill()
+        self.process.wait()
+        self._stderr_reader.join(1)
+        self._reader.join(1)
+        for file in (self.process.stdout, self.process.stderr):
+            # Who inherited the other end may keep a reader in it; closing would wait for that reader.
+            if file is not None and not self._reader.is_alive() and not self._stderr_reader.is_alive():
+                file.close()
 
 
 @dataclass(frozen=True)
@@ -28,6 +245,10 @@ class Contender:
     label: str
     command: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.command is None
 
     def words(self, home: Path, name: str) -> list[str]:
         """The command line of one session; empty for ours."""
@@ -39,42 +260,71 @@ class Contender:
 class Field:
     """The sessions of one contender, on a bus of their own."""
 
-    def __init__(self, contender: Contender, home: Path, start: type[RawClient]) -> None:
+    def __init__(self, contender: Contender, home: Path) -> None:
         self.contender = contender
         self.home = home
-        self._start = start
+        self.started: list[Client] = []
 
-    def start(self, *names: str, shake: bool = True) -> list[RawClient]:
-        """Sessions of these names, all at once, ready to receive (with `shake`)."""
-        started: list[RawClient] = []
+    @property
+    def label(self) -> str:
+        return self.contender.label
+
+    @property
+    def is_ours(self) -> bool:
+        return self.contender.is_ours
+
+    def start(self, *names: str, shake: bool = True, command: Sequence[str] = ()) -> list[Client]:
+        """Sessions of these names, all at once, ready to receive (with `shake`); `command` starts another of ours."""
+        started = []
         for name in names:
-            words = self.contender.words(self.home, name)
-            started.append(self._start(self.home, name, command=words, **self.contender.variables))
+            words = command or self.contender.words(self.home, name)
+            started.append(Client(self.home, name, command=words, **self.contender.variables))
+            self.started.append(started[-1])
         if shake:
             self.shake(started)
         return started
 
     @staticmethod
-    def shake(started: Sequence[RawClient]) -> None:
+    def shake(started: Sequence[Client]) -> None:
         """The handshakes of all, at once, and the wait for the ready gate."""
-        shakes = [threading.Thread(target=client.handshake) for client in started]
-        for shake in shakes:
-            shake.start()
-        for shake in shakes:
-            shake.join()
+        together([client.handshake for client in started])
         time.sleep(_GATE_S)
+
+    def end(self) -> None:
+        """End the sessions that were started so far."""
+        ended, self.started = self.started, []
+        if ended:
+            together([client.end for client in ended])
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder under a path short enough for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="ab-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        # A server that is not ours may leave children behind that still write here.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def contenders(*which: Contender) -> Iterator[list[Field]]:
-    """A field for each contender, on fresh homes under a short path; all sessions are gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder, clients() as start:
+    """A field for each contender, on fresh homes; all sessions are gone at the end."""
+    with temporary() as folder:
         fields = []
         for number, contender in enumerate(which):
             home = Path(folder, str(number))
-            if contender.command is not None:
-                if not shlex.split(contender.command):
-                    raise typer.BadParameter("--against is empty: give the command that starts the other server")
+            if not contender.is_ours:
                 home.mkdir()
-            fields.append(Field(contender, home, start))  # type: ignore[arg-type]
-        yield fields
+            fields.append(Field(contender, home))
+        try:
+            yield fields
+        finally:
+            for one in fields:
+                one.end()
+
+
+def rivals(against: str | None) -> list[Contender]:
+    """The other server as a contender, if there is one."""
+    return [] if against is None else [Contender("theirs", against)]

@@ -1,90 +1,236 @@
-"""How many messages a second from one session to another, and when has a broadcast reached the last of many?
+"""How many messages a second, at what CPU time each, and when has a broadcast reached the last of many?
 
-Real `agentbus serve claude-mcp` processes over pipes. The messages are pipelined: all calls are written before the
-first answer is looked at, and the clock stops when the other client has read the last event.
+Real `agentbus serve claude-mcp` sessions over pipes, with AGENTBUS_SYNC normal and full taking turns. The calls of a
+round are made before its clock starts and written in large pieces; the clients take bytes, count and stamp, and nothing
+else, so that the servers are measured. The clock stops when the recipient's client holds the last event. Only then is
+it checked that each message came once, in the order of its sender.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import tempfile
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from tests.helpers import RawClient, clients
+from bench.member import Crew
+from bench.processes import cpu_ms
+from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
+from bench.sessions import ANSWERS, EVENTS, Client, Contender, Field, contenders, fault, rivals
+
+# Writing is all that a sender's client does while the clock runs.
+_PIECE_BYTES = 65_536
+
+RATE = "messages a second, and CPU time of all sessions for each"
+BROADCAST = "broadcast: call written -> event held by the last client, ms"
 
 
-def one_to_one(home: Path, count: int) -> float:
-    """Messages per second of `count` pipelined calls."""
-    with clients() as start:
-        sender, receiver = start(home, "frontend"), start(home, "backend")
-        sender.handshake()
-        receiver.handshake()
-        time.sleep(0.5)  # the ready gate
-        began = time.perf_counter()
-        requests = [sender.post_call("send_message", to="backend", text=f"message {n}") for n in range(count)]
-        receiver.wait_events(count)
-        took_s = receiver.events[count - 1][0] - began
-        for request in requests:
-            sender.result(request)
-        assert [event["content"] for _, event in receiver.events] == [f"message {n}" for n in range(count)]
-    return count / took_s
+@dataclass
+class Rates:
+    """The rounds of one row: messages a second that arrived, and that a program had sent; CPU milliseconds a message."""
+
+    is_ours: bool
+    per_s: list[float] = field(default_factory=list)
+    sent_per_s: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    faults: set[str] = field(default_factory=set)
 
 
-def broadcast(home: Path, peers: int, rounds: int) -> list[float]:
-    """When the last of `peers` has the event, in milliseconds after the call, for each round."""
-    times: list[float] = []
-    with clients() as start:
-        everybody: list[RawClient] = [start(home, f"peer{n}") for n in range(peers + 1)]
-        shakes = [threading.Thread(target=client.handshake) for client in everybody]
-        for shake in shakes:
-            shake.start()
-        for shake in shakes:
-            shake.join()
-        time.sleep(1)  # the ready gate
-        sender, *others = everybody
-        for number in range(rounds):
-            time.sleep(0.1)
-            began = time.perf_counter()
-            request = sender.post_call("broadcast", text=f"round {number}")
-            for other in others:
-                other.wait_events(number + 1)
-            times.append((max(other.events[number][0] for other in others) - began) * 1_000)
-            sender.result(request)
-    return times
+def write(client: Client, data: bytes) -> None:
+    """Write in pieces, as fast as the server takes them."""
+    for start in range(0, len(data), _PIECE_BYTES):
+        client._stdin.write(data[start : start + _PIECE_BYTES])
+        client._stdin.flush()
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Pipelined messages, one sender, one receiver.", min=1)] = 2_000,
-    peers: Annotated[int, typer.Option(help="Receivers of a broadcast.", min=1)] = 20,
-    rounds: Annotated[int, typer.Option(help="Broadcasts.", min=1)] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+def spent_ms(pids: Iterable[int]) -> float | None:
+    """The CPU time of the processes so far; None where it cannot be read."""
+    times = [cpu_ms(pid) for pid in pids]
+    return None if None in times else sum(time for time in times if time is not None)
+
+
+def tools_round(senders: list[Client], receiver: Client, count: int, rates: Rates) -> None:
+    """`count` messages in all, as calls of the senders, all at once."""
+    each = count // len(senders)
+    lines = []
+    for position, sender in enumerate(senders):
+        calls = [
+            sender.prepare_call("send_message", to="receiver", text=f"~{position}.{number}~ one of many messages")[1]
+            for number in range(each)
+        ]
+        lines.append(b"\n".join(calls) + b"\n")
+    answers = [sender.record(ANSWERS, each) for sender in senders]
+    events = receiver.record(EVENTS, each * len(senders))
+    pids = [client.process.pid for client in (*senders, receiver)]
+    before_ms = spent_ms(pids)
+    writers = [threading.Thread(target=write, args=pair, daemon=True) for pair in zip(senders, lines, strict=True)]
+    began = time.perf_counter()
+    for writer in writers:
+        writer.start()
+    ended = receiver.wait_for_tape(events, f"event {each * len(senders):,}")
+    for sender, tape in zip(senders, answers, strict=True):
+        sender.wait_for_tape(tape, f"answer {each:,}")
+    after_ms = spent_ms(pids)
+    for client in (*senders, receiver):
+        client.reading()
+    note(rates, each * len(senders), ended - began, before_ms, after_ms, fault(events.text(), len(senders), each))
+
+
+def note(
+    rates: Rates, count: int, took_s: float, before_ms: float | None, after_ms: float | None, wrong: str = ""
 ) -> None:
-    """Measure pipelined messages per second, and the time to the last of many in a broadcast.
+    """Take down one round of `count` messages."""
+    if wrong and rates.is_ours:
+        raise Failed(f"of {count:,} messages {wrong}: no figure of this run is worth anything")
+    if wrong:
+        rates.faults.add(wrong)
+    rates.per_s.append(count / took_s)
+    if before_ms is not None and after_ms is not None:
+        rates.cpu_ms.append((after_ms - before_ms) / count)
 
-    Example: python -m bench.throughput --count 2000 --peers 20
-    """
-    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
-        per_second = one_to_one(Path(folder, "one"), count)
-        times = sorted(broadcast(Path(folder, "all"), peers, rounds))
-    result = {
-        "count": count,
-        "messages_per_second": round(per_second),
-        "peers": peers,
-        "broadcast_last_ms_median": round(statistics.median(times), 2),
-        "broadcast_last_ms_max": round(times[-1], 2),
-    }
-    if as_json:
-        print(json.dumps(result))
+
+def program_round(crew: Crew, receiver: Client | Crew, count: int, rates: Rates) -> None:
+    """`count` messages of a Python program, each awaited, to a session or to another program."""
+    tape = receiver.record(EVENTS, count) if isinstance(receiver, Client) else None
+    pids = [crew.pid, receiver.process.pid if isinstance(receiver, Client) else receiver.pid]
+    before_ms = spent_ms(pids)
+    if isinstance(receiver, Crew):
+        receiver.ask(take=count)
+    crew.ask(send=["receiver" if tape else "taker", count])
+    began, sent = crew.answer()
+    wrong = ""
+    if isinstance(receiver, Client) and tape is not None:
+        ended = receiver.wait_for_tape(tape, f"event {count:,}")
+        receiver.reading()
+        wrong = fault(tape.text(), 1, count)
     else:
-        print(f"one sender, {count:,} pipelined: {per_second:,.0f} messages/s")
-        print(f"broadcast to {peers}, last one: median {result['broadcast_last_ms_median']} ms, max {times[-1]:.2f} ms")
+        ended = receiver.answer()
+    rates.sent_per_s.append(count / (sent - began))
+    note(rates, count, max(sent, ended) - began, before_ms, spent_ms(pids), wrong)
+
+
+def measure_rates(which: list[Contender], count: int, rounds: int) -> dict[str, Rates]:
+    """The rates of each row: tools from one and from eight, programs to a session and to a program."""
+    rows: dict[str, Rates] = {}
+    turns: list[Callable[[], None]] = []
+    crews: list[Crew] = []
+
+    def add(label: str, one: Field, turn: Callable[[Rates], None]) -> None:
+        rows[f"{label}, {one.label}"] = rates = Rates(one.is_ours)
+        turns.append(lambda: turn(rates))
+
+    with contenders(*which) as fields:
+        try:
+            for one in fields:
+                receiver, *senders = one.start("receiver", *(f"sender{number}" for number in range(8)))
+                add("tools, 1 -> 1", one, partial(tools_round, senders[:1], receiver, count))
+                add("tools, 8 -> 1", one, partial(tools_round, senders, receiver, count))
+                if one.is_ours:
+                    crews += [Crew(one.home, name, **one.contender.variables) for name in ("program", "taker")]
+                    program, taker = crews[-2:]
+                    add("Python API -> session", one, partial(program_round, program, receiver, count))
+                    add("Python API -> Python API", one, partial(program_round, program, taker, count))
+            for _ in progress(range(rounds), "rates"):
+                for turn in turns:
+                    turn()
+        finally:
+            for crew in crews:
+                crew.close()
+    return rows
+
+
+def measure_broadcasts(sizes: list[int], rounds: int) -> dict[str, list[float]]:
+    """How long until the last of so many has a broadcast, in milliseconds, by row.
+
+    One bus, two senders: AGENTBUS_SYNC is the sender's to choose, and to each the other is one of the many.
+    """
+    samples: dict[str, list[float]] = {}
+    with contenders(Contender("normal"), Contender("full", variables={"AGENTBUS_SYNC": "full"})) as (normal, full):
+        full.home = normal.home
+        senders = {"sync normal": normal.start("one", shake=False)[0], "sync full": full.start("two", shake=False)[0]}
+        normal.shake(list(senders.values()))
+        everybody = list(senders.values())
+        for size in sorted(sizes):
+            names = [f"peer{number}" for number in range(len(everybody), size + 1)]
+            everybody += normal.start(*names)
+            for number in progress(range(rounds + 1), f"broadcast to {size}"):
+                for label, sender in senders.items():
+                    took_ms = one_broadcast(sender, [client for client in everybody if client is not sender])
+                    if number:  # the first finds everything cold, and some still starting
+                        samples.setdefault(f"1 -> {size}, {label}", []).append(took_ms)
+    return samples
+
+
+def one_broadcast(sender: Client, others: list[Client]) -> float:
+    """How long until the last of the others has it, in milliseconds."""
+    time.sleep(0.1)  # the marks of the one before
+    request, line = sender.prepare_call("broadcast", text="~0.0~ to all")
+    tapes = [other.record(EVENTS, 1) for other in others]
+    began = time.perf_counter()
+    sender.send_line(line)
+    ended = [other.wait_for_tape(tape, "the broadcast") for other, tape in zip(others, tapes, strict=True)]
+    sender.sent(request)
+    for other, tape in zip(others, tapes, strict=True):
+        other.reading()
+        wrong = fault(tape.text(), 1, 1)
+        if wrong:
+            raise Failed(f"of a broadcast {wrong}")
+    return (max(ended) - began) * 1_000
+
+
+def tell(report: Report, rows: dict[str, Rates], samples: dict[str, list[float]]) -> None:
+    """The tables."""
+    for what, rates in rows.items():
+        cost = {"CPU ms each": round(median(rates.cpu_ms), 3)} if rates.cpu_ms else {}
+        per_s = {"median": round(median(rates.per_s)), "lowest": round(min(rates.per_s))}
+        # A program has sent when its last await returned; what it sent may arrive later.
+        sent = {"sent": round(median(rates.sent_per_s))} if rates.sent_per_s else {}
+        order = ", ".join(sorted(rates.faults)) or "kept"
+        report.add(RATE, what, **per_s, **sent, **cost, order=order, n=len(rates.per_s))
+        report.samples.setdefault(RATE, {})[what] = rates.per_s
+    for what in ("tools, 1 -> 1", "tools, 8 -> 1"):
+        for sync in ("sync normal", "sync full"):
+            ours = f"{what}, {sync}"
+            report.add_ratio(RATE, f"theirs / ours: {ours}", f"{what}, theirs", ours, "median", "lowest", "CPU ms each")
+    report.draw_bars("messages a second", "messages/s, median", {what: median(row.per_s) for what, row in rows.items()})
+    report.add_samples(BROADCAST, samples)
+    if samples:
+        report.draw_bars(BROADCAST, "ms, p50", {what: median(values) for what, values in samples.items()})
+    # As many as are aimed at, and the setting that is the default.
+    report.target("one sender through the tools", median(rows["tools, 1 -> 1, sync normal"].per_s), "/s", least=4_000)
+    for road in ("session", "Python API"):
+        what = f"Python API -> {road}"
+        report.target(what, median(rows[f"{what}, sync normal"].per_s), "/s", least=10_000)
+    if "1 -> 50, sync normal" in samples:
+        report.target("broadcast to 50, p50", median(samples["1 -> 50, sync normal"]), "ms", most=30)
+
+
+def command(
+    count: Annotated[int, typer.Option(help="Messages in a round, in all.", min=8, max=8_000)] = 2_000,
+    rounds: Annotated[int, typer.Option(help="Rounds of each row; the median is shown.", min=1)] = 5,
+    peers: Annotated[
+        list[int] | None, typer.Option(help="Recipients of a broadcast; repeatable. [default: 20 and 50]", min=2)
+    ] = None,
+    broadcasts: Annotated[int, typer.Option(help="Broadcasts of each kind.", min=0)] = 20,
+    against: AgainstOption = None,
+    json_to: JsonOption = None,
+    plot_to: PlotOption = None,
+) -> None:
+    """How many messages a second, at what CPU time each, and when has a broadcast reached the last of many?
+
+    Example: python -m bench.throughput --count 2000 --peers 20 --json throughput.json
+    """
+    ours = [Contender(f"sync {sync}", variables={"AGENTBUS_SYNC": sync}) for sync in ("normal", "full")]
+    report = Report("How many messages a second, at what CPU time each, and how long does a broadcast take?")
+    rows = measure_rates([*ours, *rivals(against)], count, rounds)
+    samples = measure_broadcasts(peers or [20, 50], broadcasts) if broadcasts else {}
+    tell(report, rows, samples)
+    report.finish(json_to, plot_to)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main(command)

@@ -1,0 +1,313 @@
+"""Does a message cost more with a long history, many peers, or a full mailbox?
+
+Three questions, each with its sizes side by side on buses of their own that take turns, so that whatever else the
+machine does meanwhile falls on all alike: delivered rows in the database, peers that are present, pending messages in
+a mailbox that nobody empties. Beside the time of a message, what `send` and `peers` cost, as a call in this process and
+as a whole command.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import apsw
+import typer
+
+from agentbus import config, registry
+from agentbus.bus import Bus, now_ms
+from agentbus.store import MAX_PENDING
+from bench.member import Crew
+from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
+from bench.sessions import EVENTS, Client, Contender, Field, contenders, fault, rivals
+from tests.helpers import clean_env
+
+BATCH_ROWS = 50_000
+# Old rows lie within the retention, or the first heartbeat would begin to prune them.
+_OLD_MS = 12 * 3_600_000
+_SESSIONS = 200
+
+_OLD_ROWS = """
+WITH RECURSIVE n (i) AS (SELECT ?1 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?2)
+INSERT INTO messages (sender, recipient, body, sent_at, delivered_at, carrier, delivered_to)
+SELECT 'old-' || i % ?3, 'old-' || (i + 7) % ?3, 'a message of some time ago, of the length that many have: ' || i,
+    ?4 + i % ?5, ?4 + i % ?5 + 1, 'channel', 'old-session-' || (i + 7) % ?3 FROM n
+"""
+_PENDING_ROWS = """
+WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?1)
+INSERT INTO messages (sender, recipient, body, sent_at) SELECT 'program', ?2, '~0.' || i || '~ waits', ?3 FROM n
+"""
+
+MESSAGE = "tool call -> event"
+SEND = "send, a call"
+PEERS = "peers, a call"
+SEND_COMMAND = "agentbus send"
+PEERS_COMMAND = "agentbus peers"
+
+
+@dataclass
+class Bench:
+    """One bus of one size: what is measured on it, in turn with the others. Times are in milliseconds."""
+
+    size: int
+    home: Path
+    bus: Bus
+    pair: tuple[Client, Client] | None
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, what: str, took_ms: float) -> None:
+        self.samples.setdefault(what, []).append(took_ms)
+
+    def message(self) -> None:
+        """A spaced message from session to session."""
+        assert self.pair is not None
+        self.note(MESSAGE, one_message(*self.pair))
+
+    def send(self, to: str) -> int:
+        """A message sent by a call of the bus; its id."""
+        began = time.perf_counter()
+        sent = self.bus.send("program", to, "one round")
+        self.note(SEND, (time.perf_counter() - began) * 1_000)
+        return sent.id
+
+    def peers(self) -> None:
+        """Who is there, by a call of the bus."""
+        began = time.perf_counter()
+        self.bus.peers()
+        self.note(PEERS, (time.perf_counter() - began) * 1_000)
+
+    def command(self, what: str, *words: str) -> None:
+        """A whole command."""
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "agentbus", *words],
+            env=clean_env(self.home),
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            check=True,
+        )
+        self.note(what, (time.perf_counter() - began) * 1_000)
+
+
+def one_message(sender: Client, receiver: Client) -> float:
+    """How long from the call to the event, in milliseconds."""
+    seen = len(receiver.events)
+    request, line = sender.prepare_call("send_message", to="receiver", text="one round")
+    began = time.perf_counter()
+    sender.send_line(line)
+    receiver.wait_events(seen + 1)
+    took_ms = (receiver.events[seen][0] - began) * 1_000
+    sender.sent(request)
+    return took_ms
+
+
+def open_bus(home: Path, stack: ExitStack) -> Bus:
+    """The bus at `home`, created as needed, closed with the stack."""
+    bus, triggers = registry.open_bus(config.load(home=home), busy_ms=10_000)
+    stack.callback(triggers.close)
+    stack.callback(bus.store.close)
+    return bus
+
+
+def execute(bus: Bus, sql: str, *values: object) -> None:
+    """Something that no method of the store does: make a past, undo a send."""
+    connection = apsw.Connection(str(bus.store.path))
+    try:
+        connection.set_busy_timeout(10_000)
+        connection.execute(sql, values)
+    finally:
+        connection.close()
+
+
+def add_old_rows(bus: Bus, count: int) -> None:
+    """Put `count` delivered messages into the mailbox, as sessions that are gone have left them."""
+    since = now_ms() - _OLD_MS
+    batches = range(0, count, BATCH_ROWS)
+    for start in progress(batches, f"{count:,} old rows") if len(batches) > 1 else batches:
+        execute(bus, _OLD_ROWS, start, min(start + BATCH_ROWS, count), _SESSIONS, since, _OLD_MS - 3_600_000)
+    execute(bus, "PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def add_pending(bus: Bus, mailbox: str, count: int) -> None:
+    """Make `count` messages wait for `mailbox`."""
+    execute(bus, "DELETE FROM messages WHERE recipient = ? AND delivered_at IS NULL", mailbox)
+    if count:
+        execute(bus, _PENDING_ROWS, count, mailbox, now_ms())
+
+
+def take_turns(benches: list[Bench], rounds: int, commands: int, what: str) -> None:
+    """Messages, calls and commands on each bench in turn."""
+    every = max(1, rounds // commands) if commands else 0
+    for number in progress(range(rounds + 1), what):
+        for bench in benches:
+            steps: list[Callable[[], object]] = [bench.message, partial(bench.send, "receiver"), bench.peers]
+            if every and number % every == 0:
+                steps.append(partial(bench.command, SEND_COMMAND, "send", "receiver", "one round"))
+                steps.append(partial(bench.command, PEERS_COMMAND, "peers"))
+            for step in steps:
+                time.sleep(0.001)
+                step()
+                assert bench.pair is not None
+                settle(bench.pair[1], bench.bus)
+            if number == 0:
+                bench.samples.clear()  # the first finds everything cold
+
+
+def settle(receiver: Client, bus: Bus) -> None:
+    """Wait until the session has marked what it was sent: the mark is not to fall into the next figure."""
+    while bus.store.waiting().get("receiver"):
+        time.sleep(0.000_5)
+    assert receiver.process.poll() is None
+
+
+def old_rows(sizes: list[int], rounds: int, commands: int, against: str | None) -> tuple[list[Bench], list[float]]:
+    """What it costs with so many delivered messages in the database; and a message of the other server."""
+    ours = [Contender(f"{size:,}") for size in sizes]
+    with ExitStack() as stack, contenders(*ours, *rivals(against)) as fields:
+        benches = []
+        for size, one in zip(sizes, fields, strict=False):
+            bus = open_bus(one.home, stack)
+            add_old_rows(bus, size)
+            sender, receiver = one.start("sender", "receiver")
+            benches.append(Bench(size, one.home, bus, (sender, receiver)))
+        theirs: list[float] = []
+        if against is not None:
+            pair = fields[-1].start("sender", "receiver")
+            theirs = [one_message(pair[0], pair[1]) for _ in range(min(rounds, 20) + 1)][1:]
+        take_turns(benches, rounds, commands, "old rows")
+    return benches, theirs
+
+
+def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
+    """What it costs with so many peers present: two sessions, and programs that have joined."""
+    with ExitStack() as stack, contenders(*(Contender(f"{size}") for size in sizes)) as fields:
+        benches = []
+        for size, one in zip(sizes, fields, strict=True):
+            bus = open_bus(one.home, stack)
+            # With one peer it sends to itself.
+            started = one.start("receiver", *(["sender"] if size > 1 else []))
+            crew = [f"peer{number}" for number in range(size - len(started))]
+            if crew:
+                stack.callback(Crew(one.home, *crew).close)
+            assert len(bus.peers()) == size
+            benches.append(Bench(size, one.home, bus, (started[-1], started[0])))
+        take_turns(benches, rounds, commands, "live peers")
+    return benches
+
+
+def pending(sizes: list[int], rounds: int, drains: int) -> list[Bench]:
+    """What a send costs into a mailbox with so many pending, and how long a session takes to drain it."""
+    with ExitStack() as stack, contenders(*(Contender(f"{size:,}") for size in sizes)) as fields:
+        benches = [Bench(size, one.home, open_bus(one.home, stack), None) for size, one in zip(sizes, fields, strict=True)]
+        for bench in benches:
+            add_pending(bench.bus, "receiver", bench.size - 1)
+        for number in progress(range(rounds + 1), "pending"):
+            for bench in benches:
+                time.sleep(0.001)
+                row_id = bench.send("receiver")
+                bench.peers()
+                # The mailbox has as many before each send.
+                execute(bench.bus, "DELETE FROM messages WHERE id = ?", row_id)
+                if number == 0:
+                    bench.samples.clear()
+        for _ in progress(range(drains), "drains"):
+            for bench, one in zip(benches, fields, strict=True):
+                drain(bench, one)
+    return benches
+
+
+def drain(bench: Bench, one: Field) -> None:
+    """Start a session for the mailbox and see how long until its client holds everything."""
+    add_pending(bench.bus, "receiver", bench.size)
+    (receiver,) = one.start("receiver", shake=False)
+    receiver.initialize()
+    tape = receiver.record(EVENTS, bench.size)
+    receiver.post("tools/list")
+    began = time.perf_counter()
+    ended = receiver.wait_for_tape(tape, f"event {bench.size:,}")
+    wrong = fault(tape.text(), 1, bench.size)
+    if wrong:
+        raise Failed(f"of {bench.size:,} pending messages {wrong}")
+    bench.note("drained after tools/list was asked for", (ended - began) * 1_000)
+    one.end()
+
+
+def tell(report: Report, title: str, benches: list[Bench], axis: str) -> None:
+    """The table of one question: p50 in milliseconds for each size, and the largest in terms of the smallest."""
+    for what in dict.fromkeys(what for bench in benches for what in bench.samples):
+        p50 = {f"{bench.size:,}": round(median(bench.samples[what]), 3) for bench in benches}
+        first, *_, last = [*p50.values(), 0.0] if len(p50) == 1 else p50.values()
+        ratio = {"last / first": round(last / first, 2)} if len(p50) > 1 and first else {}
+        report.add(f"{title}: p50, ms", what, **p50, **ratio, n=len(benches[0].samples[what]))
+        report.samples.setdefault(title, {}).update({f"{what}, {each.size:,}": each.samples[what] for each in benches})
+    for kinds in ((MESSAGE, SEND, PEERS), (SEND_COMMAND, PEERS_COMMAND)):
+        lines = {
+            what: {float(bench.size): median(bench.samples[what]) for bench in benches}
+            for what in kinds
+            if what in benches[0].samples
+        }
+        if lines:
+            report.draw_lines(title, axis, "ms, p50", lines)
+
+
+def tell_old_rows(report: Report, benches: list[Bench], theirs: list[float]) -> None:
+    """The ratios that are aimed at, and the other server's message."""
+    tell(report, "old rows", benches, "delivered messages in the database")
+    if theirs:
+        p50 = median(theirs)
+        ratios = {f"{bench.size:,}": round(p50 / median(bench.samples[MESSAGE]), 2) for bench in benches}
+        report.add("old rows: p50, ms", "theirs, none", **{f"{benches[0].size:,}": round(p50, 3)}, n=len(theirs))
+        report.add("old rows: p50, ms", "theirs, none / tool call -> event", **ratios)
+    by_size = {bench.size: bench.samples for bench in benches}
+    for size in sorted(by_size):
+        if 0 in by_size and size == max(by_size) and size:
+            for what in (MESSAGE, SEND):
+                ratio = median(by_size[size][what]) / median(by_size[0][what])
+                report.target(f"{what}: {size:,} old rows / none", ratio, "x", most=1.1)
+
+
+def sizes_of(given: list[int] | None, default: list[int]) -> list[int]:
+    """The sizes to compare, ascending."""
+    return sorted(set(given or default))
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Messages, and calls of each kind, for each size.", min=1)] = 200,
+    commands: Annotated[int, typer.Option(help="Whole commands of each kind for each size.", min=0)] = 10,
+    drains: Annotated[int, typer.Option(help="How often each pending mailbox is drained.", min=0)] = 3,
+    old: Annotated[
+        list[int] | None,
+        typer.Option("--old-rows", help="Old rows; repeatable. [default: 0, 1000, 100000 and 1000000]", min=0),
+    ] = None,
+    peers: Annotated[
+        list[int] | None, typer.Option(help="Live peers; repeatable. [default: 1, 10 and 100]", min=1, max=500)
+    ] = None,
+    waiting: Annotated[
+        list[int] | None,
+        typer.Option("--pending", help="Pending messages; repeatable. [default: 1, 100 and 10000]", min=1, max=MAX_PENDING),
+    ] = None,
+    against: AgainstOption = None,
+    json_to: JsonOption = None,
+    plot_to: PlotOption = None,
+) -> None:
+    """Does a message cost more with a long history, many peers, or a full mailbox?
+
+    Example: python -m bench.scale --old-rows 0 --old-rows 100000 --rounds 100 --plot scale.svg
+    """
+    report = Report("Does a message cost more with a long history, many peers, or a full mailbox?")
+    benches, theirs = old_rows(sizes_of(old, [0, 1_000, 100_000, 1_000_000]), rounds, commands, against)
+    tell_old_rows(report, benches, theirs)
+    tell(report, "live peers", live_peers(sizes_of(peers, [1, 10, 100]), rounds, commands), "present peers")
+    tell(report, "pending in the mailbox", pending(sizes_of(waiting, [1, 100, 10_000]), rounds, drains), "pending")
+    report.finish(json_to, plot_to)
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,240 @@
+"""How soon is a session there, what does it take, and what does it do while nothing happens?
+
+From before the process is created: `initialize` answered, `tools/list` answered, the first tool call answered; alone
+and with as many as you like starting at once. Then the memory of one that has done that, its CPU time and its wake-ups
+over a while of silence, for each trigger. And `agentbus send` as a whole process, as a hook pays for it. A bare server
+on the same SDK (bare_server.py), and a bare `import apsw`, say what of it is not ours.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentbus import config, registry
+from agentbus.session import HEARTBEAT_S
+from bench.processes import cpu_ms, cpu_ticks, memory, wakeups
+from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, progress
+from bench.sessions import Client, Contender, Field, contenders, rivals, temporary, together
+from tests.helpers import INITIALIZE, clean_env
+
+PHASES = ("initialize answered", "tools/list answered", "first tool call answered")
+BARE = "a bare SDK server"
+OURS = "agentbus"
+
+
+@dataclass
+class Starts:
+    """What was measured of one contender: by phase, in milliseconds since exec; alone, and the last of many."""
+
+    alone: dict[str, list[float]] = field(default_factory=dict)
+    last: dict[str, list[float]] = field(default_factory=dict)
+    rss_mb: list[float] = field(default_factory=list)
+    private_mb: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What one session did in `seconds` of silence."""
+
+    seconds: float
+    cpu_ms: float
+    cpu_ticks: int
+    wakeups: int
+
+
+def command_of(one: Field) -> Sequence[str]:
+    """What starts a session, where that is not the contender's own command."""
+    return (sys.executable, "-m", "bench.bare_server") if one.label == BARE else ()
+
+
+def phases(one: Field, name: str) -> dict[str, float]:
+    """Start one session, as Claude Code would; how long until each phase is reached, in milliseconds."""
+    began = time.perf_counter()
+    (client,) = one.start(name, shake=False, command=command_of(one))
+    reached = [answered_at(client, client.post("initialize", INITIALIZE))]
+    client.notify("notifications/initialized")
+    reached.append(answered_at(client, client.post("tools/list")))
+    # To nobody: what is measured is the answer, not a delivery.
+    reached.append(answered_at(client, client.post_call("send_message", to="nobody", text="hello")))
+    return {phase: (at - began) * 1_000 for phase, at in zip(PHASES, reached, strict=True)}
+
+
+def answered_at(client: Client, request_id: int) -> float:
+    """When the answer came."""
+    client.answer(request_id)
+    return client._by_id[request_id][0]
+
+
+def measure_starts(fields: list[Field], rounds: int, at_once: int) -> dict[str, Starts]:
+    """Start them alone and together, in turn; by label."""
+    found = {one.label: Starts() for one in fields}
+    for number in progress(range(rounds + 1), "starts"):
+        for one in fields:
+            starts = found[one.label]
+            alone = phases(one, "first")
+            sizes = memory(one.started[0].process.pid)
+            one.end()
+            if number == 0:
+                continue  # the first reads its files from the disk
+            for phase, took_ms in alone.items():
+                starts.alone.setdefault(phase, []).append(took_ms)
+            if sizes is not None:
+                starts.rss_mb.append(sizes.rss_mb)
+                starts.private_mb.append(sizes.private_mb)
+            if at_once > 1:
+                many = together([lambda one=one, n=n: phases(one, f"session{n}") for n in range(at_once)])
+                one.end()
+                for phase in PHASES:
+                    starts.last.setdefault(phase, []).append(max(each[phase] for each in many))
+    return found
+
+
+def measure_idle(fields: list[Field], seconds: float) -> dict[str, Idle]:
+    """What a session of each does while nothing happens, all at the same time; by label."""
+    clients = {one.label: one.start("idle", shake=False, command=command_of(one))[0] for one in fields}
+    together([client.handshake for client in clients.values()])
+    together([lambda c=client: c.answer(c.post_call("send_message", to="nobody", text="x")) for client in clients.values()])
+    # The ready gate, the first drain, the last of what starting has left to do.
+    time.sleep(min(3.0, seconds))
+    before = {label: counters(client.process.pid) for label, client in clients.items()}
+    steps = 10
+    for _ in progress(range(steps), "silence"):
+        time.sleep(seconds / steps)
+    found = {}
+    for label, client in clients.items():
+        was, now = before[label], counters(client.process.pid)
+        if was is not None and now is not None:
+            found[label] = Idle(seconds, now[0] - was[0], round(now[1] - was[1]), round(now[2] - was[2]))
+    for one in fields:
+        one.end()
+    return found
+
+
+def counters(pid: int) -> tuple[float, float, float] | None:
+    """CPU time in milliseconds and in ticks, and wake-ups, so far."""
+    cpu, ticks, woken = cpu_ms(pid), cpu_ticks(pid), wakeups(pid)
+    return None if cpu is None or ticks is None or woken is None else (cpu, ticks, woken)
+
+
+def measure_commands(folder: Path, runs: int) -> dict[str, list[float]]:
+    """Whole processes, in milliseconds: `agentbus send` and what it is compared with, in turn."""
+    script = Path(sys.executable).with_name("agentbus")
+    send = [str(script)] if script.exists() else [sys.executable, "-m", "agentbus"]
+    commands = {
+        "agentbus send": [*send, "send", "nobody", "hello"],
+        "python -c 'import apsw'": [sys.executable, "-c", "import apsw"],
+        "python -c pass": [sys.executable, "-c", "pass"],
+    }
+    samples: dict[str, list[float]] = {what: [] for what in commands}
+    for number in progress(range(runs + 1), "commands"):
+        for what, words in commands.items():
+            began = time.perf_counter()
+            subprocess.run(words, env=clean_env(folder / "bus"), stdout=subprocess.DEVNULL, check=True)
+            if number:
+                samples[what].append((time.perf_counter() - began) * 1_000)
+    return samples
+
+
+def tell_starts(report: Report, found: dict[str, Starts], at_once: int) -> None:
+    """The tables of times and of memory."""
+    for title, pick in (("alone", "alone"), (f"the last of {at_once} at once", "last")):
+        table = f"exec -> ..., {title}, ms"
+        for label, starts in found.items():
+            report.add_samples(table, {f"{label}: {phase}": times for phase, times in getattr(starts, pick).items()})
+        for phase in PHASES:
+            report.add_ratio(table, f"theirs / {OURS}: {phase}", f"theirs: {phase}", f"{OURS}: {phase}", "p50", "max")
+        bars = {str(row[""]): row["p50"] for row in report.tables.get(table, []) if "n" in row}
+        if bars:
+            report.draw_bars(table, "ms, p50", bars)
+    table = "memory of a session, MB"
+    for label, starts in found.items():
+        if starts.rss_mb:
+            report.add(table, label, RSS=round(median(starts.rss_mb), 1), private=round(median(starts.private_mb), 1))
+    report.add_ratio(table, f"theirs / {OURS}", "theirs", OURS, "RSS", "private")
+
+
+def tell_idle(report: Report, found: dict[str, Idle]) -> None:
+    """The table of what is done while nothing happens."""
+    for label, idle in found.items():
+        report.add(
+            f"idle for {idle.seconds:g} s",
+            label,
+            **{
+                "CPU ms": round(idle.cpu_ms, 2),
+                "CPU ticks": idle.cpu_ticks,
+                "wake-ups a second": round(idle.wakeups / idle.seconds, 2),
+                "heartbeats": f"{idle.seconds / HEARTBEAT_S:.1f}" if label.startswith("trigger") else "",
+            },
+        )
+
+
+def tell_targets(
+    report: Report, found: dict[str, Starts], at_once: int, idle: dict[str, Idle], commands: dict[str, list[float]]
+) -> None:
+    """What is aimed at."""
+    ours, bare = found[OURS], found[BARE]
+    _, listed, called = PHASES
+    report.target("exec -> tools/list answered, alone, p50", median(ours.alone[listed]), "ms", most=200)
+    report.target("exec -> first tool call answered, alone, p50", median(ours.alone[called]), "ms", most=1_300)
+    if at_once == 8:
+        report.target("exec -> tools/list answered, last of 8, p50", median(ours.last[listed]), "ms", most=1_000)
+        report.target("exec -> first tool call answered, last of 8, p50", median(ours.last[called]), "ms", most=5_000)
+    if ours.rss_mb:
+        for what, mine, theirs in (
+            ("RSS", ours.rss_mb, bare.rss_mb),
+            ("private memory", ours.private_mb, bare.private_mb),
+        ):
+            report.target(f"{what} over {BARE}", median(mine) - median(theirs), "MB", most=6)
+    socket = idle.get("trigger socket")
+    if socket is not None:
+        report.target("idle: CPU ticks, heartbeats included", socket.cpu_ticks, "ticks", most=0)
+        report.target("idle: wake-ups", socket.wakeups / socket.seconds, "/s", most=1)
+    if commands["agentbus send"]:
+        sent, imported = (median(commands[what]) for what in ("agentbus send", "python -c 'import apsw'"))
+        report.target("agentbus send, p50", sent, "ms", most=80)
+        report.target(f"  the same / import apsw ({imported:.3g} ms)", sent / imported, "x", most=3)
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Starts of each kind.", min=1)] = 7,
+    at_once: Annotated[int, typer.Option(help="How many start at the same time; 1 for none.", min=1)] = 8,
+    idle: Annotated[float, typer.Option(help="Seconds of silence; 0 for none.", min=0)] = 30.0,
+    runs: Annotated[int, typer.Option(help="Runs of each whole command.", min=1)] = 20,
+    against: AgainstOption = None,
+    json_to: JsonOption = None,
+    plot_to: PlotOption = None,
+) -> None:
+    """How soon is a session there, what does it take, and what does it do while nothing happens?
+
+    Example: python -m bench.startup --rounds 3 --at-once 8 --idle 30 --json startup.json
+    """
+    report = Report("How soon is a session there, what does it take, and what does it do while nothing happens?")
+    others = [Contender(BARE), *rivals(against)]
+    with contenders(Contender(OURS), *others) as fields:
+        found = measure_starts(fields, rounds, at_once)
+    quiet: dict[str, Idle] = {}
+    if idle:
+        triggers = list(registry.Triggers(config.load()))
+        ours = [Contender(f"trigger {name}", variables={"AGENTBUS_TRIGGER": name}) for name in triggers]
+        with contenders(*ours, *others) as fields:
+            quiet = measure_idle(fields, idle)
+    with temporary() as folder:
+        commands = measure_commands(folder, runs)
+    tell_starts(report, found, at_once)
+    tell_idle(report, quiet)
+    report.add_samples("whole processes, ms", commands)
+    report.draw_bars("whole processes", "ms, p50", {what: median(times) for what, times in commands.items()})
+    tell_targets(report, found, at_once, quiet, commands)
+    report.finish(json_to, plot_to)
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,160 @@
+"""`agentbus serve claude-mcp` with a stamp at each step of a message: `python -m bench.traced`. Started by benchmarks.
+
+The methods are wrapped from outside; the code that is measured is the code that ships. A stamp is one short write to
+`traces/PID` in the home (a session ends by os._exit, which flushes nothing) and costs a microsecond or two.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from agentbus import config, registry
+from agentbus.adapters.claude_mcp.channel import ChannelDelivery
+from agentbus.store import Store
+from bench.report import Failed
+
+__all__ = ["STEPS", "Trace", "steps"]
+
+# From the call being written by the sender's client to the event being held by the recipient's.
+STEPS = ("request", "send", "wake", "read", "push", "client")
+_FOLDER = "traces"
+
+
+class _Stamps:
+    """Writes the stamps of this process: a word and nanoseconds of CLOCK_MONOTONIC, one a line."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(folder / str(os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def __call__(self, what: bytes) -> None:
+        os.write(self._fd, b"%s %d\n" % (what, time.perf_counter_ns()))
+
+
+def _around(owner: type, method: str, before: bytes | None, after: bytes, stamp: _Stamps) -> None:
+    """Stamp before and after each call of a synchronous method."""
+    original: Callable[..., Any] = _found(owner, method)
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if before is not None:
+            stamp(before)
+        result = original(*arguments, **options)
+        stamp(after)
+        return result
+
+    setattr(owner, method, wrapped)
+
+
+def _found(owner: type, method: str) -> Any:
+    try:
+        return getattr(owner, method)
+    except AttributeError:
+        sys.exit(f"{owner.__name__}.{method} is gone, which bench/traced.py measures: tell it what took its place")
+
+
+class _TracedWakes:
+    """The wakes of a trigger, stamped."""
+
+    def __init__(self, wakes: Any, stamp: _Stamps) -> None:
+        self._wakes = wakes
+        self._stamp = stamp
+
+    async def wait(self) -> None:
+        await self._wakes.wait()
+        self._stamp(b"woken")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wakes, name)
+
+
+def _trace_trigger(trigger: type, stamp: _Stamps) -> None:
+    arm = _found(trigger, "arm")
+
+    @asynccontextmanager
+    async def traced_arm(*arguments: Any, **options: Any) -> AsyncIterator[_TracedWakes]:
+        async with arm(*arguments, **options) as wakes:
+            yield _TracedWakes(wakes, stamp)
+
+    trigger.arm = traced_arm  # type: ignore[attr-defined]
+    _around(trigger, "notify", None, b"nudged", stamp)
+
+
+def _trace_delivery(stamp: _Stamps) -> None:
+    deliver = _found(ChannelDelivery, "deliver")
+
+    async def traced_deliver(*arguments: Any, **options: Any) -> Any:
+        receipt = await deliver(*arguments, **options)
+        stamp(b"pushed")
+        return receipt
+
+    ChannelDelivery.deliver = traced_deliver  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Serve, traced. Does not return."""
+    settings = config.load()
+    stamp = _Stamps(settings.home / _FOLDER)
+    triggers = registry.Triggers(settings)
+    for trigger in triggers.preferred():
+        _trace_trigger(type(trigger), stamp)
+    triggers.close()
+    _around(Store, "send", b"called", b"committed", stamp)
+    _around(Store, "pending", None, b"found", stamp)
+    _trace_delivery(stamp)
+    registry.serve("claude-mcp", settings)
+
+
+class Trace:
+    """What one traced session has stamped, in nanoseconds by step."""
+
+    def __init__(self, home: Path, pid: int) -> None:
+        self._path = home / _FOLDER / str(pid)
+        self._stamps: dict[str, list[int]] = {}
+        for line in self._path.read_text().splitlines():
+            what, at = line.split()
+            self._stamps.setdefault(what, []).append(int(at))
+
+    def first(self, what: str, since: int) -> int:
+        """The first `what` at or after an instant. Raises Failed when there is none."""
+        stamps = self._stamps.get(what, [])
+        position = bisect_left(stamps, since)
+        if position == len(stamps):
+            raise Failed(f"no {what!r} was stamped: bench/traced.py wraps a method that is not called any more")
+        return stamps[position]
+
+    def last(self, what: str, until: int) -> int | None:
+        """The last `what` at or before an instant."""
+        stamps = self._stamps.get(what, [])
+        position = bisect_right(stamps, until)
+        return stamps[position - 1] if position else None
+
+
+def steps(sender: Trace, receiver: Trace, written: int, held: int) -> dict[str, float]:
+    """How long each of STEPS took for one message, in milliseconds.
+
+    `written` is when its call was, `held` when the recipient's client had the event, in nanoseconds.
+    """
+    called = sender.first("called", written)
+    committed = sender.first("committed", called)
+    pushed = receiver.first("pushed", committed)
+    found = receiver.last("found", pushed)
+    woken = receiver.last("woken", found or 0)
+    if found is None or found < committed:
+        raise Failed("the mailbox was read past Store.pending, which bench/traced.py wraps")
+    # A message that comes while the recipient looks anyway is found without a wake.
+    woken = woken if woken is not None and woken > called else min(committed, found)
+    instants = (written, called, committed, woken, found, pushed, held)
+    return {
+        step: (after - before) / 1e6 for step, before, after in zip(STEPS, instants, instants[1:], strict=False)
+    }
+
+
+if __name__ == "__main__":
+    main()
