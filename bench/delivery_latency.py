@@ -101,7 +101,12 @@ class Race:
     async def prepare(self) -> None:
         """Start all sessions."""
         for one in self._fields:
-            pair = Pair(*one.start("frontend", "backend"))
+            one.start("frontend", "backend", shake=False)
+            if one.is_ours:
+                one.start("traced-one", "traced-two", shake=False, command=TRACED)
+        Field.shake([client for one in self._fields for client in one.started])
+        for one in self._fields:
+            pair = Pair(*one.started[:2])
             is_slow = one.label in SLOW
             if not one.is_ours:
                 # What wakes it is unknown: whether that is a clock is tried.
@@ -109,7 +114,7 @@ class Race:
             self.racers.append(Racer(CALL, one.label, partial(pair.call, "backend"), is_slow))
             if not one.is_ours:
                 continue
-            traced = self.traced[one.label] = Pair(*one.start("traced-one", "traced-two", command=TRACED))
+            traced = self.traced[one.label] = Pair(*one.started[2:])
             self.racers.append(Racer("traced", one.label, partial(traced.call, "traced-two"), is_slow))
             member = await self._stack.enter_async_context(agentbus.join("program", home=one.home))
             self._members[one.label] = member, pair.receiver
@@ -171,7 +176,9 @@ def after(label: str, pause_ms: float) -> str:
     return f"{label}, at a random moment" if pause_ms == AT_RANDOM else f"{label}, after {pause_ms:g} ms"
 
 
-def tell(report: Report, racers: list[Racer], pauses_ms: list[float]) -> dict[tuple[str, str], dict[float, list[float]]]:
+def tell(
+    report: Report, racers: list[Racer], pauses_ms: list[float]
+) -> dict[tuple[str, str], dict[float, list[float]]]:
     """The tables of all samples; the samples by table and label."""
     found = {(racer.table, racer.label): racer.samples for racer in racers}
     labels = list(dict.fromkeys(racer.label for racer in racers if racer.table == CALL))
@@ -216,14 +223,18 @@ def tell_steps(
                 report.draw_bars(title, "ms, p50", {step: median(values) for step, values in by_step.items()})
 
 
-def tell_targets(report: Report, found: dict[tuple[str, str], dict[float, list[float]]], pauses_ms: list[float]) -> None:
+def tell_targets(
+    report: Report, found: dict[tuple[str, str], dict[float, list[float]]], pauses_ms: list[float]
+) -> None:
     """What is aimed at, for the socket trigger."""
     for pause_ms in pauses_ms:
         calls, sends = found.get((CALL, "socket"), {}), found.get((PROGRAM, "socket"), {})
         if pause_ms not in calls:
             return
         report.target(f"tool call -> event, after {pause_ms:g} ms, p50", median(calls[pause_ms]), "ms", most=1.0)
-        report.target(f"tool call -> event, after {pause_ms:g} ms, p99", percentile(calls[pause_ms], 0.99), "ms", most=4)
+        report.target(
+            f"tool call -> event, after {pause_ms:g} ms, p99", percentile(calls[pause_ms], 0.99), "ms", most=4
+        )
         sent = median(sends[pause_ms])
         floor = [median(samples[pause_ms]) for (table, _), samples in found.items() if table == FLOOR]
         report.target(f"in-process send -> event, after {pause_ms:g} ms, p50", sent, "ms", most=0.6)
@@ -232,7 +243,9 @@ def tell_targets(report: Report, found: dict[tuple[str, str], dict[float, list[f
 
 
 def command(
-    rounds: Annotated[int, typer.Option(help="How many counted messages after each pause; a tenth by poll.", min=1)] = 200,
+    rounds: Annotated[
+        int, typer.Option(help="How many counted messages after each pause; a tenth by poll.", min=1)
+    ] = 200,
     pause_ms: Annotated[
         list[float] | None, typer.Option(help="A pause in milliseconds; repeatable. [default: 1, 5 and 20]", min=0.1)
     ] = None,

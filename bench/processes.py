@@ -14,7 +14,7 @@ __all__ = ["Memory", "cpu_ms", "cpu_ticks", "memory", "wakeups"]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """In MB of 10^6 bytes. `private_mb` is what would be free if the process ended: clean and dirty pages of its own."""
+    """In MB of 10^6 bytes. `private_mb`: clean and dirty pages of its own, which would be free if it ended."""
 
     rss_mb: float
     private_mb: float

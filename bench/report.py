@@ -48,17 +48,17 @@ class Failed(Exception):
     """Nothing could be measured; the sentence says why."""
 
 
-def _interrupt(number: int, _frame: object) -> NoReturn:
+def _interrupt(_number: int, _frame: object) -> NoReturn:
     # Once is enough: what cleans up after the first must not be cut short by a second.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
+    raise KeyboardInterrupt
 
 
 def main(command: Callable[..., None]) -> NoReturn:
     """Run `command` as the command line of its module; whatever goes wrong is one line on stderr, never a traceback.
 
-    Exit codes: 0 measured, 1 failed, 2 asked wrongly, 128 + the number of the signal that ended it.
+    Exit codes: 0 measured, 1 failed, 2 asked wrongly, 130 interrupted.
     """
     # Ours and not an event loop's, which would only cancel a task and go on waiting for a session.
     signal.signal(signal.SIGINT, _interrupt)
@@ -79,11 +79,10 @@ def main(command: Callable[..., None]) -> NoReturn:
     except Failed as error:
         print(f"{program}: {error}", file=sys.stderr)
         code = 1
-    except KeyboardInterrupt as error:
-        code = 128 + (error.args[0] if error.args else signal.SIGINT)
-    except typer.Abort:
-        code = 128 + signal.SIGINT
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     sys.exit(code)
+
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="OUT", help="Write the figures and all samples here as JSON.")
@@ -105,8 +104,14 @@ def _can_plot(path: Path | None) -> Path | None:
 
 PlotOption = Annotated[
     Path | None,
-    typer.Option("--plot", callback=_can_plot, metavar="OUT", help="Draw them here, .svg or .png; needs pip install '.\\[bench]'."),
+    typer.Option(
+        "--plot",
+        callback=_can_plot,
+        metavar="OUT",
+        help="Draw them here, .svg or .png; needs pip install '.\\[bench]'.",
+    ),
 ]
+
 
 def _is_command(words: str | None) -> str | None:
     if words is not None:
@@ -207,7 +212,9 @@ class Report:
             if ratios:
                 self.add(table, what, **ratios)
 
-    def target(self, what: str, measured: float, unit: str, most: float | None = None, least: float | None = None) -> None:
+    def target(
+        self, what: str, measured: float, unit: str, most: float | None = None, least: float | None = None
+    ) -> None:
         """One row of what is aimed at: at most, or at least. Shown, never enforced: it is the machine's as much."""
         bound = f"<= {most:,g}" if most is not None else f">= {least:,g}"
         is_met = (most is None or measured <= most) and (least is None or measured >= least)

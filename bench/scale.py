@@ -148,7 +148,7 @@ def take_turns(benches: list[Bench], rounds: int, commands: int, what: str) -> N
     for number in progress(range(rounds + 1), what):
         for bench in benches:
             steps: list[Callable[[], object]] = [bench.message, partial(bench.send, "receiver"), bench.peers]
-            if every and number % every == 0:
+            if every and number and number % every == 0:
                 steps.append(partial(bench.command, SEND_COMMAND, "send", "receiver", "one round"))
                 steps.append(partial(bench.command, PEERS_COMMAND, "peers"))
             for step in steps:
@@ -175,8 +175,9 @@ def old_rows(sizes: list[int], rounds: int, commands: int, against: str | None) 
         for size, one in zip(sizes, fields, strict=False):
             bus = open_bus(one.home, stack)
             add_old_rows(bus, size)
-            sender, receiver = one.start("sender", "receiver")
+            sender, receiver = one.start("sender", "receiver", shake=False)
             benches.append(Bench(size, one.home, bus, (sender, receiver)))
+        Field.shake([client for one in fields for client in one.started])
         theirs: list[float] = []
         if against is not None:
             pair = fields[-1].start("sender", "receiver")
@@ -192,12 +193,15 @@ def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
         for size, one in zip(sizes, fields, strict=True):
             bus = open_bus(one.home, stack)
             # With one peer it sends to itself.
-            started = one.start("receiver", *(["sender"] if size > 1 else []))
+            started = one.start("receiver", *(["sender"] if size > 1 else []), shake=False)
             crew = [f"peer{number}" for number in range(size - len(started))]
             if crew:
                 stack.callback(Crew(one.home, *crew).close)
-            assert len(bus.peers()) == size
             benches.append(Bench(size, one.home, bus, (started[-1], started[0])))
+        Field.shake([client for one in fields for client in one.started])
+        for bench in benches:
+            if len(bench.bus.peers()) != bench.size:
+                raise Failed(f"of {bench.size} peers {len(bench.bus.peers())} are present")
         take_turns(benches, rounds, commands, "live peers")
     return benches
 
@@ -205,7 +209,9 @@ def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
 def pending(sizes: list[int], rounds: int, drains: int) -> list[Bench]:
     """What a send costs into a mailbox with so many pending, and how long a session takes to drain it."""
     with ExitStack() as stack, contenders(*(Contender(f"{size:,}") for size in sizes)) as fields:
-        benches = [Bench(size, one.home, open_bus(one.home, stack), None) for size, one in zip(sizes, fields, strict=True)]
+        benches = [
+            Bench(size, one.home, open_bus(one.home, stack), None) for size, one in zip(sizes, fields, strict=True)
+        ]
         for bench in benches:
             add_pending(bench.bus, "receiver", bench.size - 1)
         for number in progress(range(rounds + 1), "pending"):
@@ -247,14 +253,14 @@ def tell(report: Report, title: str, benches: list[Bench], axis: str) -> None:
         ratio = {"last / first": round(last / first, 2)} if len(p50) > 1 and first else {}
         report.add(f"{title}: p50, ms", what, **p50, **ratio, n=len(benches[0].samples[what]))
         report.samples.setdefault(title, {}).update({f"{what}, {each.size:,}": each.samples[what] for each in benches})
-    for kinds in ((MESSAGE, SEND, PEERS), (SEND_COMMAND, PEERS_COMMAND)):
+    for part, kinds in (("calls", (MESSAGE, SEND, PEERS)), ("whole commands", (SEND_COMMAND, PEERS_COMMAND))):
         lines = {
             what: {float(bench.size): median(bench.samples[what]) for bench in benches}
             for what in kinds
             if what in benches[0].samples
         }
         if lines:
-            report.draw_lines(title, axis, "ms, p50", lines)
+            report.draw_lines(f"{title}: {part}", axis, "ms, p50", lines)
 
 
 def tell_old_rows(report: Report, benches: list[Bench], theirs: list[float]) -> None:
@@ -291,7 +297,9 @@ def command(
     ] = None,
     waiting: Annotated[
         list[int] | None,
-        typer.Option("--pending", help="Pending messages; repeatable. [default: 1, 100 and 10000]", min=1, max=MAX_PENDING),
+        typer.Option(
+            "--pending", help="Pending messages; repeatable. [default: 1, 100 and 10000]", min=1, max=MAX_PENDING
+        ),
     ] = None,
     against: AgainstOption = None,
     json_to: JsonOption = None,

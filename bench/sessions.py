@@ -108,9 +108,9 @@ class Tape:
 
 
 def fault(received: bytes, senders: int, each: int) -> str:
-    """What is wrong with the order or the number of messages in `received`, each marked ~SENDER.NUMBER~; nothing if all is well.
+    """What is wrong with the order or the number of messages in `received`; nothing if all is well.
 
-    `each` of the `senders` has sent that many.
+    Each of the `senders` has sent `each`, marked ~SENDER.NUMBER~.
     """
     by_sender: list[list[int]] = [[] for _ in range(senders)]
     for sender, number in _TOKEN.findall(received):
@@ -285,10 +285,10 @@ class Field:
         return started
 
     @staticmethod
-    def shake(started: Sequence[Client]) -> None:
+    def shake(started: Sequence[Client], *, gate_s: float = _GATE_S) -> None:
         """The handshakes of all, at once, and the wait for the ready gate."""
         together([client.handshake for client in started])
-        time.sleep(_GATE_S)
+        time.sleep(gate_s)
 
     def end(self) -> None:
         """End the sessions that were started so far."""
@@ -326,5 +326,9 @@ def contenders(*which: Contender) -> Iterator[list[Field]]:
 
 
 def rivals(against: str | None) -> list[Contender]:
-    """The other server as a contender, if there is one."""
-    return [] if against is None else [Contender("theirs", against)]
+    """The other server as a contender, if there is one. Raises Failed when it does not start: before all else does."""
+    if against is None:
+        return []
+    with contenders(Contender("theirs", against)) as (theirs,):
+        Field.shake(theirs.start("probe", shake=False), gate_s=0)
+    return [Contender("theirs", against)]

@@ -22,12 +22,14 @@ from agentbus import config, registry
 from agentbus.session import HEARTBEAT_S
 from bench.processes import cpu_ms, cpu_ticks, memory, wakeups
 from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, progress
-from bench.sessions import Client, Contender, Field, contenders, rivals, temporary, together
+from bench.sessions import Client, Contender, Field, contenders, rivals, together
 from tests.helpers import INITIALIZE, clean_env
 
 PHASES = ("initialize answered", "tools/list answered", "first tool call answered")
 BARE = "a bare SDK server"
 OURS = "agentbus"
+SEND = "agentbus send"
+APSW = "python -c 'import apsw'"
 
 
 @dataclass
@@ -101,7 +103,9 @@ def measure_idle(fields: list[Field], seconds: float) -> dict[str, Idle]:
     """What a session of each does while nothing happens, all at the same time; by label."""
     clients = {one.label: one.start("idle", shake=False, command=command_of(one))[0] for one in fields}
     together([client.handshake for client in clients.values()])
-    together([lambda c=client: c.answer(c.post_call("send_message", to="nobody", text="x")) for client in clients.values()])
+    together(
+        [lambda c=client: c.answer(c.post_call("send_message", to="nobody", text="x")) for client in clients.values()]
+    )
     # The ready gate, the first drain, the last of what starting has left to do.
     time.sleep(min(3.0, seconds))
     before = {label: counters(client.process.pid) for label, client in clients.items()}
@@ -124,22 +128,26 @@ def counters(pid: int) -> tuple[float, float, float] | None:
     return None if cpu is None or ticks is None or woken is None else (cpu, ticks, woken)
 
 
-def measure_commands(folder: Path, runs: int) -> dict[str, list[float]]:
+def measure_commands(runs: int) -> dict[str, list[float]]:
     """Whole processes, in milliseconds: `agentbus send` and what it is compared with, in turn."""
     script = Path(sys.executable).with_name("agentbus")
     send = [str(script)] if script.exists() else [sys.executable, "-m", "agentbus"]
-    commands = {
-        "agentbus send": [*send, "send", "nobody", "hello"],
-        "python -c 'import apsw'": [sys.executable, "-c", "import apsw"],
-        "python -c pass": [sys.executable, "-c", "pass"],
-    }
-    samples: dict[str, list[float]] = {what: [] for what in commands}
-    for number in progress(range(runs + 1), "commands"):
-        for what, words in commands.items():
-            began = time.perf_counter()
-            subprocess.run(words, env=clean_env(folder / "bus"), stdout=subprocess.DEVNULL, check=True)
-            if number:
-                samples[what].append((time.perf_counter() - began) * 1_000)
+    with contenders(Contender("live"), Contender("quiet")) as (live, quiet):
+        live.start("receiver")
+        commands = {
+            SEND: (live.home, [*send, "send", "receiver", "hello"]),
+            # The last to close a database merges its WAL, which whoever sends where nobody is pays for.
+            f"{SEND}, nobody online": (quiet.home, [*send, "send", "nobody", "hello"]),
+            APSW: (quiet.home, [sys.executable, "-c", "import apsw"]),
+            "python -c pass": (quiet.home, [sys.executable, "-c", "pass"]),
+        }
+        samples: dict[str, list[float]] = {what: [] for what in commands}
+        for number in progress(range(runs + 1), "commands"):
+            for what, (home, words) in commands.items():
+                began = time.perf_counter()
+                subprocess.run(words, env=clean_env(home), stdout=subprocess.DEVNULL, check=True)
+                if number:
+                    samples[what].append((time.perf_counter() - began) * 1_000)
     return samples
 
 
@@ -197,10 +205,10 @@ def tell_targets(
     if socket is not None:
         report.target("idle: CPU ticks, heartbeats included", socket.cpu_ticks, "ticks", most=0)
         report.target("idle: wake-ups", socket.wakeups / socket.seconds, "/s", most=1)
-    if commands["agentbus send"]:
-        sent, imported = (median(commands[what]) for what in ("agentbus send", "python -c 'import apsw'"))
-        report.target("agentbus send, p50", sent, "ms", most=80)
-        report.target(f"  the same / import apsw ({imported:.3g} ms)", sent / imported, "x", most=3)
+    imported = median(commands[APSW])
+    for what in (SEND, f"{SEND}, nobody online"):
+        report.target(f"{what}, p50", median(commands[what]), "ms", most=80)
+        report.target(f"  the same / import apsw ({imported:.3g} ms)", median(commands[what]) / imported, "x", most=3)
 
 
 def command(
@@ -226,8 +234,7 @@ def command(
         ours = [Contender(f"trigger {name}", variables={"AGENTBUS_TRIGGER": name}) for name in triggers]
         with contenders(*ours, *others) as fields:
             quiet = measure_idle(fields, idle)
-    with temporary() as folder:
-        commands = measure_commands(folder, runs)
+    commands = measure_commands(runs)
     tell_starts(report, found, at_once)
     tell_idle(report, quiet)
     report.add_samples("whole processes, ms", commands)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -31,7 +32,10 @@ BROADCAST = "broadcast: call written -> event held by the last client, ms"
 
 @dataclass
 class Rates:
-    """The rounds of one row: messages a second that arrived, and that a program had sent; CPU milliseconds a message."""
+    """The rounds of one row: messages a second, CPU milliseconds for each, and what was wrong.
+
+    `per_s` is how many arrived; `sent_per_s`, of a program, how many it had sent.
+    """
 
     is_ours: bool
     per_s: list[float] = field(default_factory=list)
@@ -42,9 +46,10 @@ class Rates:
 
 def write(client: Client, data: bytes) -> None:
     """Write in pieces, as fast as the server takes them."""
-    for start in range(0, len(data), _PIECE_BYTES):
-        client._stdin.write(data[start : start + _PIECE_BYTES])
-        client._stdin.flush()
+    with suppress(OSError):  # it has ended, which who waits for its answers is told
+        for start in range(0, len(data), _PIECE_BYTES):
+            client._stdin.write(data[start : start + _PIECE_BYTES])
+            client._stdin.flush()
 
 
 def spent_ms(pids: Iterable[int]) -> float | None:
@@ -113,8 +118,8 @@ def program_round(crew: Crew, receiver: Client | Crew, count: int, rates: Rates)
     note(rates, count, max(sent, ended) - began, before_ms, spent_ms(pids), wrong)
 
 
-def measure_rates(which: list[Contender], count: int, rounds: int) -> dict[str, Rates]:
-    """The rates of each row: tools from one and from eight, programs to a session and to a program."""
+def measure_rates(which: list[Contender], count: int, senders: int, rounds: int) -> dict[str, Rates]:
+    """The rates of each row: tools from one and from `senders`, programs to a session and to a program."""
     rows: dict[str, Rates] = {}
     turns: list[Callable[[], None]] = []
     crews: list[Crew] = []
@@ -125,10 +130,12 @@ def measure_rates(which: list[Contender], count: int, rounds: int) -> dict[str, 
 
     with contenders(*which) as fields:
         try:
-            for one in fields:
-                receiver, *senders = one.start("receiver", *(f"sender{number}" for number in range(8)))
-                add("tools, 1 -> 1", one, partial(tools_round, senders[:1], receiver, count))
-                add("tools, 8 -> 1", one, partial(tools_round, senders, receiver, count))
+            names = ["receiver", *(f"sender{number}" for number in range(senders))]
+            sessions = [one.start(*names, shake=False) for one in fields]
+            Field.shake([client for started in sessions for client in started])
+            for one, (receiver, *many) in zip(fields, sessions, strict=True):
+                add("tools, 1 -> 1", one, partial(tools_round, many[:1], receiver, count))
+                add(f"tools, {senders} -> 1", one, partial(tools_round, many, receiver, count))
                 if one.is_ours:
                     crews += [Crew(one.home, name, **one.contender.variables) for name in ("program", "taker")]
                     program, taker = crews[-2:]
@@ -192,7 +199,7 @@ def tell(report: Report, rows: dict[str, Rates], samples: dict[str, list[float]]
         order = ", ".join(sorted(rates.faults)) or "kept"
         report.add(RATE, what, **per_s, **sent, **cost, order=order, n=len(rates.per_s))
         report.samples.setdefault(RATE, {})[what] = rates.per_s
-    for what in ("tools, 1 -> 1", "tools, 8 -> 1"):
+    for what in [row.removesuffix(", theirs") for row in rows if row.endswith(", theirs")]:
         for sync in ("sync normal", "sync full"):
             ours = f"{what}, {sync}"
             report.add_ratio(RATE, f"theirs / ours: {ours}", f"{what}, theirs", ours, "median", "lowest", "CPU ms each")
@@ -210,8 +217,9 @@ def tell(report: Report, rows: dict[str, Rates], samples: dict[str, list[float]]
 
 
 def command(
-    count: Annotated[int, typer.Option(help="Messages in a round, in all.", min=8, max=8_000)] = 2_000,
+    count: Annotated[int, typer.Option(help="Messages in a round, in all.", min=50, max=8_000)] = 2_000,
     rounds: Annotated[int, typer.Option(help="Rounds of each row; the median is shown.", min=1)] = 5,
+    senders: Annotated[int, typer.Option(help="Sessions that send to one at the same time.", min=2, max=50)] = 8,
     peers: Annotated[
         list[int] | None, typer.Option(help="Recipients of a broadcast; repeatable. [default: 20 and 50]", min=2)
     ] = None,
@@ -226,7 +234,7 @@ def command(
     """
     ours = [Contender(f"sync {sync}", variables={"AGENTBUS_SYNC": sync}) for sync in ("normal", "full")]
     report = Report("How many messages a second, at what CPU time each, and how long does a broadcast take?")
-    rows = measure_rates([*ours, *rivals(against)], count, rounds)
+    rows = measure_rates([*ours, *rivals(against)], count, senders, rounds)
     samples = measure_broadcasts(peers or [20, 50], broadcasts) if broadcasts else {}
     tell(report, rows, samples)
     report.finish(json_to, plot_to)
