@@ -31,14 +31,14 @@ from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, me
 from bench.sessions import TRACED, Client, Contender, Field, contenders, rivals, temporary
 from bench.traced import STEPS, Trace, steps
 
-# Triggers by which a message waits for a clock: no hundreds of rounds are needed to see that, and it counts when in the
-# clock's period a message comes, not after which silence. They take a tenth of the rounds, at random moments.
-SLOW = {"poll"}
+# Who takes longer than this waits for a clock, a poll's say, and rounds that follow each other would all meet it at the
+# same point. So they come at random moments instead, and no pause has a row of its own.
+_CLOCK_MS = 10
+AT_RANDOM = 0.0
+# Of a clock as slow as this no hundreds of rounds are needed: a tenth, and at least so many.
+_SLOW_CLOCK_MS = 200
 _SLOW_SHARE = 10
 _SLOW_LEAST = 5
-_SLOW_PERIOD_S = config.DEFAULT_POLL_MS / 1_000
-_SLOW_MS = 50
-AT_RANDOM = 0.0
 
 CALL = "tool call written -> event held by the other client, ms"
 PROGRAM = "in-process send (Python API) -> event held by the client of a session, ms"
@@ -47,12 +47,15 @@ FLOOR = "floor of this machine, ms"
 
 @dataclass
 class Racer:
-    """Who takes turns. `one(number)` sends a message and returns how long it took, in milliseconds."""
+    """Who takes turns. `one(pause_ms)` sends a message and returns how long it took, in milliseconds.
+
+    `clock_ms` is the period of the clock that its messages wait for; 0 if they wait for none.
+    """
 
     table: str
     label: str
     one: Callable[[float], float]
-    is_slow: bool = False
+    clock_ms: float = 0.0
     samples: dict[float, list[float]] = field(default_factory=dict)
 
 
@@ -107,18 +110,17 @@ class Race:
         Field.shake([client for one in self._fields for client in one.started])
         for one in self._fields:
             pair = Pair(*one.started[:2])
-            is_slow = one.label in SLOW
-            if not one.is_ours:
-                # What wakes it is unknown: whether that is a clock is tried.
-                is_slow = median([pair.call("backend", 0) for _ in range(3)]) > _SLOW_MS
-            self.racers.append(Racer(CALL, one.label, partial(pair.call, "backend"), is_slow))
+            # The first comes at any point of a clock, if there is one, the next just behind its tick.
+            clock_ms = min([pair.call("backend", 0) for _ in range(4)][1:])
+            clock_ms = clock_ms if clock_ms > _CLOCK_MS else 0.0
+            self.racers.append(Racer(CALL, one.label, partial(pair.call, "backend"), clock_ms))
             if not one.is_ours:
                 continue
             traced = self.traced[one.label] = Pair(*one.started[2:])
-            self.racers.append(Racer("traced", one.label, partial(traced.call, "traced-two"), is_slow))
+            self.racers.append(Racer("traced", one.label, partial(traced.call, "traced-two"), clock_ms))
             member = await self._stack.enter_async_context(agentbus.join("program", home=one.home))
             self._members[one.label] = member, pair.receiver
-            self.racers.append(Racer(PROGRAM, one.label, lambda _pause_ms: 0.0, is_slow))
+            self.racers.append(Racer(PROGRAM, one.label, lambda _pause_ms: 0.0, clock_ms))
         floor = Floor(self._folder / "floor")
         self._stack.callback(floor.close)
         for label, one_ms in (
@@ -139,14 +141,15 @@ class Race:
         return racer.one(pause_ms)
 
     async def run(self, rounds: int, pauses_ms: list[float]) -> None:
-        """`rounds` turns for each racer and pause, fewer for the slow."""
+        """`rounds` turns for each racer and pause, fewer for who waits for a slow clock."""
         every = max(1, rounds // max(_SLOW_LEAST, rounds // _SLOW_SHARE))
-        slow = [racer for racer in self.racers if racer.is_slow]
-        fast = [racer for racer in self.racers if not racer.is_slow]
+        clocked = [racer for racer in self.racers if racer.clock_ms]
+        fast = [racer for racer in self.racers if not racer.clock_ms]
         for number in progress(range(rounds), "rounds"):
-            for racer in slow if number % every == 0 else []:
-                await anyio.sleep(random.uniform(0, _SLOW_PERIOD_S))
-                racer.samples.setdefault(AT_RANDOM, []).append(await self._message(racer, 0))
+            for racer in clocked:
+                if racer.clock_ms < _SLOW_CLOCK_MS or number % every == 0:
+                    await anyio.sleep(random.uniform(0, racer.clock_ms / 1_000))
+                    racer.samples.setdefault(AT_RANDOM, []).append(await self._message(racer, 0))
             for pause_ms in pauses_ms:
                 for racer in fast:
                     await self._message(racer, pause_ms)
@@ -165,15 +168,16 @@ async def measure(
         homes = {one.label: one.home for one in fields}
         for label, pair in race.traced.items():
             sender, receiver = (Trace(homes[label], client.process.pid) for client in (pair.sender, pair.receiver))
-            # Of a turn's two messages the second counts; the slow have only that one.
-            counted = pair.instants if label in SLOW else pair.instants[1::2]
+            # Of a turn's two messages the second counts; who waits for a clock has only that one.
+            is_clocked = any(racer.clock_ms for racer in race.racers if racer.label == label)
+            counted = pair.instants if is_clocked else pair.instants[1::2]
             broken_down[label] = [steps(sender, receiver, *instants) for instants in counted]
         return race.racers, broken_down
 
 
 def after(label: str, pause_ms: float) -> str:
     """The name of a row."""
-    return f"{label}, at a random moment" if pause_ms == AT_RANDOM else f"{label}, after {pause_ms:g} ms"
+    return f"{label}, at random moments" if pause_ms == AT_RANDOM else f"{label}, after {pause_ms:g} ms"
 
 
 def tell(
@@ -189,7 +193,8 @@ def tell(
                 continue
             lines = {after(label, pause_ms): values for pause_ms, values in by_pause.items()}
             report.add_samples(table, lines)
-            report.draw_histogram(f"{label}: {table.removesuffix(', ms')}", "ms", lines)
+            if table == CALL or AT_RANDOM not in by_pause:  # of a clock's, one picture is enough
+                report.draw_histogram(f"{label}: {table.removesuffix(', ms')}", "ms", lines)
     for pause_ms in pauses_ms:
         theirs = after("theirs", pause_ms if pause_ms in found.get((CALL, "theirs"), {}) else AT_RANDOM)
         for label in labels:
@@ -206,11 +211,10 @@ def tell_steps(
     report: Report,
     found: dict[tuple[str, str], dict[float, list[float]]],
     broken_down: dict[str, list[dict[str, float]]],
-    pauses_ms: list[float],
 ) -> None:
     """The tables of the steps, beside the totals with and without tracing."""
     for label, messages in broken_down.items():
-        pauses = [AT_RANDOM] if label in SLOW else pauses_ms
+        pauses = list(found["traced", label])
         for position, pause_ms in enumerate(pauses):
             # A round goes through all pauses in turn, so the messages do too.
             mine = messages[position :: len(pauses)]
@@ -219,7 +223,7 @@ def tell_steps(
             report.add_samples(title, by_step)
             report.add_samples(title, {"total, traced": found["traced", label][pause_ms]})
             report.add_samples(title, {"total, not traced": found[CALL, label][pause_ms]})
-            if label not in SLOW:
+            if pause_ms != AT_RANDOM:
                 report.draw_bars(title, "ms, p50", {step: median(values) for step, values in by_step.items()})
 
 
@@ -244,7 +248,7 @@ def tell_targets(
 
 def command(
     rounds: Annotated[
-        int, typer.Option(help="How many counted messages after each pause; a tenth by poll.", min=1)
+        int, typer.Option(help="How many counted messages after each pause; by poll a tenth.", min=1)
     ] = 200,
     pause_ms: Annotated[
         list[float] | None, typer.Option(help="A pause in milliseconds; repeatable. [default: 1, 5 and 20]", min=0.1)
@@ -270,7 +274,7 @@ def command(
     with temporary() as folder, contenders(*ours, *rivals(against)) as fields:
         racers, broken_down = anyio.run(measure, folder, fields, rounds, pauses_ms)
     found = tell(report, racers, pauses_ms)
-    tell_steps(report, found, broken_down, pauses_ms)
+    tell_steps(report, found, broken_down)
     tell_targets(report, found, pauses_ms)
     report.finish(json_to, plot_to)
 

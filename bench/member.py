@@ -25,7 +25,7 @@ __all__ = ["Crew"]
 
 
 class Crew:
-    """The near end: a process of its own, in which each of `names` has joined the bus at `home`."""
+    """The near end: a process of its own, in which each of `names` joins the bus at `home`; call `joined` first."""
 
     def __init__(self, home: Path, *names: str, **variables: str) -> None:
         self._process = subprocess.Popen(
@@ -34,7 +34,10 @@ class Crew:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self.answer()  # all have joined
+
+    def joined(self) -> None:
+        """Wait until all have joined."""
+        self.answer()
 
     @property
     def pid(self) -> int:

@@ -190,15 +190,19 @@ def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
     """What it costs with so many peers present: two sessions, and programs that have joined."""
     with ExitStack() as stack, contenders(*(Contender(f"{size}") for size in sizes)) as fields:
         benches = []
+        crews: list[Crew] = []
         for size, one in zip(sizes, fields, strict=True):
             bus = open_bus(one.home, stack)
             # With one peer it sends to itself.
             started = one.start("receiver", *(["sender"] if size > 1 else []), shake=False)
             crew = [f"peer{number}" for number in range(size - len(started))]
             if crew:
-                stack.callback(Crew(one.home, *crew).close)
+                crews.append(Crew(one.home, *crew))
+                stack.callback(crews[-1].close)
             benches.append(Bench(size, one.home, bus, (started[-1], started[0])))
         Field.shake([client for one in fields for client in one.started])
+        for programs in crews:
+            programs.joined()
         for bench in benches:
             if len(bench.bus.peers()) != bench.size:
                 raise Failed(f"of {bench.size} peers {len(bench.bus.peers())} are present")

@@ -133,6 +133,7 @@ class Client(RawClient):
         self._has_ended = False
         self._tape: Tape | None = None
         self.command = shlex.join(command) or "agentbus serve claude-mcp"
+        self._is_ours = not command or tuple(command) == TRACED
         try:
             super().__init__(home, name, command=command, **variables)
         except OSError as error:
@@ -169,6 +170,14 @@ class Client(RawClient):
             return super().handshake(discover=discover)
         except KeyError:
             raise Failed(f"{self.command} refused the handshake: {json.dumps(self.arrived[-1][1])[:300]}") from None
+
+    def settle(self) -> None:
+        """The handshake, and all that starting has left to do: a session answers before it has imported the SDK."""
+        self.handshake()
+        if self._is_ours:
+            self.sent(self.post_call("whoami"))
+        else:
+            self.answer(self.post("ping"))
 
     def record(self, marker: bytes, goal: int) -> Tape:
         """Only keep and count what comes from here on, until `reading`."""
@@ -287,7 +296,7 @@ class Field:
     @staticmethod
     def shake(started: Sequence[Client], *, gate_s: float = _GATE_S) -> None:
         """The handshakes of all, at once, and the wait for the ready gate."""
-        together([client.handshake for client in started])
+        together([client.settle for client in started])
         time.sleep(gate_s)
 
     def end(self) -> None:

@@ -131,14 +131,20 @@ def measure_rates(which: list[Contender], count: int, senders: int, rounds: int)
     with contenders(*which) as fields:
         try:
             names = ["receiver", *(f"sender{number}" for number in range(senders))]
-            sessions = [one.start(*names, shake=False) for one in fields]
-            Field.shake([client for started in sessions for client in started])
-            for one, (receiver, *many) in zip(fields, sessions, strict=True):
+            for one in fields:
+                one.start(*names, shake=False)
+                if one.is_ours:
+                    crews += [Crew(one.home, name, **one.contender.variables) for name in ("program", "taker")]
+            Field.shake([client for one in fields for client in one.started])
+            for crew in crews:
+                crew.joined()
+            pairs = iter(zip(crews[::2], crews[1::2], strict=True))
+            for one in fields:
+                receiver, *many = one.started
                 add("tools, 1 -> 1", one, partial(tools_round, many[:1], receiver, count))
                 add(f"tools, {senders} -> 1", one, partial(tools_round, many, receiver, count))
                 if one.is_ours:
-                    crews += [Crew(one.home, name, **one.contender.variables) for name in ("program", "taker")]
-                    program, taker = crews[-2:]
+                    program, taker = next(pairs)
                     add("Python API -> session", one, partial(program_round, program, receiver, count))
                     add("Python API -> Python API", one, partial(program_round, program, taker, count))
             for _ in progress(range(rounds), "rates"):
