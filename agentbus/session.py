@@ -323,24 +323,38 @@ class Session:
 
     async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer. Raises what `Bus.send` raises."""
-
-        def now() -> Sent:
-            return self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
-
         # Nearly always nobody is before us and nothing is to be waited for: then a lock and a task switch would be
         # half of what a send costs.
-        if not self._turn.locked() and not self.bus.store.is_replaced():
-            with suppress(Busy):
-                return now()
+        with suppress(Busy):
+            return self.send_now(to, text, reply_to=reply_to)
         async with self._turn:
             await self._follow_database()
-            return await patiently(now)
+            return await patiently(lambda: self._send(to, text, reply_to))
+
+    def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
+        return self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+
+    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
+        """Send as this peer, if nothing has to be waited for. Raises what `Bus.send` raises, and Busy if it has."""
+        self._check_turn()
+        return self._send(to, text, reply_to)
+
+    def _check_turn(self) -> None:
+        if self._turn.locked() or self.bus.store.is_replaced():
+            raise Busy
 
     async def broadcast(self, text: object) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
+        with suppress(Busy):
+            return self.broadcast_now(text)
         async with self._turn:
             await self._follow_database()
             return await patiently(lambda: self.bus.broadcast(self.peer.name, text))
+
+    def broadcast_now(self, text: object) -> list[Sent]:
+        """The same, if nothing has to be waited for. Raises what `Bus.broadcast` raises, and Busy if it has."""
+        self._check_turn()
+        return self.bus.broadcast(self.peer.name, text)
 
     async def rename(self, name: object) -> str:
         """Take another name, pending messages and all; return it. Raises what `Bus.rename` raises."""

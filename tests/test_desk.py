@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,13 +17,15 @@ import anyio
 import pytest
 
 from agentbus.adapters.claude_mcp import guard
+from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import ReadyGate
 from agentbus.adapters.claude_mcp.desk import Desk
 from agentbus.adapters.claude_mcp.host import Way
 from agentbus.adapters.claude_mcp.protocol import serve_mcp
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.adapters.claude_mcp.tools import Seat
-from tests.helpers import INITIALIZE, RawClient, agentbus
+from agentbus.errors import Busy
+from tests.helpers import INITIALIZE, RawClient, agentbus, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
@@ -178,18 +181,20 @@ def test_the_handshake_and_the_mail_do_not_wait_for_the_sdk(
     assert client.request("ping")["result"] == {}
     assert '"bob" (online)' in agentbus(home, "send", "--from", "alice", "bob", "early").stdout
     assert [event["content"] for event in client.wait_events(1)] == ["early"]
-    # What the desk cannot answer waits, in order.
-    first = client.post_call("send_message", to="bob", text="first")
-    second = client.post_call("send_message", to="bob", text="second")
+    assert client.call("send_message", to="bob", text="first") == 'sent #2 to "bob" (online)'
+    # What the desk cannot answer waits, in order, and so does what it could after that.
+    first = client.post_call("set_name", name="robert")
+    second = client.post_call("send_message", to="robert", text="second")
     assert client.request("ping")["result"] == {}
     answered = [message.get("id") for _, message in client.arrived]
     assert not {first, second} & set(answered)
     let_go()
-    assert client.result(first) == ('sent #2 to "bob" (online)', False)
-    assert client.result(second) == ('sent #3 to "bob" (online)', False)
+    assert client.result(first)[0].startswith('you are "robert" now')
+    assert client.result(second) == ('sent #3 to "robert" (online)', False)
     assert client.texts()[:1] == ["early"]
     client.wait_events(3)
     assert client.texts() == ["early", "first", "second"]
+    assert client.events[2][1]["meta"]["from"] == "robert"
     assert client.request("tools/list")["result"]["tools"]
     ids = [message["id"] for _, message in client.arrived if "id" in message]
     assert len(ids) == len(set(ids)), "a request was answered twice"
@@ -236,6 +241,131 @@ def test_a_handshake_that_only_the_sdk_sees_through_is_said(start: Callable[...,
     client.wait(lambda: "result" in client.request("ping"))
     assert "error" in client.request("tools/call", {"name": "whoami", "arguments": {}})
     assert "the handshake was refused late" in client.stderr
+
+
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("send_message", {"to": "bob", "text": "hi"}),
+    ("send_message", {"to": "Nobody There", "text": "ü"}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 1.0}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 0}),
+    ("send_message", {"to": "bob", "text": ""}),
+    ("send_message", {"to": "", "text": "hi"}),
+    ("send_message", {"to": "bob"}),
+    ("send_message", {"to": "bob", "text": "hi", "urgent": True}),
+    ("send_message", {"to": 7, "text": "hi"}),
+    ("send_message", {"to": "bob", "text": "x" * 70_000}),
+    ("send_message", {"to": "bob", "text": "a\0b"}),
+    ("broadcast", {"text": "hi"}),
+    ("broadcast", {}),
+]
+
+
+@pytest.mark.spec("DESK-4", "TOOL-2")
+@pytest.mark.parametrize("way", ["channel", "pull"])
+def test_a_message_is_sent_alike_by_desk_and_sdk(start: Callable[..., RawClient], way: str) -> None:
+    bob, eve = start("bob", AGENTBUS_DELIVERY=way), start("eve")
+    for client in (bob, eve):
+        client.handshake()
+
+    def answer(tool: str, arguments: dict[str, Any], **more: Any) -> Any:
+        params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": 3}, **more}
+        message = bob.request("tools/call", params)
+        return re.sub(
+            r"\d[\d,]* unread messages?",
+            "N unread",
+            re.sub(r"#\d+", "#N", json.dumps(message["result"], sort_keys=True)),
+        )
+
+    for tool, arguments in CALLS:
+        # Something that the desk does not know is the SDK's to ignore.
+        assert answer(tool, arguments) == answer(tool, arguments, somethingNew=1), (tool, arguments)
+    # What has reached the others was sent twice each time: once by the desk, once by the SDK.
+    eve.wait_events(2)
+    assert eve.texts() == ["hi", "hi"]
+
+
+@pytest.mark.spec("DESK-4", "SEND-2")
+def test_no_message_overtakes_another_between_desk_and_sdk(home: Path, start: Callable[..., RawClient]) -> None:
+    client = start("bob")
+    client.handshake()
+    client.call("whoami")
+    lines = []
+    for number in range(300):
+        params = {"name": "send_message", "arguments": {"to": "later", "text": str(number)}}
+        if number % 7 == 3:
+            params["somethingNew"] = 1
+        lines.append(line("tools/call", params, id=f"n{number}"))
+    client.send_line(b"\n".join(lines))
+    answers = [client.result(f"n{number}")[0].split()[1] for number in range(300)]
+    assert answers == [f"#{number}" for number in range(1, 301)]
+    ids = [message["id"] for _, message in client.arrived if "id" in message]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.spec("DESK-4")
+def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() -> None:
+    sent: list[object] = []
+
+    class Taker:
+        def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
+            sent.append(text)
+            return "sent"
+
+    seat = Seat(Taker(), Way.CHANNEL, "a test")  # type: ignore[arg-type]
+    desk = Desk(seat, ReadyGate())
+
+    def call(request_id: object, tool: str = "send_message", **more: Any) -> bytes | None:
+        arguments = {"to": "bob", "text": str(request_id)} if tool == "send_message" else {}
+        return desk.take_call(line("tools/call", {"name": tool, "arguments": arguments, **more}, id=request_id))
+
+    assert call(1) is None, "before the handshake"
+    desk.settled(1)
+    desk.initialize_id = 0
+    assert call(2) is not None
+    assert call(3, "check_messages") is None
+    assert call(4) is not None, "a check that waits is in nobody's way"
+    assert call(5, "set_name") is None
+    assert call(6) is None
+    desk.settled("5")
+    desk.settled(5)
+    assert call(7) is None, "6 is before it"
+    desk.settled(6)
+    desk.settled(7)
+    assert call(8) is not None
+    assert call(9, _meta=7) is None
+    assert call(True) is None
+    assert sent == ["2", "4", "8"]
+
+
+@pytest.mark.spec("DESK-4")
+def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> None:
+    class Taker:
+        is_busy = True
+
+        def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
+            if self.is_busy:
+                raise Busy
+            return "sent"
+
+    taker = Taker()
+    seat = Seat(taker, Way.CHANNEL, "a test", burst=BurstGuard(1))  # type: ignore[arg-type]
+    desk = Desk(seat, ReadyGate())
+    desk.initialize_id = 0
+    call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
+
+    def left_to_the_sdk() -> bool:
+        try:
+            return desk.take_call(call) is None
+        except Busy:
+            return False
+
+    with pytest.raises(Busy):
+        desk.take_call(call)
+    until(left_to_the_sdk)
+    taker.is_busy = False
+    assert desk.take_call(call) is None, "the SDK has it, and is before this one"
+    desk.settled(1)
+    assert b'isError": false' in (desk.take_call(call) or b""), "what was tried in vain counts for no burst"
 
 
 @pytest.mark.spec("DESK-1")

@@ -13,7 +13,7 @@ from agentbus.adapters.claude_mcp import stdio as module
 from agentbus.adapters.claude_mcp.guard import refusal, salvage
 from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.errors import DeliveryClosed
+from agentbus.errors import Busy, DeliveryClosed
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +150,40 @@ async def test_who_takes_line_after_line_lets_others_have_their_turn() -> None:
             await ends.stdio.next_line()
         assert 99 / 16 - 2 < turns < 20
         tasks.cancel_scope.cancel()
+
+
+async def test_a_line_for_which_it_is_too_early_is_asked_again_and_keeps_its_place() -> None:
+    asked: list[bytes] = []
+
+    def refuse(line: bytes) -> bytes | None:
+        asked.append(line)
+        if line == b"busy" and asked.count(line) < 5:
+            raise Busy
+        return line + b"!\n" if line != b"mine" else None
+
+    async with running(refuse) as ends:
+        await ends.feed(b"one\nbusy\nmine\ntwo\n")
+        assert await ends.read(14) == b"one!\nbusy!\ntwo!\n"[:14]
+        assert await next_lines(ends, 1) == [b"mine"]
+        assert asked == [b"one", *[b"busy"] * 5, b"mine", b"two"]
+
+
+async def test_all_that_was_read_is_sorted_before_the_end_is_told() -> None:
+    count = 0
+
+    def refuse(line: bytes) -> bytes | None:
+        nonlocal count
+        count += 1
+        if count == 7:
+            raise Busy
+        return b""
+
+    async with running(refuse) as ends:
+        await ends.feed(b"line\n" * 500)
+        ends.hang_up()
+        with anyio.fail_after(10):
+            await ends.stdio.closed.wait()
+        assert count == 501
 
 
 async def test_lines_that_wait_are_sifted_anew_and_keep_their_order() -> None:

@@ -47,7 +47,8 @@ class _Stream:
 class _Settling:
     """What is to be done when the result of a request has been written, or never will be. [READ-1]"""
 
-    def __init__(self) -> None:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
         self._waiting: dict[int | str, Callable[[bool], Awaitable[None]]] = {}
 
     def add(self, request_id: int | str, settle: Callable[[bool], Awaitable[None]]) -> None:
@@ -58,6 +59,7 @@ class _Settling:
         return request_id in self._waiting
 
     async def settle(self, request_id: object, *, reached: bool) -> None:
+        self._desk.settled(request_id)
         settle = self._waiting.pop(request_id, None) if isinstance(request_id, (int, str)) else None
         if settle is not None:
             try:
@@ -112,7 +114,7 @@ class _Incoming(_Stream):
                     continue
                 if message.method == "tools/list":
                     self._listings.add(message.id)
-                if b"check_messages" in line:  # the one tool whose result has something to settle
+                if message.method == "tools/call":
                     return SessionMessage(message, self._settling.metadata(message.id))
             return SessionMessage(message)
 
@@ -193,11 +195,11 @@ def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Serv
 
 async def serve_mcp(seat: tools.Seat, stdio: Stdio, gate: ReadyGate, desk: Desk) -> None:
     """Take over from the desk and speak MCP until the client is gone. [DESK-2]"""
-    settling = _Settling()
+    settling = _Settling(desk)
     server = _make_server(seat, gate, settling)
     listings: set[int | str] = set()
     # From here on the lines come here; those that the desk has left are the first.
-    stdio.sift(guard.refusal)
+    stdio.sift(desk.take_call)
     await server.run(
         _Incoming(stdio, desk.hand_over(), listings, settling),
         _Outgoing(stdio, desk.initialize_id, listings, gate, settling),

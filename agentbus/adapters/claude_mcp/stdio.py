@@ -16,13 +16,18 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
 
 from agentbus.adapters.claude_mcp.lines import LineBuffer
-from agentbus.errors import DeliveryClosed
+from agentbus.errors import Busy, DeliveryClosed
 from agentbus.eventloop import asyncio_loop
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Stdio"]
 
@@ -62,11 +67,17 @@ async def _until_writable(fd: int) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio_loop()
+    assert loop is not None, "server.py chooses the event loop"
+    return loop
+
+
 class Stdio:
     """Lines in from `fd_in`, bytes out to `fd_out`; both become non-blocking. One reader task, any writers.
 
     `refuse` sees each line first: what it returns is written as the answer, and nobody else sees the line; None
-    leaves it to whoever reads `lines`.
+    leaves it to whoever calls `next_line`. Where it raises Busy it is asked again in the next turn of the event loop.
     """
 
     def __init__(self, fd_in: int, fd_out: int, refuse: Callable[[bytes], bytes | None]) -> None:
@@ -78,7 +89,10 @@ class Stdio:
         os.set_blocking(fd_out, False)
         self._unread_ioctl = _can_count_unread(fd_out)
         self._buffer = LineBuffer()
+        # Lines that were read: not sorted yet, and left to whoever takes them.
+        self._fresh: deque[bytes | None] = deque()
         self._lines: deque[bytes | None] = deque()
+        self._sort_due = False
         self._taken_in_a_row = 0
         self._has_ended = False
         self._failure: Exception | None = None
@@ -158,8 +172,9 @@ class Stdio:
     async def _read_until_full(self) -> None:
         """Read what comes until reading has to pause or to stop, which `_reading_paused` says."""
         self._reading_paused = anyio.Event()
-        loop = asyncio_loop()
-        assert loop is not None, "server.py chooses the event loop"
+        if self._fresh:
+            self._sort_soon()
+        loop = _loop()
         try:
             loop.add_reader(self._in, self._on_readable)
         except PermissionError:
@@ -175,7 +190,10 @@ class Stdio:
 
     def _on_readable(self) -> None:
         try:
+            if self._fresh:
+                return  # these first
             self._read_some()
+            self._sort_some()
         except Exception as error:  # noqa: BLE001 - an event loop would log it and go on; `run` raises it
             self._failure = error
             self._reading_paused.set()
@@ -190,15 +208,37 @@ class Stdio:
             data = b""
         if not data:
             self._has_ended = True
-        for line in self._buffer.feed(data):
-            self._sort(line)
-        if self._has_ended or self._is_full():
+        self._fresh.extend(self._buffer.feed(data))
+
+    def _sort_some(self) -> None:
+        """Sort a few lines now and the others in the next turns of the event loop; at the end all of them."""
+        count = len(self._fresh) if self._has_ended else min(len(self._fresh), _MAX_LINES_IN_A_ROW)
+        with suppress(Busy):
+            for _ in range(count):
+                self._sort(self._fresh[0])
+                self._fresh.popleft()
+        if (self._has_ended and not self._fresh) or self._is_full():
+            self._reading_paused.set()
+        elif self._fresh and not self._reading_paused.is_set():
+            self._sort_soon()
+
+    def _sort_soon(self) -> None:
+        if not self._sort_due:
+            self._sort_due = True
+            _loop().call_soon(self._sort_more)
+
+    def _sort_more(self) -> None:
+        self._sort_due = False
+        try:
+            self._sort_some()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failure = error
             self._reading_paused.set()
 
     def _sort(self, line: bytes | None) -> None:
         answer = None if line is None else self._refuse(line)
         if answer is not None:
-            self._post(answer)
+            self.post(answer)
         elif line is None or line.strip():
             self._lines.append(line)
             self._line_came.set()
@@ -207,8 +247,9 @@ class Stdio:
         """Let `refuse` see the lines from here on, those that wait to be read first."""
         self._refuse = refuse
         waiting, self._lines = self._lines, deque()
-        for line in waiting:
-            self._sort(line)
+        # Ahead of those that are not sorted yet, as they came.
+        self._fresh.extendleft(reversed(waiting))
+        self._sort_soon()
         self._room_came.set()
 
     def _close(self) -> None:
@@ -243,9 +284,7 @@ class Stdio:
         self._queued += len(data)
         if not self._flush_due:
             self._flush_due = True
-            loop = asyncio_loop()
-            assert loop is not None, "server.py chooses the event loop"
-            loop.call_soon(self._flush_posted)
+            _loop().call_soon(self._flush_posted)
         return len(self._unsent) <= _MAX_UNSENT_BYTES and not self._is_broken
 
     def _flush_posted(self) -> None:

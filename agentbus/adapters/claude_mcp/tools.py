@@ -6,7 +6,7 @@ Knows the session, nothing of the MCP SDK: protocol.py makes the SDK's types fro
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,12 @@ from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import channel_element
 from agentbus.adapters.claude_mcp.guard import HANDSHAKE_VERSIONS
 from agentbus.adapters.claude_mcp.host import SERVER_NAME, Way
+from agentbus.bus import Sent
 from agentbus.envelope import MessageState, Peer, Status, Unread, normalise_name, timestamp
-from agentbus.errors import AgentbusError, InvalidRequest
+from agentbus.errors import AgentbusError, Busy, InvalidRequest
 from agentbus.session import Session
 
-__all__ = ["TOOLS", "Seat", "Tool", "ToolResult", "call", "instructions", "listing", "welcome"]
+__all__ = ["TOOLS", "Seat", "Tool", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
 
 # A wrong argument is quoted back; more of it would bury the sentence.
 _MAX_QUOTED_CHARS = 40
@@ -92,6 +93,8 @@ class Tool:
     description: str
     run: Callable[[Seat, Session, Mapping[str, Any]], Awaitable[str | ToolResult]]
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+    # The same where nothing has to be waited for; raises Busy, having done nothing, where something has.
+    run_now: Callable[[Seat, Session, Mapping[str, Any]], str] | None = None
 
     def input_schema(self) -> dict[str, Any]:
         """The JSON schema of the arguments."""
@@ -118,9 +121,22 @@ async def _send_message(seat: Seat, session: Session, arguments: Mapping[str, An
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
+def _send_message_now(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
+    with seat.burst.one(normalise_name(arguments["to"])):
+        return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
+
+
 async def _broadcast(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
     with seat.burst.one("everybody"):
-        sent = await session.broadcast(arguments["text"])
+        return _sent_line(await session.broadcast(arguments["text"]))
+
+
+def _broadcast_now(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
+    with seat.burst.one("everybody"):
+        return _sent_line(session.broadcast_now(arguments["text"]))
+
+
+def _sent_line(sent: Sequence[Sent]) -> str:
     if not sent:
         return "nobody else is online; nothing was sent"
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
@@ -228,12 +244,14 @@ TOOLS: tuple[Tool, ...] = (
             "text": _TEXT,
             "reply_to": Argument("The msg_id of the message that this answers.", False, 1, _ID_HIGH),
         },
+        _send_message_now,
     ),
     Tool(
         "broadcast",
         "Send one message to every other session that is online. Meant for what concerns all of them.",
         _broadcast,
         {"text": _TEXT},
+        _broadcast_now,
     ),
     Tool("list_peers", "Who is online: the name, the kind and the folder of each session.", _list_peers),
     Tool("whoami", "The name under which others reach this session, and how it receives.", _whoami),
@@ -315,6 +333,27 @@ async def call(seat: Seat, name: str, arguments: Mapping[str, Any] | None) -> To
             result = ToolResult(done) if isinstance(done, str) else done
         except AgentbusError as error:
             result = ToolResult(str(error), is_error=True)
+    return _finished(seat, session, result)
+
+
+def call_now(seat: Seat, name: str, arguments: Mapping[str, Any] | None) -> ToolResult | None:
+    """Run a tool, with the same result as `call`; None, with nothing done, where that could have to wait for long.
+
+    Raises Busy, with nothing done, where it has to wait for another process, or for an earlier call.
+    """
+    tool, session = _BY_NAME.get(name), seat.session
+    if tool is None or tool.run_now is None or session is None:
+        return None
+    try:
+        result = ToolResult(tool.run_now(seat, session, _checked(tool, arguments or {})))
+    except Busy:
+        raise
+    except AgentbusError as error:
+        result = ToolResult(str(error), is_error=True)
+    return _finished(seat, session, result)
+
+
+def _finished(seat: Seat, session: Session, result: ToolResult) -> ToolResult:
     if seat.way is Way.CHANNEL or result.settle is not None:
         return result
     return ToolResult(result.text + _unread_line(session), result.is_error)
