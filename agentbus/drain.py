@@ -77,7 +77,8 @@ TRANSITIONS: dict[tuple[State, Fact], tuple[State, Action]] = {
     (State.SETTLING, Fact.UNTAKEN): (State.HOLDING, Action.SLEEP),
     (State.SETTLING, Fact.CLEAR): (State.IDLE, Action.SLEEP),
     (State.MARKING, Fact.MARKED): (State.READING, Action.READ),
-    (State.MARKING, Fact.BUSY): (State.RETRYING, Action.PAUSE),
+    # Reading needs no lock: what comes meanwhile does not wait for the marks of what came before.
+    (State.MARKING, Fact.BUSY): (State.HOLDING, Action.SLEEP),
     (State.HOLDING, Fact.LOOK): (State.READING, Action.READ),
     (State.RETRYING, Fact.LOOK): (State.READING, Action.READ),
     (State.IDLE, Fact.LOOK): (State.READING, Action.READ),
@@ -144,10 +145,10 @@ class Drain:
     def _sleep_s(self, fact: Fact) -> float:
         if fact in (Fact.RECENT, Fact.STREAMING):
             sleep_s = self._pace.mark_s
-        elif self._state is State.HOLDING:
+        elif self._state is State.HOLDING and fact is not Fact.BUSY:
             sleep_s = self._settle_s
             self._settle_s = min(2 * sleep_s, self._pace.settle_s[1])
-        elif self._state is State.RETRYING:
+        elif self._state in (State.HOLDING, State.RETRYING):
             sleep_s = self._retry_s
             self._retry_s = min(2 * sleep_s, self._pace.retry_s[1])
         else:

@@ -7,6 +7,7 @@ of SPEC.md section 2.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -207,7 +208,6 @@ def check_body(text: object, max_bytes: int) -> str:
 
 def timestamp(at_ms: int) -> str:
     """ISO 8601, UTC, to the millisecond, from milliseconds since 1970 UTC."""
-    # datetime costs 2 ms to import, which `agentbus send` would pay for nothing.
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # Not by datetime, which `agentbus send` would have to import for 2 ms.
+    seconds, ms = divmod(at_ms, 1_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"

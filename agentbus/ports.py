@@ -32,8 +32,8 @@ class Wake(Enum):
 class Wakes(Protocol):
     """The wakes of one armed endpoint."""
 
-    async def wait(self) -> None:
-        """Return once at least one nudge has arrived since the last return.
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Return True once at least one nudge has arrived since that was last returned, or False after `timeout_s`.
 
         Any number of nudges makes one return. Spurious returns are allowed. Whatever was nudged before the
         return is forgotten *before* it, so who reads the mailbox afterwards misses nothing: a nudge that

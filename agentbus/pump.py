@@ -198,6 +198,5 @@ class Pump:
             # Jitter: sessions that met at a lock must not meet there again.
             await anyio.sleep(sleep_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         else:
-            with anyio.move_on_after(sleep_s):
-                await self._wakes.wait()
+            await self._wakes.wait(sleep_s)
         return Fact.LOOK

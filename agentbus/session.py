@@ -71,12 +71,21 @@ class _NotedWakes:
 
     def __init__(self, wakes: Wakes) -> None:
         self._wakes = wakes
-        self.woken = anyio.Event()
+        self._woken: anyio.Event | None = None
 
-    async def wait(self) -> None:
-        await self._wakes.wait()
-        woken, self.woken = self.woken, anyio.Event()
-        woken.set()
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        was_nudged = await self._wakes.wait(timeout_s)
+        if was_nudged and self._woken is not None:
+            self._woken.set()
+            self._woken = None
+        return was_nudged
+
+    @property
+    def woken(self) -> anyio.Event:
+        """Set by the next wake."""
+        if self._woken is None:
+            self._woken = anyio.Event()
+        return self._woken
 
     def replace(self, wakes: Wakes) -> None:
         """Wait for these from here on; who waits for the old ones is woken when they are disarmed."""

@@ -66,9 +66,11 @@ class _TracedWakes:
         self._wakes = wakes
         self._stamp = stamp
 
-    async def wait(self) -> None:
-        await self._wakes.wait()
-        self._stamp(b"woken")
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        was_nudged: bool = await self._wakes.wait(timeout_s)
+        if was_nudged:
+            self._stamp(b"woken")
+        return was_nudged
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wakes, name)

@@ -324,9 +324,13 @@ class FakeWakes:
     def __init__(self) -> None:
         self.event = anyio.Event()
 
-    async def wait(self) -> None:
-        await self.event.wait()
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        with anyio.move_on_after(timeout_s):
+            await self.event.wait()
+        if not self.event.is_set():
+            return False
         self.event = anyio.Event()
+        return True
 
     def is_reachable(self) -> bool:
         return True

@@ -234,6 +234,20 @@ async def test_a_stream_is_read_together_marked_together_and_over_when_it_ends(m
     assert [envelope.id for envelope in run.delivery.handed] == ids
 
 
+@pytest.mark.spec("DRAIN-3", "DRAIN-6")
+async def test_a_mark_that_has_to_wait_holds_up_no_message(mailbox: Mailbox) -> None:
+    run = Running(mailbox, FakeDelivery(), Pace(safety_s=600.0, retry_s=(600.0, 600.0)))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.pump.run)
+        ids = [run.send()]
+        mailbox.busy_marks = 1
+        await run.until(lambda: mailbox.busy_marks == 0)
+        ids.append(run.send())
+        await run.until_marked(ids)
+        tasks.cancel_scope.cancel()
+    assert [envelope.id for envelope in run.delivery.handed] == ids
+
+
 async def test_a_delivery_that_takes_one_at_a_time_is_neither_paused_nor_read_a_hundred(mailbox: Mailbox) -> None:
     ids = [mailbox.send() for _ in range(200)]
     run = Running(mailbox, FakeDelivery(most=1), Pace(safety_s=600.0, mark_s=600.0))

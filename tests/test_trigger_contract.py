@@ -260,6 +260,18 @@ async def test_cancelling_a_wait_loses_no_nudge(trigger: Trigger) -> None:
             assert woken or await is_woken(wakes)
 
 
+async def test_a_wait_with_a_limit_says_whether_there_was_a_nudge(trigger: Trigger) -> None:
+    endpoint = trigger.endpoint("a")
+    async with trigger.arm(endpoint) as wakes:
+        for _ in range(3):
+            with anyio.fail_after(10):
+                assert await wakes.wait(0.001) is False
+        trigger.notify(endpoint)
+        with anyio.fail_after(20):
+            assert await wakes.wait(15) is True
+            assert await wakes.wait(0) is False
+
+
 async def test_only_the_one_that_was_nudged_wakes(trigger: Trigger) -> None:
     async with trigger.arm(trigger.endpoint("a")) as a, trigger.arm(trigger.endpoint("b")) as b:
         trigger.notify(trigger.endpoint("b"))

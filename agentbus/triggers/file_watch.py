@@ -200,10 +200,16 @@ class _Nudges:
             hint = f"raise fs.inotify.max_user_instances or max_user_watches if they are used up, or set {_INSTEAD}"
         raise BrokenSetup(f"{self._file.path} cannot be watched ({reason})", hint=hint) from self._trouble
 
-    async def wait(self) -> None:
-        await self._nudged.wait()
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        import anyio
+
+        with anyio.move_on_after(timeout_s):
+            await self._nudged.wait()
+        if not self._nudged.is_set():
+            return False
         # Nothing runs between these two: what comes later sets the new event.
         self._nudged = self._make_event()
+        return True
 
     def is_reachable(self) -> bool:
         # A watch that failed has closed it.

@@ -18,10 +18,12 @@ class _Ticks:
     def __init__(self, poll_s: float) -> None:
         self._poll_s = poll_s
 
-    async def wait(self) -> None:
+    async def wait(self, timeout_s: float | None = None) -> bool:
         import anyio
 
-        await anyio.sleep(self._poll_s)
+        is_due = timeout_s is None or timeout_s >= self._poll_s
+        await anyio.sleep(self._poll_s if is_due or timeout_s is None else timeout_s)
+        return is_due
 
     def is_reachable(self) -> bool:
         return True

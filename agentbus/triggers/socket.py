@@ -39,7 +39,8 @@ _MAX_NUDGES = 1_024
 # Linux tells who sent a datagram; elsewhere the folder's mode alone keeps others out.
 _CREDENTIALS: int = getattr(socket, "SO_PASSCRED", 0)
 _SCM_CREDENTIALS: int = getattr(socket, "SCM_CREDENTIALS", 2)
-_CREDENTIALS_SPACE = socket.CMSG_SPACE(12)  # struct ucred: pid, uid, gid
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(12)  # struct ucred: pid, uid, gid, four bytes each
+_UID = slice(4, 8)
 
 _RESULTS = {
     errno.ENOENT: Wake.ABSENT,
@@ -58,6 +59,7 @@ class _Listener:
         self.socket = bound
         self.path = path
         self._inode = os.lstat(path).st_ino
+        self._uid = struct.pack("=I", os.geteuid())
 
     def is_in_place(self) -> bool:
         """Whether the file that senders look for is still this socket's."""
@@ -82,11 +84,7 @@ class _Listener:
             return True
         _, ancillary, _, _ = self.socket.recvmsg(1, _CREDENTIALS_SPACE)
         # The kernel vouches for these: unix(7), SCM_CREDENTIALS. [TRUST-3]
-        return any(
-            struct.unpack("iII", data[:12])[1] == os.geteuid()
-            for _, kind, data in ancillary
-            if kind == _SCM_CREDENTIALS
-        )
+        return any(kind == _SCM_CREDENTIALS and data[_UID] == self._uid for _, kind, data in ancillary)
 
 
 class _Nudges:
@@ -95,16 +93,20 @@ class _Nudges:
     def __init__(self, listener: _Listener) -> None:
         self._listener = listener
 
-    async def wait(self) -> None:
+    async def wait(self, timeout_s: float | None = None) -> bool:
         import anyio
 
         try:
-            while not self._listener.empty():
-                await anyio.wait_readable(self._listener.socket)
+            with anyio.move_on_after(timeout_s):
+                while not self._listener.empty():
+                    await anyio.wait_readable(self._listener.socket)
+                return True
         except (anyio.ClosedResourceError, ValueError, OSError):
             if self._listener.socket.fileno() >= 0:
                 raise
             # Disarmed while it waited: whoever armed anew has told where to wait from here on.
+            return True
+        return False
 
     def is_reachable(self) -> bool:
         return self._listener.is_in_place()
@@ -133,20 +135,28 @@ class _LoopNudges:
             self._is_reading = False
         elif self._listener.empty():
             self._was_nudged = True
-            if not self._waiter.done():
-                self._waiter.set_result(None)
+            self._release()
 
-    async def wait(self) -> None:
+    async def wait(self, timeout_s: float | None = None) -> bool:
         if not self._is_reading and not self._is_closed:
             self._was_nudged |= self._listener.empty()
             self._read()
-        while not self._was_nudged:
+        if not self._was_nudged:
             self._waiter = self._loop.create_future()
+            # A timer of the loop's own costs a fifth of a cancel scope, and this is on the way of each message.
+            timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._release)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        self._was_nudged = False
+                if timer is not None:
+                    timer.cancel()
+        was_nudged, self._was_nudged = self._was_nudged, False
+        return was_nudged
+
+    def _release(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def is_reachable(self) -> bool:
         return self._listener.is_in_place()
@@ -156,8 +166,7 @@ class _LoopNudges:
         self._loop.remove_reader(self._listener.socket)
         # Who still waits here is to wait elsewhere, and may have missed a nudge.
         self._was_nudged = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._release()
 
 
 @contextmanager
