@@ -6,6 +6,7 @@ here by hand. Every error leaves as one line. Implements [CLI-1], [CLI-4], [ERR-
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -17,6 +18,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command in sys.argv and exit with its code."""
+    is_send = sys.argv[1:2] == ["send"]
+    if is_send:
+        gc.disable()  # what this process makes is gone before it would be collected; 2 ms of 50
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -30,6 +34,10 @@ def main() -> None:
         # complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
+    if is_send:
+        # The message is committed and the database closed: taking the interpreter apart is 5 ms for nothing.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

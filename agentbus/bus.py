@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from agentbus.envelope import Arrival, Envelope, Peer, Unread, check_body, normalise_name
 from agentbus.errors import Busy, InvalidRequest
@@ -20,9 +19,13 @@ from agentbus.ports import Trigger, Wake
 from agentbus.process import Process, is_alive
 from agentbus.store import Store
 
-__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "patiently"]
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from typing import TypeVar
 
-_T = TypeVar("_T")
+    _T = TypeVar("_T")
+
+__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "patiently"]
 
 # The `delivery` of a peer to whom nothing is pushed. [VOID-1]
 PULL = "pull"
@@ -236,8 +239,12 @@ class Bus:
 
     def sender_among(self, hosts: Sequence[Process]) -> str | None:
         """The name of the one session whose host is among `hosts`, nearest first; None if none or several."""
-        found = self.store.sessions_of(hosts)
-        return found[0].name if len(found) == 1 else None
+        present = self.store.present()
+        for host in hosts:
+            found = [peer.name for peer in present if peer.host == host]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
 
 
 async def patiently(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE_S) -> _T:

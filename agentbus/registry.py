@@ -7,7 +7,6 @@ Implements [WAKE-5], [CONF-2].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -106,6 +105,8 @@ class Manifest:
 
 
 def _read_manifest(path: Path) -> Manifest:
+    import json  # 5 ms, which `agentbus send` need not pay
+
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(**{**fields, "launch_flags": tuple(fields["launch_flags"])})

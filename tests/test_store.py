@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agentbus.bus import Bus
 from agentbus.config import prepare_home
 from agentbus.envelope import Peer
 from agentbus.errors import MailboxFull, Refused
@@ -244,10 +245,14 @@ def test_coming_back_takes_nobody_elses_session(bench: Bench) -> None:
 
 
 def test_a_session_of_the_nearest_ancestor(bench: Bench) -> None:
-    web = bench.claim("web", host=HOST_2)
+    bench.claim("web", host=HOST_2)
     bench.claim("api", host=current())
-    assert bench.store.sessions_of([DEAD, HOST_2, current()]) == [web]
-    assert bench.store.sessions_of([DEAD]) == []
+    bus = Bus(bench.store, {}, max_bytes=100)
+    assert bus.sender_among([DEAD, HOST_2, current()]) == "web"
+    assert bus.sender_among([current(), HOST_2]) == "api"
+    assert bus.sender_among([DEAD]) is None
+    bench.claim("third", host=HOST_2)
+    assert bus.sender_among([HOST_2, current()]) is None, "who of two runs the command is not known"
 
 
 def test_two_connections_see_the_same_bus(bench: Bench) -> None:
