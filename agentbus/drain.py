@@ -36,13 +36,14 @@ class Fact(Enum):
     EMPTY = "empty"  # it has none
     HANDED = "handed"  # the delivery has handed over at least one
     TAKEN = "taken"  # the far end has taken some that are not marked yet
-    MORE = "more"  # nothing is due, and the delivery has left some of what was found
+    MORE = "more"  # nothing is due, and the mailbox may have more than what was handed over
     RECENT = "recent"  # so recently that others may soon be marked with them
     STREAMING = "streaming"  # message upon message comes: what comes next can be handed over together
     UNTAKEN = "untaken"  # it has taken none of what is out
     CLEAR = "clear"  # nothing is out
     MARKED = "marked"  # the marks are committed
     LOOK = "look"  # a wake arrived, or the time to look again
+    DUE = "due"  # no wake, but the time to ask the far end again
     BUSY = "busy"  # another process holds the database
     FAILED = "failed"  # the delivery handed nothing over
     GONE = "gone"  # the far end is closed for good
@@ -76,10 +77,12 @@ TRANSITIONS: dict[tuple[State, Fact], tuple[State, Action]] = {
     (State.SETTLING, Fact.STREAMING): (State.HOLDING, Action.PAUSE),
     (State.SETTLING, Fact.UNTAKEN): (State.HOLDING, Action.SLEEP),
     (State.SETTLING, Fact.CLEAR): (State.IDLE, Action.SLEEP),
-    (State.MARKING, Fact.MARKED): (State.READING, Action.READ),
+    # Nobody has said that there is more: a read for each mark would be half of what a message costs the receiver.
+    (State.MARKING, Fact.MARKED): (State.SETTLING, Action.CHECK),
     # Reading needs no lock: what comes meanwhile does not wait for the marks of what came before.
     (State.MARKING, Fact.BUSY): (State.HOLDING, Action.SLEEP),
     (State.HOLDING, Fact.LOOK): (State.READING, Action.READ),
+    (State.HOLDING, Fact.DUE): (State.SETTLING, Action.CHECK),
     (State.RETRYING, Fact.LOOK): (State.READING, Action.READ),
     (State.IDLE, Fact.LOOK): (State.READING, Action.READ),
 }

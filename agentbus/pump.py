@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import anyio
 import anyio.lowlevel
 
-from agentbus.drain import Action, Drain, Fact, Pace, Step
+from agentbus.drain import Action, Drain, Fact, Pace, State, Step
 from agentbus.envelope import Envelope
 from agentbus.errors import DeliveryClosed, DeliveryFailed, TryAgain
 from agentbus.ports import Delivery, Receipt, Wakes
@@ -69,6 +69,8 @@ class Pump:
         self._batch = BATCH
         self._streak = 0
         self._handed_at = 0.0
+        self._read_at = 0.0
+        self._is_more = False
         self._found: list[Envelope] = []
         self._out: deque[_Out] = deque()
         self._out_ids: set[int] = set()
@@ -131,6 +133,8 @@ class Pump:
 
     def _read_mailbox(self) -> Fact:
         out = self._out_ids
+        self._read_at = self._clock()
+        self._is_more = False
         try:
             pending = self._read(self._batch + len(out))
         except TryAgain:
@@ -148,6 +152,8 @@ class Pump:
             return Fact.GONE
         if generation == self._generation:
             ids = tuple(envelope.id for envelope in found[: receipt.count])
+            # Both ends of what may be more: what was found and not taken, and what was not looked for.
+            self._is_more = len(ids) < len(found) or len(found) >= self._batch
             # Of a delivery that takes one at a time, nothing is gained by reading a hundred each time.
             self._batch = BATCH if len(ids) == len(found) else min(BATCH, 2 * len(ids))
             now = self._clock()
@@ -155,7 +161,7 @@ class Pump:
             # Where something is left over there is no pause.
             self._streak = self._streak + 1 if is_more and len(ids) == len(found) < BATCH else 0
             self._handed_at = now
-            self._found = found[len(ids) :]
+            self._found = []
             self._out.append(_Out(ids, receipt, now))
             self._out_ids.update(ids)
         # A full mailbox drains without a pause otherwise: let heartbeats and tool calls in between.
@@ -174,7 +180,7 @@ class Pump:
         self._collect()
         if self._taken and (len(self._taken) >= BATCH or self._clock() - self._taken_since >= self._pace.mark_s):
             return Fact.TAKEN
-        if self._found:
+        if self._is_more:
             return Fact.MORE
         if not self._taken and not self._out:
             return Fact.CLEAR
@@ -198,5 +204,8 @@ class Pump:
             # Jitter: sessions that met at a lock must not meet there again.
             await anyio.sleep(sleep_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         else:
-            await self._wakes.wait(sleep_s)
+            was_nudged = await self._wakes.wait(sleep_s)
+            is_safe = self._drain.state is not State.IDLE and self._clock() - self._read_at < self._pace.safety_s
+            if is_safe and not was_nudged:
+                return Fact.DUE
         return Fact.LOOK

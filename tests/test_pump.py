@@ -234,6 +234,36 @@ async def test_a_stream_is_read_together_marked_together_and_over_when_it_ends(m
     assert [envelope.id for envelope in run.delivery.handed] == ids
 
 
+@pytest.mark.spec("DRAIN-5")
+async def test_a_message_costs_one_read_and_one_mark(mailbox: Mailbox) -> None:
+    run = Running(mailbox, FakeDelivery(holds=True))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.pump.run)
+        await run.until(lambda: mailbox.reads == 1)
+        for _ in range(3):
+            run.send()
+            await run.until(lambda: len(run.delivery.handed) > len(mailbox.marked))
+            run.delivery.take()
+            await run.until(lambda: len(run.delivery.handed) == len(mailbox.marked))
+            await anyio.wait_all_tasks_blocked()
+        assert (mailbox.marks, mailbox.reads) == (3, 1 + 3)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.spec("DRAIN-5")
+async def test_a_far_end_that_takes_nothing_does_not_stop_the_safety_poll(mailbox: Mailbox) -> None:
+    run = Running(mailbox, FakeDelivery(holds=True), Pace(safety_s=0.05, settle_s=(0.001, 0.002)))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.pump.run)
+        first = run.send()
+        await run.until(lambda: len(run.delivery.handed) == 1)
+        second = mailbox.send()  # and its wake is lost
+        await run.until(lambda: len(run.delivery.handed) == 2)
+        assert [envelope.id for envelope in run.delivery.handed] == [first, second]
+        assert mailbox.marked == []
+        tasks.cancel_scope.cancel()
+
+
 @pytest.mark.spec("DRAIN-3", "DRAIN-6")
 async def test_a_mark_that_has_to_wait_holds_up_no_message(mailbox: Mailbox) -> None:
     run = Running(mailbox, FakeDelivery(), Pace(safety_s=600.0, retry_s=(600.0, 600.0)))

@@ -326,14 +326,18 @@ def test_many_clients_check_at_once(start: Start, home: Path) -> None:
 @pytest.mark.spec("READ-1")
 async def test_a_request_that_is_never_answered_gives_its_messages_back() -> None:
     """Cancelled between the end of the tool and the write of its result: a gap that no client can hit at will."""
+    from agentbus.adapters.claude_mcp.channel import ReadyGate
+    from agentbus.adapters.claude_mcp.desk import Desk
+    from agentbus.adapters.claude_mcp.host import Way
     from agentbus.adapters.claude_mcp.protocol import _Settling
+    from agentbus.adapters.claude_mcp.tools import Seat
 
     settled: list[bool] = []
 
     async def settle(reached: bool) -> None:
         settled.append(reached)
 
-    settling = _Settling()
+    settling = _Settling(Desk(Seat(None, Way.CHANNEL, "a test"), ReadyGate()))
     settling.add(7, settle)
     await settling.settle(8, reached=True)
     assert settled == []
