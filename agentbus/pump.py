@@ -70,6 +70,8 @@ class Pump:
         self._streak = 0
         self._handed_at = 0.0
         self._read_at = 0.0
+        # Whether the delivery has left some of what was found, and whether there may be more than was looked for.
+        self._is_left = False
         self._is_more = False
         self._found: list[Envelope] = []
         self._out: deque[_Out] = deque()
@@ -134,7 +136,7 @@ class Pump:
     def _read_mailbox(self) -> Fact:
         out = self._out_ids
         self._read_at = self._clock()
-        self._is_more = False
+        self._is_left = self._is_more = False
         try:
             pending = self._read(self._batch + len(out))
         except TryAgain:
@@ -152,8 +154,8 @@ class Pump:
             return Fact.GONE
         if generation == self._generation:
             ids = tuple(envelope.id for envelope in found[: receipt.count])
-            # Both ends of what may be more: what was found and not taken, and what was not looked for.
-            self._is_more = len(ids) < len(found) or len(found) >= self._batch
+            self._is_left = len(ids) < len(found)
+            self._is_more = len(found) >= self._batch
             # Of a delivery that takes one at a time, nothing is gained by reading a hundred each time.
             self._batch = BATCH if len(ids) == len(found) else min(BATCH, 2 * len(ids))
             now = self._clock()
@@ -180,10 +182,11 @@ class Pump:
         self._collect()
         if self._taken and (len(self._taken) >= BATCH or self._clock() - self._taken_since >= self._pace.mark_s):
             return Fact.TAKEN
-        if self._is_more:
+        if self._is_left:
             return Fact.MORE
         if not self._taken and not self._out:
-            return Fact.CLEAR
+            # A full batch is marked before the next is read: no more than two are ever doubled by a crash.
+            return Fact.MORE if self._is_more else Fact.CLEAR
         if self._streak >= _STREAM_LENGTH:
             return Fact.STREAMING
         return Fact.RECENT if self._taken else Fact.UNTAKEN
@@ -205,7 +208,7 @@ class Pump:
             await anyio.sleep(sleep_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         else:
             was_nudged = await self._wakes.wait(sleep_s)
-            is_safe = self._drain.state is not State.IDLE and self._clock() - self._read_at < self._pace.safety_s
-            if is_safe and not was_nudged:
+            is_read = not self._is_more and self._clock() - self._read_at < self._pace.safety_s
+            if is_read and not was_nudged and self._drain.state is State.HOLDING:
                 return Fact.DUE
         return Fact.LOOK

@@ -108,6 +108,7 @@ async def test_desk_and_sdk_answer_alike(version: str) -> None:
         b'{"jsonrpc": "1.0", "id": 5, "method": "ping"}',
         b'{"id": 5, "method": "ping"}',
         b'{"jsonrpc": "2.0", "id": 5, "result": {}}',
+        b'{"jsonrpc": "2.0", "id": 5, "method": "ping", "params": {"x": "\\ud800"}}',
         b"[]",
         b"no json",
         b"\xff",
@@ -248,6 +249,10 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("send_message", {"to": "Nobody There", "text": "ü"}),
     ("send_message", {"to": "bob", "text": "hi", "reply_to": 1.0}),
     ("send_message", {"to": "bob", "text": "hi", "reply_to": 0}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": float("nan")}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": float("inf")}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 1.5}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 10**30}),
     ("send_message", {"to": "bob", "text": ""}),
     ("send_message", {"to": "", "text": "hi"}),
     ("send_message", {"to": "bob"}),
@@ -335,6 +340,21 @@ def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() -> None:
     assert call(9, _meta=7) is None
     assert call(True) is None
     assert sent == ["2", "4", "8"]
+
+
+@pytest.mark.spec("ERR-2")
+def test_a_fault_of_ours_fails_one_call_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    class Faulty:
+        def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
+            raise ZeroDivisionError("nobody saw this coming")
+
+    desk = Desk(Seat(Faulty(), Way.CHANNEL, "a test"), ReadyGate())  # type: ignore[arg-type]
+    desk.initialize_id = 0
+    call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
+    answer = json.loads(desk.take_call(call) or b"{}")
+    assert answer["result"]["isError"]
+    assert "ZeroDivisionError: nobody saw this coming" in answer["result"]["content"][0]["text"]
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.spec("DESK-4")

@@ -10,6 +10,7 @@ compares them); everything else goes to the SDK, in order. Implements [DESK-1] t
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import Any
 
@@ -91,6 +92,10 @@ class Desk:
             if now - self._busy_since < _BUSY_S:
                 raise
             done = None
+        except Exception as error:  # noqa: BLE001 - a fault of ours: one call fails by it, and whoever watches is told
+            fault = f"internal error, {type(error).__name__}: {error}"
+            print(f"agentbus: {name}: {fault}", file=sys.stderr, flush=True)
+            done = tools.ToolResult(fault, is_error=True)
         self._busy_since = 0.0
         return done
 

@@ -32,9 +32,11 @@ def error_line(request_id: object, code: int, message: str, data: dict[str, Any]
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in `line`; None when there is none."""
+    """The JSON object in `line`; None when there is none, or when no text can hold what is in it."""
     try:
         message = json.loads(line)
+        if b"\\u" in line:
+            json.dumps(message, ensure_ascii=False).encode()  # a lone surrogate is no text, and the SDK takes none
     except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None

@@ -105,6 +105,8 @@ class _Incoming(_Stream):
             try:
                 message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
             except ValidationError as error:
+                # Whatever it was, the SDK will not be busy with it.
+                await self._settling.settle((guard.parse(line) or {}).get("id"), reached=False)
                 await self._answer(guard.salvage(line, error.errors(include_url=False)[0]["msg"]))
                 continue
             if isinstance(message, types.JSONRPCRequest):

@@ -78,7 +78,8 @@ class Argument:
                 raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({shown})")
             return value
         # JSON has one kind of number: 3.0 is as good a 3 as any.
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+        if isinstance(value, bool) or not is_whole:
             raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({shown})")
         if not self.low <= value <= self.high:
             raise InvalidRequest(f"{name!r} is {shown}", hint=f"use {self.low} to {self.high}")
