@@ -28,7 +28,7 @@ from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, me
 from bench.sessions import Client, Contender, Field, contenders, rivals, together
 from tests.helpers import INITIALIZE, clean_env
 
-PHASES = ("initialize answered", "tools/list answered", "first tool call answered")
+PHASES = ("initialize answered", "tools/list answered", "first tool call answered", "a call through the SDK answered")
 # Of the silence that is watched: short enough that a heartbeat is told from the rest.
 _SLICE_S = 1.0
 BARE = "a bare SDK server"
@@ -72,6 +72,8 @@ def phases(one: Field, name: str) -> dict[str, float]:
     reached.append(answered_at(client, client.post("tools/list")))
     # To nobody: what is measured is the answer, not a delivery.
     reached.append(answered_at(client, client.post_call("send_message", to="nobody", text="hello")))
+    # One that the front desk does not answer; what a server does not know, it refuses.
+    reached.append(answered_at(client, client.post_call("whoami")))
     return {phase: (at - began) * 1_000 for phase, at in zip(PHASES, reached, strict=True)}
 
 

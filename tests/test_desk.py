@@ -371,6 +371,7 @@ def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> No
     seat = Seat(taker, Way.CHANNEL, "a test", burst=BurstGuard(1))  # type: ignore[arg-type]
     desk = Desk(seat, ReadyGate())
     desk.initialize_id = 0
+    desk.hand_over()
     call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
 
     def left_to_the_sdk() -> bool:

@@ -20,8 +20,11 @@ from agentbus.errors import Busy
 
 __all__ = ["Desk"]
 
-# How long a call waits here for a busy database before it is left to the SDK, to wait there. A send takes 0.1 ms.
+# How long a call waits here for a busy database before it is left to the SDK, to wait there. A send takes 0.1 ms; but
+# while the SDK is being imported, waiting for it takes longer than whoever holds the database, on a machine on which
+# all sessions start at once and a writer loses its core.
 _BUSY_S = 0.001
+_EARLY_BUSY_S = 0.25
 
 
 class Desk:
@@ -35,6 +38,7 @@ class Desk:
         # Tool calls that the SDK has and has not answered: no later one may be done before them. [DESK-4]
         self._ahead: set[int | str] = set()
         self._busy_since = 0.0
+        self._has_sdk = False
 
     def take(self, line: bytes) -> bytes | None:
         """The answer to `line`, newline and all; empty when there is nothing to say; None leaves it to the SDK.
@@ -89,7 +93,7 @@ class Desk:
             done = tools.call_now(self._seat, name, arguments)
         except Busy:
             self._busy_since = self._busy_since or now
-            if now - self._busy_since < _BUSY_S:
+            if now - self._busy_since < (_BUSY_S if self._has_sdk else _EARLY_BUSY_S):
                 raise
             done = None
         except Exception as error:  # noqa: BLE001 - a fault of ours: one call fails by it, and whoever watches is told
@@ -129,6 +133,7 @@ class Desk:
 
     def hand_over(self) -> list[bytes]:
         """The lines of the handshake, which bring the SDK to where the client believes it is. [DESK-2]"""
+        self._has_sdk = True
         return self._handshake
 
 

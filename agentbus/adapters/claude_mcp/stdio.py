@@ -16,7 +16,6 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -39,6 +38,10 @@ _MAX_UNSENT_BYTES = 1_048_576
 # How many requests are begun in one turn of the event loop, which takes some 0.2 ms for each; their answers leave in
 # one write.
 _MAX_LINES_IN_A_ROW = 16
+# Who answers a line that is busy is asked again in this many turns of the event loop, about a millisecond, and then
+# after pauses.
+_BUSY_TURNS = 50
+_BUSY_PAUSE_S = 0.002
 # SIOCOUTQ, unix(7): TIOCOUTQ has the same number on Linux.
 _OUTQ = termios.TIOCOUTQ
 
@@ -77,7 +80,7 @@ class Stdio:
     """Lines in from `fd_in`, bytes out to `fd_out`; both become non-blocking. One reader task, any writers.
 
     `refuse` sees each line first: what it returns is written as the answer, and nobody else sees the line; None
-    leaves it to whoever calls `next_line`. Where it raises Busy it is asked again in the next turn of the event loop.
+    leaves it to whoever calls `next_line`. Where it raises Busy it is asked again soon.
     """
 
     def __init__(self, fd_in: int, fd_out: int, refuse: Callable[[bytes], bytes | None]) -> None:
@@ -93,6 +96,7 @@ class Stdio:
         self._fresh: deque[bytes | None] = deque()
         self._lines: deque[bytes | None] = deque()
         self._sort_due = False
+        self._busy_turns = 0
         self._taken_in_a_row = 0
         self._has_ended = False
         self._failure: Exception | None = None
@@ -213,19 +217,24 @@ class Stdio:
     def _sort_some(self) -> None:
         """Sort a few lines now and the others in the next turns of the event loop; at the end all of them."""
         count = len(self._fresh) if self._has_ended else min(len(self._fresh), _MAX_LINES_IN_A_ROW)
-        with suppress(Busy):
+        is_busy = False
+        try:
             for _ in range(count):
                 self._sort(self._fresh[0])
                 self._fresh.popleft()
+                self._busy_turns = 0
+        except Busy:
+            is_busy = True
         if (self._has_ended and not self._fresh) or self._is_full():
             self._reading_paused.set()
         elif self._fresh and not self._reading_paused.is_set():
-            self._sort_soon()
+            self._busy_turns += is_busy
+            self._sort_soon(_BUSY_PAUSE_S if self._busy_turns > _BUSY_TURNS else 0.0)
 
-    def _sort_soon(self) -> None:
+    def _sort_soon(self, pause_s: float = 0.0) -> None:
         if not self._sort_due:
             self._sort_due = True
-            _loop().call_soon(self._sort_more)
+            _loop().call_later(pause_s, self._sort_more)
 
     def _sort_more(self) -> None:
         self._sort_due = False
