@@ -7,8 +7,8 @@ database is waited for with `patiently`, checkpoints run in a thread. Implements
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,27 +226,30 @@ class Session:
 
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
-        with self._noted_trouble("read"):
-            pending = self.bus.pending(self.peer, limit + len(checked))
-        return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
-
-    def _mark(self, ids: Iterable[int]) -> None:
-        with self._noted_trouble("mark"):
-            self.bus.mark(self.peer, ids, self._delivery.carrier)
-
-    @contextmanager
-    def _noted_trouble(self, what: str) -> Iterator[None]:
-        """Let the pump try again whatever is wrong with the database, and say once what it is. [DRAIN-6]"""
         try:
-            yield
+            pending = self.bus.pending(self.peer, limit + len(checked))
         except Busy:
             raise
         except AgentbusError as error:
-            if str(error) != self._troubles.get(what):
-                self._say(str(error))
-            self._troubles[what] = str(error)
-            raise TryAgain(str(error)) from error
-        self._troubles.pop(what, None)
+            raise self._noted("read", error) from error
+        self._troubles.pop("read", None)
+        return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
+
+    def _mark(self, ids: Iterable[int]) -> None:
+        try:
+            self.bus.mark(self.peer, ids, self._delivery.carrier)
+        except Busy:
+            raise
+        except AgentbusError as error:
+            raise self._noted("mark", error) from error
+        self._troubles.pop("mark", None)
+
+    def _noted(self, what: str, error: AgentbusError) -> TryAgain:
+        """Have the pump try again whatever is wrong with the database, and say once what it is. [DRAIN-6]"""
+        if str(error) != self._troubles.get(what):
+            self._say(str(error))
+        self._troubles[what] = str(error)
+        return TryAgain(str(error))
 
     async def _arm(self, stack: AsyncExitStack) -> Wakes:
         # [WAKE-5]

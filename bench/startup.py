@@ -208,7 +208,7 @@ def tell_targets(
 ) -> None:
     """What is aimed at."""
     ours, bare = found[OURS], found[BARE]
-    _, listed, called = PHASES
+    _, listed, called, _ = PHASES
     report.target("exec -> tools/list answered, alone, p50", median(ours.alone[listed]), "ms", most=200)
     report.target("exec -> first tool call answered, alone, p50", median(ours.alone[called]), "ms", most=1_300)
     if at_once == 8:
