@@ -1,7 +1,8 @@
 """The MCP side of a session: the SDK's low-level server over our own transport.
 
 The only module of the shipped package, with demo.py, that imports the SDK, which takes a good half second: it is
-imported in a thread when mailbox, name and socket are up already. Implements [MCP-1] to [MCP-3], [TOOL-1].
+imported in a thread when mailbox, name and socket are up already, and takes over from the front desk (desk.py).
+Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
 """
 
 from __future__ import annotations
