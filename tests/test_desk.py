@@ -21,7 +21,7 @@ from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import ReadyGate
 from agentbus.adapters.claude_mcp.desk import Desk
 from agentbus.adapters.claude_mcp.host import Way
-from agentbus.adapters.claude_mcp.protocol import serve_mcp
+from agentbus.adapters.claude_mcp.protocol import _Settling, serve_mcp
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.adapters.claude_mcp.tools import Seat
 from agentbus.errors import Busy
@@ -307,8 +307,9 @@ def test_no_message_overtakes_another_between_desk_and_sdk(home: Path, start: Ca
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.anyio
 @pytest.mark.spec("DESK-4")
-def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() -> None:
+async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() -> None:
     sent: list[object] = []
 
     class Taker:
@@ -318,24 +319,28 @@ def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() -> None:
 
     seat = Seat(Taker(), Way.CHANNEL, "a test")  # type: ignore[arg-type]
     desk = Desk(seat, ReadyGate())
+    settling = _Settling(desk)
+
+    async def settle(request_id: object) -> None:
+        await settling.settle(request_id, reached=True)
 
     def call(request_id: object, tool: str = "send_message", **more: Any) -> bytes | None:
         arguments = {"to": "bob", "text": str(request_id)} if tool == "send_message" else {}
         return desk.take_call(line("tools/call", {"name": tool, "arguments": arguments, **more}, id=request_id))
 
     assert call(1) is None, "before the handshake"
-    desk.settled(1)
+    await settle(1)
     desk.initialize_id = 0
     assert call(2) is not None
     assert call(3, "check_messages") is None
     assert call(4) is not None, "a check that waits is in nobody's way"
     assert call(5, "set_name") is None
     assert call(6) is None
-    desk.settled("5")
-    desk.settled(5)
+    await settle("5")
+    await settle(5)
     assert call(7) is None, "6 is before it"
-    desk.settled(6)
-    desk.settled(7)
+    await settle(6)
+    await settle(7)
     assert call(8) is not None
     assert call(9, _meta=7) is None
     assert call(True) is None

@@ -199,6 +199,17 @@ async def test_lines_that_wait_are_sifted_anew_and_keep_their_order() -> None:
         assert await ends.read(9) == b"no\nno\nno\n"
 
 
+async def test_lines_that_are_sifted_anew_come_before_those_that_are_not_sorted_yet() -> None:
+    async with running() as ends:
+        lines = [b"%d" % number for number in range(200)]
+        os.write(ends.theirs_out, b"\n".join(lines) + b"\n")
+        while not ends.stdio._lines:
+            await anyio.lowlevel.checkpoint()
+        assert ends.stdio._fresh
+        ends.stdio.sift(lambda line: None)
+        assert await next_lines(ends, 200) == lines
+
+
 async def test_what_is_posted_leaves_in_one_piece_and_in_order_with_what_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -241,6 +241,28 @@ async def test_a_nudge_that_nobody_waits_for_is_kept(trigger: Trigger) -> None:
         assert await is_woken(wakes)
 
 
+async def test_nudges_that_come_while_nobody_waits_leave_the_next_ones_heard(trigger: Trigger) -> None:
+    endpoint = trigger.endpoint("a")
+    async with trigger.arm(endpoint) as wakes:
+        for _ in range(3):
+            for _ in range(5):
+                trigger.notify(endpoint)
+                await anyio.sleep(0.001)
+            assert await is_woken(wakes)
+            while not await is_quiet(trigger, wakes):
+                pass  # what watches files hears of them one after another
+        heard: list[bool] = []
+
+        async def listen() -> None:
+            heard.append(await is_woken(wakes))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            trigger.notify(endpoint)
+        assert heard == [True]
+
+
 async def test_cancelling_a_wait_loses_no_nudge(trigger: Trigger) -> None:
     endpoint = trigger.endpoint("a")
     async with trigger.arm(endpoint) as wakes, anyio.create_task_group() as tasks:

@@ -139,7 +139,6 @@ class _LoopNudges:
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         if not self._is_reading and not self._is_closed:
-            self._was_nudged |= self._listener.empty()
             self._read()
         if not self._was_nudged:
             self._waiter = self._loop.create_future()

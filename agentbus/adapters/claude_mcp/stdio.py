@@ -215,17 +215,16 @@ class Stdio:
         self._fresh.extend(self._buffer.feed(data))
 
     def _sort_some(self) -> None:
-        """Sort a few lines now and the others in the next turns of the event loop; at the end all of them."""
-        count = len(self._fresh) if self._has_ended else min(len(self._fresh), _MAX_LINES_IN_A_ROW)
+        """Sort a few lines now and the others in the next turns of the event loop; nothing is read before that."""
         is_busy = False
         try:
-            for _ in range(count):
+            for _ in range(min(len(self._fresh), _MAX_LINES_IN_A_ROW)):
                 self._sort(self._fresh[0])
                 self._fresh.popleft()
                 self._busy_turns = 0
         except Busy:
             is_busy = True
-        if (self._has_ended and not self._fresh) or self._is_full():
+        if self._has_ended or self._is_full():
             self._reading_paused.set()
         elif self._fresh and not self._reading_paused.is_set():
             self._busy_turns += is_busy
