@@ -153,3 +153,22 @@ def test_the_front_door_is_narrow() -> None:
     assert dir(agentbus) == agentbus.__all__
     with pytest.raises(AttributeError, match="no attribute 'frobnicate'"):
         agentbus.frobnicate  # noqa: B018
+
+
+async def test_a_program_that_only_sends_lets_others_have_their_turn(home: Path) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with agentbus.join("busy", home=home) as busy, anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        await anyio.lowlevel.checkpoint()
+        before = turns
+        for number in range(300):
+            await busy.send("later", str(number))
+        assert turns > before
+        tasks.cancel_scope.cancel()

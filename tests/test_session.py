@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from agentbus import database, process
-from agentbus.bus import Bus, patiently
+from agentbus.bus import Bus, Sent, patiently
 from agentbus.config import prepare_home
 from agentbus.drain import Pace
 from agentbus.errors import BrokenSetup, Busy
@@ -183,6 +183,37 @@ async def test_a_locked_database_delays_sends_in_order_and_stalls_nothing(world:
 
 
 @pytest.mark.spec("STORE-4")
+@pytest.mark.spec("SEND-2")
+async def test_a_send_does_not_overtake_one_that_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_busy = True
+    send = world.bus.send
+
+    def busy_for_the_first(sender: str, to: object, text: object, **options) -> Sent:
+        if text == "first" and is_busy:
+            raise Busy
+        return send(sender, to, text, **options)
+
+    monkeypatch.setattr(world.bus, "send", busy_for_the_first)
+    ids: dict[str, int] = {}
+    async with world.running("alice") as (alice, _), anyio.create_task_group() as tasks:
+
+        async def post(text: str) -> None:
+            ids[text] = (await alice.send("later", text)).id
+
+        tasks.start_soon(post, "first")
+        await anyio.sleep(0.005)
+        tasks.start_soon(post, "second")
+        await anyio.sleep(0.005)
+        with pytest.raises(Busy):
+            alice.send_now("later", "third")
+        with pytest.raises(Busy):
+            alice.broadcast_now("third")
+        assert ids == {}
+        is_busy = False
+        await until(lambda: len(ids) == 2)
+    assert ids["first"] < ids["second"]
+
+
 async def test_patience_ends() -> None:
     calls = 0
 
