@@ -262,13 +262,13 @@ async def patiently(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE
 
     began_at = time.monotonic()
     give_up_at = began_at + patience_s
+    # Most locks are gone before an event loop could even sleep: its timers have a resolution of 1 ms.
+    while time.monotonic() < began_at + _SPIN_S:
+        await anyio.lowlevel.checkpoint()
+        with suppress(Busy):
+            return call()
     pause_s = _FIRST_PAUSE_S
     while True:
-        # Most locks are gone before an event loop could even sleep: its timers have a resolution of 1 ms.
-        while time.monotonic() < began_at + _SPIN_S:
-            await anyio.lowlevel.checkpoint()
-            with suppress(Busy):
-                return call()
         # Jitter keeps sessions that met at a lock from meeting there again.
         await anyio.sleep(pause_s * (0.5 + os.urandom(1)[0] / 255))
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -3,7 +3,7 @@
 Facts go in, actions come out; no I/O, no clock, no await. The table below is the truth: SPEC.md repeats it and a
 test compares the two. To drain is to take what is pending from a mailbox and deliver it, oldest first; an
 envelope is marked delivered only after the far end has taken it, and waiting for that holds up no later
-envelope. Implements [DRAIN-1] to [DRAIN-6].
+envelope. Implements [DRAIN-1] to [DRAIN-7].
 """
 
 from __future__ import annotations

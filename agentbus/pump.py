@@ -1,7 +1,7 @@
 """The only loop: do what the drain machine says, tell it what came of it.
 
 Knows the ports, not who implements them, and not where the mailbox is: it is handed two calls. A listener is
-armed before the pump starts, so that the first read misses nothing. Implements [DRAIN-1] to [DRAIN-6].
+armed before the pump starts, so that the first read misses nothing. Implements [DRAIN-1] to [DRAIN-7].
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ __all__ = ["Pump"]
 # Envelopes read and handed over at once: enough to amortise a write, few enough that a crash in between doubles
 # little.
 BATCH = 100
-
-
 # A mailbox that was found full again this often in a row, each time within this many seconds, holds a stream: from
 # there on it is looked at once in a millisecond or two. That costs a message of the stream as much, and saves a wake,
 # a read and a write for each. What comes every millisecond is no stream yet.
@@ -159,9 +157,9 @@ class Pump:
             # Of a delivery that takes one at a time, nothing is gained by reading a hundred each time.
             self._batch = BATCH if len(ids) == len(found) else min(BATCH, 2 * len(ids))
             now = self._clock()
-            is_more = len(found) > 1 or now - self._handed_at < _STREAM_GAP_S
+            is_soon = len(found) > 1 or now - self._handed_at < _STREAM_GAP_S
             # Where something is left over there is no pause.
-            self._streak = self._streak + 1 if is_more and len(ids) == len(found) < BATCH else 0
+            self._streak = self._streak + 1 if is_soon and len(ids) == len(found) < BATCH else 0
             self._handed_at = now
             self._found = []
             self._out.append(_Out(ids, receipt, now))

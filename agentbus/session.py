@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -28,6 +29,8 @@ from agentbus.process import is_alive
 from agentbus.pump import Pump
 
 __all__ = ["Checkpoints", "Session"]
+
+_T = TypeVar("_T")
 
 HEARTBEAT_S = 15.0
 # What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
@@ -335,38 +338,36 @@ class Session:
 
     async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer. Raises what `Bus.send` raises."""
-        # Nearly always nobody is before us and nothing is to be waited for: then a lock and a task switch would be
-        # half of what a send costs.
-        with suppress(Busy):
-            return self.send_now(to, text, reply_to=reply_to)
-        async with self._turn:
-            await self._follow_database()
-            return await patiently(lambda: self._send(to, text, reply_to))
+        return await self._in_turn(lambda: self._send(to, text, reply_to))
+
+    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
+        """Send as this peer, if nothing has to be waited for. Raises what `Bus.send` raises, and Busy if it has."""
+        return self._at_once(lambda: self._send(to, text, reply_to))
 
     def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
         return self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
 
-    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer, if nothing has to be waited for. Raises what `Bus.send` raises, and Busy if it has."""
-        self._check_turn()
-        return self._send(to, text, reply_to)
-
-    def _check_turn(self) -> None:
-        if self._turn.locked() or self.bus.store.is_replaced():
-            raise Busy
-
     async def broadcast(self, text: object) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
-        with suppress(Busy):
-            return self.broadcast_now(text)
-        async with self._turn:
-            await self._follow_database()
-            return await patiently(lambda: self.bus.broadcast(self.peer.name, text))
+        return await self._in_turn(lambda: self.bus.broadcast(self.peer.name, text))
 
     def broadcast_now(self, text: object) -> list[Sent]:
         """The same, if nothing has to be waited for. Raises what `Bus.broadcast` raises, and Busy if it has."""
-        self._check_turn()
-        return self.bus.broadcast(self.peer.name, text)
+        return self._at_once(lambda: self.bus.broadcast(self.peer.name, text))
+
+    def _at_once(self, call: Callable[[], _T]) -> _T:
+        if self._turn.locked() or self.bus.store.is_replaced():
+            raise Busy
+        return call()
+
+    async def _in_turn(self, call: Callable[[], _T]) -> _T:
+        # Nearly always nobody is before us and nothing is to be waited for: then a lock and a task switch would be
+        # half of what a send costs.
+        with suppress(Busy):
+            return self._at_once(call)
+        async with self._turn:
+            await self._follow_database()
+            return await patiently(call)
 
     async def rename(self, name: object) -> str:
         """Take another name, pending messages and all; return it. Raises what `Bus.rename` raises."""

@@ -326,7 +326,7 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
 
     def call(request_id: object, tool: str = "send_message", **more: Any) -> bytes | None:
         arguments = {"to": "bob", "text": str(request_id)} if tool == "send_message" else {}
-        return desk.take_call(line("tools/call", {"name": tool, "arguments": arguments, **more}, id=request_id))
+        return desk.take(line("tools/call", {"name": tool, "arguments": arguments, **more}, id=request_id))
 
     assert call(1) is None, "before the handshake"
     await settle(1)
@@ -356,7 +356,7 @@ def test_a_fault_of_ours_fails_one_call_and_is_said(capsys: pytest.CaptureFixtur
     desk = Desk(Seat(Faulty(), Way.CHANNEL, "a test"), ReadyGate())  # type: ignore[arg-type]
     desk.initialize_id = 0
     call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
-    answer = json.loads(desk.take_call(call) or b"{}")
+    answer = json.loads(desk.take(call) or b"{}")
     assert answer["result"]["isError"]
     assert "ZeroDivisionError: nobody saw this coming" in answer["result"]["content"][0]["text"]
     assert capsys.readouterr().err.count("\n") == 1
@@ -381,17 +381,17 @@ def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> No
 
     def left_to_the_sdk() -> bool:
         try:
-            return desk.take_call(call) is None
+            return desk.take(call) is None
         except Busy:
             return False
 
     with pytest.raises(Busy):
-        desk.take_call(call)
+        desk.take(call)
     until(left_to_the_sdk)
     taker.is_busy = False
-    assert desk.take_call(call) is None, "the SDK has it, and is before this one"
+    assert desk.take(call) is None, "the SDK has it, and is before this one"
     desk.settled(1)
-    assert b'isError": false' in (desk.take_call(call) or b""), "what was tried in vain counts for no burst"
+    assert b'isError": false' in (desk.take(call) or b""), "what was tried in vain counts for no burst"
 
 
 @pytest.mark.spec("DESK-1")

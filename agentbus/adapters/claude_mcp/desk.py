@@ -46,7 +46,9 @@ class Desk:
         Raises Busy where it is to be asked again in the next turn of the event loop.
         """
         refused = guard.refusal(line)
-        if refused is not None:
+        # Once the SDK has taken over only tools are run here. Looked for as bytes first: of the rest, nothing is parsed
+        # twice.
+        if refused is not None or (self._has_sdk and b"tools/call" not in line):
             return refused
         message = guard.parse(line)
         if message is None or message.get("jsonrpc") != "2.0":
@@ -58,21 +60,6 @@ class Desk:
             return self._take_notification(line, method)
         result = self._result(line, method, params, message["id"]) if guard.is_id(message["id"]) else None
         return None if result is None else _answer(message["id"], result)
-
-    def take_call(self, line: bytes) -> bytes | None:
-        """The same once the SDK has taken over: only a tool that can be run here and now is. [DESK-4]"""
-        refused = guard.refusal(line)
-        # Looked for as bytes first: of what it is not for, nothing is parsed twice.
-        if refused is not None or b"tools/call" not in line:
-            return refused
-        message = guard.parse(line)
-        if message is None or message.get("jsonrpc") != "2.0" or message.get("method") != "tools/call":
-            return None
-        params, request_id = message.get("params"), message.get("id")
-        if not isinstance(params, dict) or not isinstance(request_id, int | str) or not guard.is_id(request_id):
-            return None
-        result = self._call(params, request_id)
-        return None if result is None else _answer(request_id, result)
 
     def _call(self, params: dict[str, Any], request_id: int | str) -> dict[str, Any] | None:
         name, arguments = params.get("name"), params.get("arguments")
@@ -109,6 +96,10 @@ class Desk:
             self._ahead.discard(request_id)
 
     def _result(self, line: bytes, method: object, params: dict[str, Any], request_id: int | str) -> Any:
+        if method == "tools/call":
+            return self._call(params, request_id)
+        if self._has_sdk:
+            return None
         if method == "ping":
             return {}
         is_new = self.initialize_id is None
@@ -116,8 +107,6 @@ class Desk:
             self.initialize_id = request_id
             self._handshake.append(line)
             return tools.welcome(self._seat, params["protocolVersion"])
-        if method == "tools/call":
-            return self._call(params, request_id)
         if method == "tools/list" and not is_new and "cursor" not in params:
             # The events that this lets pass go the same way as the answer, behind it. [CHAN-1]
             self._gate.listed()
@@ -125,14 +114,17 @@ class Desk:
         return None
 
     def _take_notification(self, line: bytes, method: object) -> bytes | None:
-        if method != "notifications/initialized" or self.initialize_id is None:
+        if self._has_sdk or method != "notifications/initialized" or self.initialize_id is None:
             return None
         self._handshake.append(line)
         self._gate.initialized()
         return b""
 
     def hand_over(self) -> list[bytes]:
-        """The lines of the handshake, which bring the SDK to where the client believes it is. [DESK-2]"""
+        """Leave the rest to the SDK; the lines of the handshake, which bring it to where the client believes it is.
+
+        [DESK-2]
+        """
         self._has_sdk = True
         return self._handshake
 

@@ -201,8 +201,7 @@ async def serve_mcp(seat: tools.Seat, stdio: Stdio, gate: ReadyGate, desk: Desk)
     settling = _Settling(desk)
     server = _make_server(seat, gate, settling)
     listings: set[int | str] = set()
-    # From here on the lines come here; those that the desk has left are the first.
-    stdio.sift(desk.take_call)
+    # The lines that the desk has left are the first, and from here on it leaves all but [DESK-4].
     await server.run(
         _Incoming(stdio, desk.hand_over(), listings, settling),
         _Outgoing(stdio, desk.initialize_id, listings, gate, settling),

@@ -193,11 +193,13 @@ class Stdio:
             loop.remove_reader(self._in)
 
     def _on_readable(self) -> None:
+        if not self._fresh:  # these first
+            self._guarded(self._read_some, self._sort_some)
+
+    def _guarded(self, *steps: Callable[[], None]) -> None:
         try:
-            if self._fresh:
-                return  # these first
-            self._read_some()
-            self._sort_some()
+            for step in steps:
+                step()
         except Exception as error:  # noqa: BLE001 - an event loop would log it and go on; `run` raises it
             self._failure = error
             self._reading_paused.set()
@@ -237,11 +239,7 @@ class Stdio:
 
     def _sort_more(self) -> None:
         self._sort_due = False
-        try:
-            self._sort_some()
-        except Exception as error:  # noqa: BLE001 - as above
-            self._failure = error
-            self._reading_paused.set()
+        self._guarded(self._sort_some)
 
     def _sort(self, line: bytes | None) -> None:
         answer = None if line is None else self._refuse(line)
@@ -276,7 +274,8 @@ class Stdio:
 
         Raises DeliveryClosed when stdout is closed.
         """
-        position = self._post(data)
+        position = self._queue(data)
+        self._flush_queue()
         while self._flushed < position:
             if self._is_broken:
                 raise DeliveryClosed("the client has closed its end")
@@ -288,8 +287,7 @@ class Stdio:
 
         False when that much is unsent already that whoever has more should wait for `write`, or stdout is closed.
         """
-        self._unsent += data
-        self._queued += len(data)
+        self._queue(data)
         if not self._flush_due:
             self._flush_due = True
             _loop().call_soon(self._flush_posted)
@@ -297,16 +295,19 @@ class Stdio:
 
     def _flush_posted(self) -> None:
         self._flush_due = False
-        self._post(b"")
+        self._flush_queue()
 
-    def _post(self, data: bytes) -> int:
-        """Queue `data` and write as much as there is room for; the position after it."""
+    def _queue(self, data: bytes) -> int:
+        """Keep `data` to be written; the position after it."""
         self._unsent += data
         self._queued += len(data)
+        return self._queued
+
+    def _flush_queue(self) -> None:
+        """Write as much as there is room for now, and the rest as there is."""
         self._flush()
         if self._unsent:
             self._flush_wanted.set()
-        return self._queued
 
     def read_by_client(self) -> int:
         """The position up to which the client has surely read; what was written, where nobody can tell."""
