@@ -95,7 +95,8 @@ def _pulls(peer: Peer | None) -> bool:
 class Bus:
     """One bus, as seen by one process. `triggers` are looked up by the name in a peer's row.
 
-    `clock` gives milliseconds since 1970 UTC. `max_bytes` bounds a message, in bytes of UTF-8.
+    `clock` gives milliseconds since 1970 UTC. `max_bytes` bounds a message, in bytes of UTF-8. `tell` is called after
+    each change that this process has committed, for whoever looks on; it never blocks and never raises. [WATCH-1]
     """
 
     def __init__(
@@ -105,9 +106,11 @@ class Bus:
         *,
         max_bytes: int,
         clock: Callable[[], int] = now_ms,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self.clock = clock
+        self._tell = tell
         self._triggers = triggers
         self._max_bytes = max_bytes
 
@@ -131,6 +134,7 @@ class Bus:
             sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
         )
         is_online = address.peer is not None and self._wake(address.peer)
+        self._tell()
         similar = () if address.is_known else self._similar(asked, sender)
         return Sent(row_id, asked, address.mailbox, is_online, address.is_known, similar, _pulls(address.peer))
 
@@ -141,11 +145,12 @@ class Bus:
         """
         body = check_body(text, self._max_bytes)
         self.reap()
-        sent = self.store.broadcast(sender, body, now=self.clock())
-        return [
+        sent = [
             Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, pulls=_pulls(peer))
-            for row_id, peer in sent
+            for row_id, peer in self.store.broadcast(sender, body, now=self.clock())
         ]
+        self._tell()
+        return sent
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
         names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
@@ -179,6 +184,8 @@ class Bus:
             # A silent peer that lives keeps its socket: it comes back with its next heartbeat.
             if trigger is not None and not is_alive(peer.process):
                 trigger.clear(peer.endpoint)
+        if gone:
+            self._tell()
         return gone
 
     def peers(self) -> list[Peer]:
@@ -199,7 +206,10 @@ class Bus:
         """
         self.reap()
         claimed = self.store.claim(arrival, now=self.clock(), endpoint=endpoint, join_crowd=join_crowd, again=again)
-        return None if claimed is None else Claimed(*claimed)
+        if claimed is None:
+            return None
+        self._tell()
+        return Claimed(*claimed)
 
     def rename(self, peer: Peer, name: object) -> str:
         """Call `peer` something else; return the new name, in its one form. [NAME-5]
@@ -208,6 +218,7 @@ class Bus:
         """
         new = normalise_name(name)
         self.store.rename(peer.session, peer.process.pid, new)
+        self._tell()
         return new
 
     def pending(self, peer: Peer, limit: int) -> list[Envelope]:
@@ -220,6 +231,7 @@ class Bus:
         Raises Busy.
         """
         self.store.mark_delivered(ids, session=peer.session, carrier=carrier, now=self.clock())
+        self._tell()
 
     def unread(self, peer: Peer, limit: int) -> list[Unread]:
         """The oldest `limit` messages that `peer` is not known to have read, ascending. [READ-1]"""
@@ -232,10 +244,12 @@ class Bus:
     def mark_read(self, peer: Peer, ids: Iterable[int]) -> None:
         """Stamp messages as read by `peer`, all or none. [READ-1] Raises Busy."""
         self.store.mark_read(ids, session=peer.session, now=self.clock())
+        self._tell()
 
     def leave(self, peer: Peer) -> None:
         """End the presence of `peer`. Raises Busy."""
         self.store.leave(peer.session, peer.process.pid, now=self.clock())
+        self._tell()
 
     def sender_among(self, hosts: Sequence[Process]) -> str | None:
         """The name of the one session whose host is among `hosts`, nearest first; None if none or several."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agentbus import config, process, registry
-from agentbus.bus import PULL, Bus
+from agentbus.bus import PULL, Bus, Sent
 from agentbus.envelope import Peer, fit_name, normalise_name, timestamp
 from agentbus.errors import InvalidRequest
 
@@ -20,14 +20,15 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["broadcast", "peers", "send", "serve", "text_or_stdin"]
+__all__ = ["broadcast", "bus_and_settings", "known_names", "own_name", "peers", "send", "serve", "text_or_stdin"]
 
 # As long as a session waits. [STORE-4]
 _BUSY_MS = 10_000
 
 
 @contextmanager
-def _bus() -> Iterator[tuple[Bus, config.Settings]]:
+def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
+    """The bus of AGENTBUS_HOME, open until the block ends. Raises what `config.load` and `registry.open_bus` raise."""
     settings = config.load()
     bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
     try:
@@ -37,14 +38,26 @@ def _bus() -> Iterator[tuple[Bus, config.Settings]]:
         triggers.close()
 
 
-def _sender(bus: Bus, settings: config.Settings, asked: str | None) -> str:
-    """As whom a shell sends: --from, the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
+def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
+    """Who a shell is: the one it says, the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
     if asked is not None:
         return normalise_name(asked)
     session = bus.sender_among(process.ancestors())
     if session is not None:
         return session
     return settings.name if settings.name_was_asked else _login_name()
+
+
+def known_names(start: str) -> list[str]:
+    """The names that begin with `start` of those who are online or have mail waiting, for a shell to complete.
+
+    Raises what opening the bus raises; where there is none yet, none is made.
+    """
+    if not (config.load().home / "bus.db").exists():
+        return []
+    with bus_and_settings() as (bus, _settings):
+        names = {peer.name for peer in bus.store.present()} | set(bus.store.ledger.waiting())
+    return sorted(name for name in names if name.startswith(start))
 
 
 def _login_name() -> str:
@@ -74,18 +87,26 @@ def text_or_stdin(text: str | None) -> str:
     return piped.removesuffix("\n")
 
 
-def send(to: str, text: str | None, *, sender: str | None) -> None:
-    """Send one message and say what became of it."""
+def send(
+    to: str,
+    text: str | None,
+    *,
+    sender: str | None,
+    then: Callable[[Bus, config.Settings, Sent], None] = lambda _bus, _settings, _sent: None,
+) -> None:
+    """Send one message and say what became of it; `then` is told too, while the bus is open."""
     body = text_or_stdin(text)
-    with _bus() as (bus, settings):
-        print(bus.send(_sender(bus, settings, sender), to, body))
+    with bus_and_settings() as (bus, settings):
+        sent = bus.send(own_name(bus, settings, sender), to, body)
+        print(sent, flush=True)
+        then(bus, settings, sent)
 
 
 def broadcast(text: str | None, *, sender: str | None) -> None:
     """Send one message to everybody who is online, and say to whom."""
     body = text_or_stdin(text)
-    with _bus() as (bus, settings):
-        sent = bus.broadcast(_sender(bus, settings, sender), body)
+    with bus_and_settings() as (bus, settings):
+        sent = bus.broadcast(own_name(bus, settings, sender), body)
     if not sent:
         print("nobody is online; nothing was sent")
     for one in sent:
@@ -94,9 +115,9 @@ def broadcast(text: str | None, *, sender: str | None) -> None:
 
 def peers(*, as_json: bool) -> None:
     """Show who is online, and for whom messages wait."""
-    with _bus() as (bus, _settings):
+    with bus_and_settings() as (bus, _settings):
         present = bus.peers()
-        waiting = bus.store.waiting()
+        waiting = bus.store.ledger.waiting()
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         import json  # 5 ms, which a send need not pay

@@ -15,7 +15,7 @@ from pathlib import Path
 from agentbus.envelope import fit_name, normalise_name
 from agentbus.errors import BrokenSetup, InvalidRequest
 
-__all__ = ["DEFAULT_NAME", "Settings", "check_private", "load", "prepare_folder", "prepare_home"]
+__all__ = ["DEFAULT_NAME", "Settings", "check_private", "foreign", "load", "prepare_folder", "prepare_home"]
 
 # Where neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, say).
 DEFAULT_NAME = "agent"
@@ -74,6 +74,11 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
         delivery=_choice(env, "AGENTBUS_DELIVERY", DELIVERIES),
         cwd=cwd,
     )
+
+
+def foreign(variable: str) -> str:
+    """What another program's variable says (CLAUDE_CONFIG_DIR, say), empty when it is unset. Not for ours."""
+    return os.environ.get(variable, "")
 
 
 def _wished_name(asked: str, folder: str) -> tuple[str, str]:

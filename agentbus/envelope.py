@@ -67,7 +67,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a message is. The instants are in milliseconds since 1970 UTC, None for what has not happened."""
+    """A message and where it is. The instants are in milliseconds since 1970 UTC, None for what has not happened."""
 
     id: int
     sender: str
@@ -76,6 +76,8 @@ class Status:
     delivered_at: int | None
     carrier: str | None
     read_at: int | None
+    text: str
+    reply_to: int | None
 
     @property
     def state(self) -> MessageState:
@@ -83,6 +85,17 @@ class Status:
         if self.read_at is not None:
             return MessageState.READ
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
+
+    def __str__(self) -> str:
+        line = f'#{self.id} from "{self.sender}" to "{self.recipient}", sent {timestamp(self.sent_at)}: '
+        line += self.state.value
+        if self.delivered_at is not None:
+            line += f", delivered {timestamp(self.delivered_at)} by {self.carrier}"
+        if self.read_at is not None:
+            line += f", read {timestamp(self.read_at)}"
+        elif self.state is MessageState.DELIVERED:
+            line += "; whether it was read is not known"
+        return line
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +18,16 @@ import anyio
 import anyio.lowlevel
 
 from agentbus import config, process, registry
-from agentbus.bus import Bus, Sent, patiently
+from agentbus.bus import Sent, patiently
 from agentbus.envelope import Arrival, Envelope, Peer, normalise_name
-from agentbus.errors import TryAgain
-from agentbus.ports import Receipt, Settled
+from agentbus.errors import Refused, TryAgain
+from agentbus.ports import Delivery, Receipt, Settled
 from agentbus.session import Checkpoints, Session
 
-__all__ = ["Member", "join"]
+__all__ = ["Member", "join", "present"]
 
 RUNTIME = "python"
+_REASON = "a program takes them as it asks for them"
 # How long leaving waits for a busy database; a program that ends should not hang for it.
 _CLOSE_PATIENCE_S = 1.0
 # How long sends in a row may keep the event loop to themselves, from the program's own drain and heartbeat. A turn of
@@ -127,15 +128,68 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
     settings = config.load(home=None if home is None else Path(home))
     if name is not None:
         settings = replace(settings, name=normalise_name(name), name_note="")
-    checkpoints = Checkpoints(settings.home / "bus.db")
-    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
     hand_over = _HandOver()
     try:
-        session = await _session(settings, bus, triggers, hand_over, checkpoints)
+        async with present(settings, hand_over, runtime=RUNTIME, reason=_REASON, say=_log.warning) as session:
+            yield Member(session, hand_over)
+    finally:
+        hand_over.close()
+
+
+@asynccontextmanager
+async def present(
+    settings: config.Settings,
+    delivery: Delivery,
+    *,
+    runtime: str,
+    reason: str,
+    say: Callable[[str], None],
+    other_name: bool = True,
+) -> AsyncIterator[Session]:
+    """Be a peer whose mail goes into `delivery`, until the block ends; this process is its own host.
+
+    `runtime` and `reason` are what others are shown. Unless `other_name`, only the very name in `settings` will do.
+
+    Raises what `join` raises, and Refused for a name that is in use where no other will do.
+    """
+    checkpoints = Checkpoints(settings.home / "bus.db")
+    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
+    try:
+        preferred = triggers.preferred()
+        here = process.current()
+        arrival = Arrival(
+            # The program is its own host: started again it is another one, and takes its name if that is free.
+            host=here,
+            launch_name=settings.name,
+            process=here,
+            runtime=runtime,
+            cwd=settings.cwd,
+            delivery=delivery.carrier,
+            delivery_reason=reason,
+            trigger=preferred[0].name,
+        )
+        session = Session(
+            bus,
+            arrival,
+            triggers=preferred,
+            delivery=delivery,
+            checkpoints=checkpoints,
+            say=say,
+            retention_hours=settings.retention_hours,
+        )
         try:
+            await session.claim()
+            if settings.name_note:
+                say(settings.name_note)
+            holder = session.wished_holder
+            if holder is not None and not other_name:
+                raise Refused(
+                    f'the name "{holder.name}" is held by the session in {holder.cwd} (process {holder.process.pid})',
+                    hint="choose another, agentbus peers shows those in use",
+                )
             async with anyio.create_task_group() as tasks:
                 await tasks.start(session.run)
-                yield Member(session, hand_over)
+                yield session
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The task group is our affair: what the block raised leaves it as it was raised.
@@ -143,53 +197,17 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
                 raise group.exceptions[0] from None
             raise
         finally:
-            await _close(session)
+            await _close(session, say)
     finally:
-        hand_over.close()
         bus.store.close()
         triggers.close()
 
 
-async def _close(session: Session) -> None:
+async def _close(session: Session, say: Callable[[str], None]) -> None:
     # Shielded: a block that ends by cancellation leaves the bus all the same.
     with anyio.CancelScope(shield=True):
         try:
             await patiently(session.close, patience_s=_CLOSE_PATIENCE_S)
         except TryAgain as error:
             # What was not marked is delivered again, and the row is reaped with this process.
-            _log.warning("left in a hurry: %s", error)
-
-
-async def _session(
-    settings: config.Settings,
-    bus: Bus,
-    triggers: registry.Triggers,
-    hand_over: _HandOver,
-    checkpoints: Checkpoints,
-) -> Session:
-    here = process.current()
-    preferred = triggers.preferred()
-    arrival = Arrival(
-        # The program is its own host: started again it is another one, and takes its name if that is free.
-        host=here,
-        launch_name=settings.name,
-        process=here,
-        runtime=RUNTIME,
-        cwd=settings.cwd,
-        delivery=_HandOver.carrier,
-        delivery_reason="a program takes them as it asks for them",
-        trigger=preferred[0].name,
-    )
-    session = Session(
-        bus,
-        arrival,
-        triggers=preferred,
-        delivery=hand_over,
-        checkpoints=checkpoints,
-        say=_log.warning,
-        retention_hours=settings.retention_hours,
-    )
-    await session.claim()
-    if settings.name_note:
-        _log.warning("%s", settings.name_note)
-    return session
+            say(f"left in a hurry: {error}")

@@ -1,24 +1,30 @@
 """Which triggers and adapters there are, by name; each is imported when it is first used.
 
 Joins settings, store and triggers to a bus. The only module that knows triggers by name; adapters are found by their
-manifests.
-Implements [WAKE-5], [CONF-2].
+manifests. Implements [WAKE-5], [WATCH-1], [MOD-1], [CONF-2].
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from agentbus.bus import Bus
 from agentbus.config import Settings, prepare_home
 from agentbus.errors import BrokenSetup, InvalidRequest
-from agentbus.ports import Trigger
+from agentbus.ports import Trigger, Wake
 from agentbus.store import Store
 
-__all__ = ["Manifest", "Triggers", "manifests", "open_bus", "serve"]
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from agentbus.modules import Manifest, Registration
+    from agentbus.triggers.socket import SocketTrigger
+
+__all__ = ["Triggers", "Watchers", "manifest", "manifests", "open_bus", "registration", "serve"]
 
 # In the order of preference when AGENTBUS_TRIGGER is unset.
 _TRIGGERS = ("socket", "file-watch", "poll")
@@ -45,6 +51,7 @@ class Triggers(Mapping[str, Trigger]):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: dict[str, Trigger] = {}
+        self.watchers = Watchers(settings.home)
 
     def __getitem__(self, name: str) -> Trigger:
         if name not in _TRIGGERS:
@@ -63,6 +70,7 @@ class Triggers(Mapping[str, Trigger]):
         """Give back what the triggers that were used keep open."""
         for trigger in self._made.values():
             trigger.close()
+        self.watchers.close()
 
     def preferred(self) -> list[Trigger]:
         """What a session tries, in order: the one that AGENTBUS_TRIGGER names, or all. [WAKE-5]
@@ -79,6 +87,38 @@ class Triggers(Mapping[str, Trigger]):
         return [self[asked]]
 
 
+class Watchers:
+    """Who looks on, each with a socket in `home`/watch: they wait, and who changes something tells them. [WATCH-1]"""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._folder = f"{home}/watch"
+        self._made: SocketTrigger | None = None
+
+    def trigger(self) -> SocketTrigger:
+        """By which they are woken."""
+        if self._made is None:
+            from agentbus.triggers.socket import SocketTrigger
+
+            self._made = SocketTrigger(self._home, folder="watch")
+        return self._made
+
+    def tell(self) -> None:
+        """Nudge everybody who looks on. Never blocks, never raises; costs 2 us where nobody does."""
+        try:
+            endpoints = os.listdir(self._folder)
+        except OSError:
+            return  # the usual case: nobody ever looked on
+        for endpoint in endpoints:
+            if self.trigger().notify(endpoint) is Wake.STALE:
+                self.trigger().clear(endpoint)
+
+    def close(self) -> None:
+        """Give back what telling keeps open."""
+        if self._made is not None:
+            self._made.close()
+
+
 def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] | None = None) -> tuple[Bus, Triggers]:
     """The bus of `settings.home`, created as needed, and its triggers.
 
@@ -89,47 +129,75 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
     path = prepare_home(settings.home)
     triggers = Triggers(settings)
     store = Store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
-    return Bus(store, triggers, max_bytes=settings.max_bytes), triggers
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What an adapter says of itself in its module.json. `entry` is `module:function`, imported only to serve."""
-
-    id: str
-    title: str
-    summary: str
-    entry: str
-    server_name: str
-    launch_flags: tuple[str, ...]
+    return Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell), triggers
 
 
 def _read_manifest(path: Path) -> Manifest:
     import json  # 5 ms, which `agentbus send` need not pay
 
+    from agentbus.modules import Manifest
+
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest(**{**fields, "launch_flags": tuple(fields["launch_flags"])})
+        lists = {key: tuple(fields[key]) for key in ("serve", "launch_flags")}
+        manifest = Manifest(**{**fields, **lists})
+        texts = [value for value in fields.values() if not isinstance(value, list)]
+        if not all(isinstance(value, str) for value in (*texts, *manifest.serve, *manifest.launch_flags)):
+            raise ValueError("what should be text is not")
+        if not (":" in manifest.entry and ":" in manifest.registration):
+            raise ValueError("entry and registration are module:function")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BrokenSetup(
-            f"{path} is not the manifest of an adapter ({error})", hint="install agentbus anew"
+            f"{path} is not the manifest of a module ({error})", hint="install agentbus anew, or remove that folder"
         ) from error
     return manifest
 
 
-def manifests() -> list[Manifest]:
-    """The manifests of all adapters, by id; no adapter is imported. Raises BrokenSetup for one that is broken."""
-    found = [_read_manifest(path) for path in _ADAPTERS.glob("*/module.json")]
-    return sorted(found, key=lambda manifest: manifest.id)
+def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
+    """The manifests of all modules, by id, and what is wrong with the broken ones; imports no adapter. [MOD-1]"""
+    found: list[Manifest] = []
+    broken: list[BrokenSetup] = []
+    for path in sorted(_ADAPTERS.glob("*/module.json")):
+        try:
+            found.append(_read_manifest(path))
+        except BrokenSetup as error:
+            broken.append(error)
+    return sorted(found, key=lambda manifest: manifest.id), broken
 
 
-def serve(adapter: str, settings: Settings) -> None:
-    """Be a peer for the runtime of `adapter` until it goes; does not return.
+def manifest(module: str) -> Manifest:
+    """The manifest of the module with that id.
 
-    Raises InvalidRequest when there is no such adapter, and what its entry raises before it serves.
+    Raises InvalidRequest when there is none, BrokenSetup when it may be the one whose manifest is broken.
     """
-    known = {manifest.id: manifest for manifest in manifests()}
-    if adapter not in known:
-        raise InvalidRequest(f"there is no adapter {adapter[:40]!r}", hint=f"use {' or '.join(known)}")
-    module, function = known[adapter].entry.split(":")
-    getattr(import_module(module), function)(settings, open_bus)
+    found, broken = manifests()
+    for one in found:
+        if one.id == module:
+            return one
+    if broken:
+        raise broken[0]
+    known = " or ".join(one.id for one in found)
+    raise InvalidRequest(f"there is no module {module[:40]!r}", hint=f"use {known}")
+
+
+def registration(of: Manifest) -> Registration:
+    """What its client knows of a module. Raises BrokenSetup when the module is not what its manifest says."""
+    made: Registration = _named(of, of.registration)(of)
+    return made
+
+
+def _named(of: Manifest, dotted: str) -> Any:
+    module, _, function = dotted.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BrokenSetup(f"the module {of.id} cannot be loaded ({error})", hint="install agentbus anew") from error
+
+
+def serve(module: str, settings: Settings) -> None:
+    """Be a peer for the runtime of `module` until it goes; does not return.
+
+    Raises InvalidRequest when there is no such module, and what its entry raises before it serves.
+    """
+    of = manifest(module)
+    _named(of, of.entry)(settings, open_bus)

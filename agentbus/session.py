@@ -160,6 +160,11 @@ class Session:
         return self._claimed.wished_holder
 
     @property
+    def ended(self) -> anyio.Event:
+        """Set once `run` has ended: it was stopped, or the delivery was closed."""
+        return self._stopped
+
+    @property
     def pulls(self) -> bool:
         """Whether nothing is pushed to this session: its mail waits for `check`. [VOID-1]"""
         return self._arrival.delivery == PULL

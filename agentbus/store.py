@@ -1,4 +1,4 @@
-"""Every query on the mailboxes and on presence, one method each. All SQL that is not a migration is here.
+"""What sessions do with the mailboxes and with presence, one method each; what people look at is in ledger.py.
 
 Synchronous; a method either commits whole or changes nothing. Knows nothing of triggers, deliveries or MCP.
 Instants are milliseconds since 1970 UTC. Every method raises Busy when another process holds the database for
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agentbus import database
-from agentbus.envelope import Address, Arrival, Envelope, Peer, Status, Unread, numbered_name
+from agentbus.envelope import Address, Arrival, Envelope, Peer, Unread, numbered_name
 from agentbus.errors import MailboxFull, Refused
+from agentbus.ledger import Ledger
 from agentbus.process import Process, is_alive
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -85,6 +86,7 @@ class Store:
         self._database = database.Database(path, busy_ms=busy_ms, sync=sync, on_wal=on_wal)
         self._read = self._database.read
         self._writing = self._database.writing
+        self.ledger = Ledger(self._read)
         self._alive = alive
         self._max_pending = max_pending
         # The last id for which there is room in a mailbox, unless a rename has brought it what another one held.
@@ -227,20 +229,6 @@ class Store:
         """Stamp messages as read by `session`, those that were pending as pulled, in one transaction. [READ-1]"""
         with self._writing():
             self._database.executemany(_MARK_READ, [(now, now, "pull", session, row_id) for row_id in ids])
-
-    def status(self, row_id: int) -> Status | None:
-        """Where a message is; None for an id that was never used, or whose message is pruned."""
-        rows = self._read(
-            "SELECT id, sender, recipient, sent_at, delivered_at, carrier, read_at FROM messages WHERE id = ?", row_id
-        )
-        return Status(*rows[0]) if rows else None
-
-    def waiting(self) -> dict[str, int]:
-        """How many messages are pending, by mailbox; mailboxes with none are left out."""
-        rows = self._read(
-            "SELECT recipient, count(*) FROM messages WHERE delivered_at IS NULL GROUP BY recipient ORDER BY recipient"
-        )
-        return {str(name): int(count) for name, count in rows}
 
     def prune(self, before: int, limit: int) -> int:
         """Delete at most `limit` messages delivered before the instant `before`; return how many. [STATE-4]"""

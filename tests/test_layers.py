@@ -15,11 +15,15 @@ LEVELS = {
     "process": 0,
     "eventloop": 0,
     "envelope": 1,
+    "findings": 1,
     "ports": 2,
     "config": 2,
     "drain": 2,
+    "modules": 2,
     "database": 3,
+    "ledger": 3,
     "store": 4,
+    "inspection": 4,
     "bus": 5,
     "pump": 5,
     "session": 6,
@@ -27,10 +31,17 @@ LEVELS = {
     "adapters": 7,
     "registry": 8,
     "library": 9,
+    "looking": 9,
+    "printing": 9,
     "commands": 9,
-    "cli": 10,
-    "__main__": 11,
-    "__init__": 12,  # the front door: everything may be behind it
+    "manager": 10,
+    "doctor": 10,
+    "reading": 10,
+    "waiting": 10,
+    "watching": 10,
+    "cli": 11,
+    "__main__": 12,
+    "__init__": 13,  # the front door: everything may be behind it
 }
 # What the triggers may use of ours, whatever their level.
 TRIGGERS_MAY_USE = 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -14,7 +15,8 @@ README = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="
 
 
 def test_the_manifest_says_what_there_is() -> None:
-    (manifest,) = registry.manifests()
+    (manifest,), broken = registry.manifests()
+    assert not broken
     assert manifest.id == "claude-mcp"
     module, function = manifest.entry.split(":")
     assert callable(getattr(import_module(module), function))
@@ -32,7 +34,9 @@ def test_a_broken_manifest_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     tmp_path.joinpath("x").mkdir()
     tmp_path.joinpath("x", "module.json").write_text(text)
     monkeypatch.setattr(registry, "_ADAPTERS", tmp_path)
-    with pytest.raises(
-        BrokenSetup, match=r"module\.json is not the manifest of an adapter \(.*\): install agentbus anew"
-    ):
-        registry.manifests()
+    found, (broken,) = registry.manifests()
+    assert found == []
+    sentence = r".*/x/module\.json is not the manifest of a module \(.*\): install agentbus anew, or remove that folder"
+    assert re.fullmatch(sentence, str(broken))
+    with pytest.raises(BrokenSetup, match="is not the manifest"):
+        registry.manifest("claude-mcp")

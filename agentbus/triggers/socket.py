@@ -187,7 +187,7 @@ def _nudges(listener: _Listener) -> Iterator[_Nudges | _LoopNudges]:
 
 
 class SocketTrigger:
-    """Wakes peers through sockets in `home`/sock.
+    """Wakes peers through sockets in `home`/`folder`.
 
     `max_path_bytes` is what the system lets the path of a socket be, `fd_folder` where it shows open descriptors
     as paths, if it does.
@@ -196,9 +196,14 @@ class SocketTrigger:
     name = "socket"
 
     def __init__(
-        self, home: Path, *, max_path_bytes: int = _MAX_PATH_BYTES, fd_folder: str | None = _FD_FOLDER
+        self,
+        home: Path,
+        *,
+        folder: str = "sock",
+        max_path_bytes: int = _MAX_PATH_BYTES,
+        fd_folder: str | None = _FD_FOLDER,
     ) -> None:
-        self._folder = home / "sock"
+        self._folder = home / folder
         self._fd_folder = fd_folder
         self._max_path_bytes = max_path_bytes
         self._sender: socket.socket | None = None

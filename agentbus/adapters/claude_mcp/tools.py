@@ -16,7 +16,7 @@ from agentbus.adapters.claude_mcp.channel import channel_element
 from agentbus.adapters.claude_mcp.guard import HANDSHAKE_VERSIONS
 from agentbus.adapters.claude_mcp.host import SERVER_NAME, Way
 from agentbus.bus import Sent
-from agentbus.envelope import MessageState, Peer, Status, Unread, normalise_name, timestamp
+from agentbus.envelope import Peer, Unread, normalise_name
 from agentbus.errors import AgentbusError, Busy, InvalidRequest
 from agentbus.session import Session
 
@@ -205,22 +205,7 @@ def _fitting(unread: list[Unread]) -> list[Unread]:
 
 
 async def _message_status(_seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    status = session.bus.store.status(arguments["id"])
-    if status is None:
-        raise InvalidRequest(f"there is no message #{arguments['id']}", hint="it was never sent, or is pruned by now")
-    return _status_line(status)
-
-
-def _status_line(status: Status) -> str:
-    line = f'#{status.id} from "{status.sender}" to "{status.recipient}", sent {timestamp(status.sent_at)}: '
-    line += status.state.value
-    if status.delivered_at is not None:
-        line += f", delivered {timestamp(status.delivered_at)} by {status.carrier}"
-    if status.read_at is not None:
-        line += f", read {timestamp(status.read_at)}"
-    elif status.state is MessageState.DELIVERED:
-        line += "; whether it was read is not known"
-    return line
+    return str(session.bus.store.ledger.status(arguments["id"]))
 
 
 def _name_note(session: Session) -> str:

@@ -1,0 +1,356 @@
+"""How the module stands with Claude Code: read from Claude's own files, changed through `claude mcp` alone.
+
+Knows the command line and the files of Claude Code, as recorded with 2.1.331, and nothing of the bus. Implements
+[REG-1] to [REG-5].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentbus import __version__
+from agentbus.config import foreign
+from agentbus.envelope import normalise_name
+from agentbus.errors import BrokenSetup
+from agentbus.findings import Finding, Level
+from agentbus.modules import Manifest, Registered, Registration, Standing, own_command
+
+__all__ = ["ClaudeRegistration", "registration"]
+
+# `claude mcp` takes 0.3 to 0.6 s; one that has not answered by then will not.
+_PATIENCE_S = 15.0
+# A command of ours answers `--version` in 0.05 s.
+_OWN_PATIENCE_S = 10.0
+# The first Claude Code that has channels.
+_LEAST_VERSION = (2, 1, 80)
+
+
+def registration(manifest: Manifest) -> Registration:
+    """The registration of the module that `manifest` describes."""
+    return ClaudeRegistration(manifest)
+
+
+class _Unreadable(Exception):
+    """Claude's file is there and cannot be made sense of."""
+
+
+class ClaudeRegistration:
+    """See Registration. `cwd` is the folder whose entries stand above the user's; `patience_s` is for one `claude`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        cwd: Path | None = None,
+        own: Callable[[], list[str]] = own_command,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
+        self._manifest = manifest
+        self._cwd = cwd or Path.cwd()
+        self._own = own
+        self._patience_s = patience_s
+        self._name = manifest.server_name
+        self._file = Path(foreign("CLAUDE_CONFIG_DIR") or "~").expanduser() / ".claude.json"
+
+    # -- how it stands -------------------------------------------------------------------------------------
+
+    def registered(self) -> Registered:
+        """How the module stands, by Claude's own files. Never raises. [REG-3]"""
+        try:
+            state = self._state()
+            entry = _servers(state).get(self._name)
+            shadow = self._shadow(state)
+        except _Unreadable as error:
+            return Registered(Standing.UNKNOWN, str(error), "start claude once: it says what is wrong with that file")
+        if shadow is not None:
+            return shadow
+        if entry is None:
+            return Registered(Standing.DISABLED, f"not registered in {self._file}", self._mend)
+        command = _command(entry)
+        try:
+            is_own = _is_same(command, self._wanted())
+        except BrokenSetup as error:
+            return Registered(Standing.STALE, str(error))
+        if is_own:
+            return Registered(Standing.ENABLED, f"registered for all projects as {shlex.join(command)}")
+        if shutil.which(command[0] if command else "") is None:
+            seen = f"registered as {shlex.join(command)}, which is not there or cannot be run"
+        else:
+            seen = f"registered as {shlex.join(command)}, and this agentbus is {shlex.join(self._wanted())}"
+        return Registered(Standing.STALE, seen, self._mend)
+
+    @property
+    def _mend(self) -> str:
+        return f"agentbus enable {self._manifest.id}"
+
+    def _wanted(self) -> list[str]:
+        return [*self._own(), *self._manifest.serve]
+
+    def _state(self) -> dict[str, Any]:
+        return _read_object(self._file)
+
+    def _projects(self, state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What Claude keeps for the folder we are in: under the folder, or the root of its git repository."""
+        projects = state.get("projects")
+        if not isinstance(projects, dict):
+            return
+        for folder in dict.fromkeys((self._cwd, *_git_roots(self._cwd))):
+            project = projects.get(str(folder))
+            if isinstance(project, dict):
+                yield str(folder), project
+
+    def _shadow(self, state: dict[str, Any]) -> Registered | None:
+        """The entry that stands above the user's in this folder, unless it runs this very agentbus."""
+        approved: set[str] = set()
+        for folder, project in self._projects(state):
+            if self._name in _strings(project.get("disabledMcpServers")):
+                return Registered(
+                    Standing.SHADOWED,
+                    f"switched off in {folder}",
+                    f"in a session there: /mcp, then enable {self._name}",
+                )
+            entry = _servers(project).get(self._name)
+            if entry is not None and not self._is_own(entry):
+                seen = f"an entry for {folder} alone stands above it: {shlex.join(_command(entry))}"
+                remedy = f"cd {shlex.quote(folder)} && claude mcp remove {self._name} -s local"
+                return Registered(Standing.SHADOWED, seen, remedy)
+            approved |= _strings(project.get("enabledMcpjsonServers"))
+        for folder_path in (self._cwd, *self._cwd.parents):
+            entry = _servers(_read_object(folder_path / ".mcp.json")).get(self._name)
+            if entry is not None and self._name in approved and not self._is_own(entry):
+                seen = f"{folder_path / '.mcp.json'} stands above it: {shlex.join(_command(entry))}"
+                remedy = f"cd {shlex.quote(str(folder_path))} && claude mcp remove {self._name} -s project"
+                return Registered(Standing.SHADOWED, seen, remedy)
+        return None
+
+    def _is_own(self, entry: dict[str, Any]) -> bool:
+        try:
+            return _is_same(_command(entry), self._wanted())
+        except BrokenSetup:
+            return False
+
+    # -- changing it ---------------------------------------------------------------------------------------
+
+    def enable(self) -> list[str]:
+        """Register the module for all projects of the user. See Registration. [REG-1], [REG-2]"""
+        wanted = self._wanted()
+        entry, old = self._entry(wanted), self._user_entry()
+        if old is not None and _is_same(_command(old), wanted):
+            return [f"{self._name} is registered with Claude Code already, nothing was changed", *self._shadow_notes()]
+        if old is not None:
+            entry["env"] = old.get("env", {})  # what the user has set there is the user's
+            self._mcp("remove", "-s", "user", self._name)
+        try:
+            self._add(entry)
+        except BrokenSetup:
+            if old is not None:
+                self._add(old)
+            raise
+        mended = "" if old is None else f", in place of {shlex.join(_command(old))}"
+        return [f"registered {self._name} with Claude Code for all projects{mended}", *self._shadow_notes()]
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        self._mcp("add-json", "-s", "user", self._name, json.dumps(entry))
+        if self._user_entry() is None:
+            raise BrokenSetup(
+                f"claude mcp add-json has reported success, and {self._file} has no entry {self._name}",
+                hint="look at it with claude mcp list",
+            )
+
+    def disable(self) -> list[str]:
+        """End the registration. See Registration. [REG-2]"""
+        if self._user_entry() is None:
+            return [f"{self._name} is not registered with Claude Code, nothing was changed"]
+        self._mcp("remove", "-s", "user", self._name)
+        return [f"removed {self._name} from Claude Code; sessions that run keep it until they end"]
+
+    def by_hand(self) -> list[str]:
+        """What to type where `claude` is, and what to paste for another MCP client. [REG-4]"""
+        entry = self._entry(self._wanted())
+        typed = shlex.join(["claude", "mcp", "add-json", "-s", "user", self._name, json.dumps(entry)])
+        pasted = {"mcpServers": {self._name: {key: entry[key] for key in ("command", "args")}}}
+        return [
+            "To register it with Claude Code by hand:",
+            f"  {typed}",
+            "For any other MCP client, paste this into its configuration:",
+            *("  " + line for line in json.dumps(pasted, indent=2).splitlines()),
+        ]
+
+    def launch(self, name: str | None) -> str:
+        """See Registration. Raises InvalidRequest for a bad name."""
+        words = [self._manifest.client, *self._manifest.launch_flags]
+        return (f"AGENTBUS_NAME={normalise_name(name)} " if name is not None else "") + shlex.join(words)
+
+    @staticmethod
+    def _entry(command: Sequence[str]) -> dict[str, Any]:
+        # alwaysLoad: without it the model sees only the names of the tools until it searches for them.
+        return {"type": "stdio", "command": command[0], "args": list(command[1:]), "env": {}, "alwaysLoad": True}
+
+    def _user_entry(self) -> dict[str, Any] | None:
+        try:
+            return _servers(self._state()).get(self._name)
+        except _Unreadable as error:
+            raise BrokenSetup(str(error), hint="start claude once: it says what is wrong with that file") from error
+
+    def _shadow_notes(self) -> list[str]:
+        found = self.registered()
+        return [f"but {found.seen}; {found.remedy}"] if found.standing is Standing.SHADOWED else []
+
+    def _mcp(self, *arguments: str) -> str:
+        command = ["claude", "mcp", *arguments]
+        code, output = self._run(command, self._patience_s)
+        if code:
+            said = output.strip().splitlines()[-1:] or ["no output"]
+            raise BrokenSetup(
+                f"claude mcp {arguments[0]} has failed with exit code {code} ({said[0][:300]})",
+                hint=f"run it by hand to see why: {shlex.join(command)}",
+            )
+        return output
+
+    def _run(self, command: Sequence[str], patience_s: float) -> tuple[int, str]:
+        """Run a program to its end; its exit code and what it printed. Raises BrokenSetup."""
+        program = shutil.which(command[0])
+        if program is None:
+            raise BrokenSetup(
+                f"{command[0]} is not on PATH, nothing was changed", hint=f"where it is, run {shlex.join(command)}"
+            )
+        # A session of its own, so that what it starts ends with it and cannot hold our pipe open.
+        with subprocess.Popen(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as child:
+            try:
+                output, _ = child.communicate(timeout=patience_s)
+            except subprocess.TimeoutExpired:
+                raise BrokenSetup(
+                    f"{shlex.join(command)[:100]} did not end within {patience_s:g} s and was stopped",
+                    hint="run it by hand to see why",
+                ) from None
+            finally:
+                if child.returncode is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+        return child.returncode, output.decode(errors="replace")
+
+    # -- what doctor says ----------------------------------------------------------------------------------
+
+    def findings(self) -> list[Finding]:
+        """See Registration. [DOCTOR-4]"""
+        stands = self.registered()
+        if shutil.which("claude") is None:
+            found = [
+                Finding("claude", Level.NOTE, "claude is not on PATH", "install Claude Code, if you want to use it")
+            ]
+            is_wrong = stands.standing not in (Standing.ENABLED, Standing.DISABLED)
+        else:
+            found = [self._version()]
+            is_wrong = stands.standing is not Standing.ENABLED
+        level = Level.WRONG if is_wrong else Level.OK if stands.standing is Standing.ENABLED else Level.NOTE
+        found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
+        if stands.standing is Standing.ENABLED:
+            found.append(self._command_works())
+        return found
+
+    def _version(self) -> Finding:
+        try:
+            _, output = self._run(["claude", "--version"], self._patience_s)
+        except (BrokenSetup, OSError) as error:
+            return Finding("claude", Level.WRONG, str(error), "run claude --version by hand to see why")
+        numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
+        where = shutil.which("claude")
+        if numbers is None:
+            return Finding("claude", Level.NOTE, f"{where} does not say its version", "run claude --version to see why")
+        least = ".".join(map(str, _LEAST_VERSION))
+        if tuple(map(int, numbers.groups())) < _LEAST_VERSION:
+            return Finding(
+                "claude", Level.WRONG, f"{where} is version {numbers[0]}, channels need {least}", "claude update"
+            )
+        return Finding("claude", Level.OK, f"{where} is version {numbers[0]} (channels need {least})")
+
+    def _command_works(self) -> Finding:
+        command = _command(_servers(self._state()).get(self._name) or {})
+        asked = [*command[: -len(self._manifest.serve)], "--version"]
+        try:
+            code, output = self._run(asked, _OWN_PATIENCE_S)
+        except (BrokenSetup, OSError) as error:
+            return Finding("command", Level.WRONG, str(error), self._mend)
+        if code or not output.startswith("agentbus "):
+            said = output.strip().splitlines()[-1:] or ["no output"]
+            return Finding("command", Level.WRONG, f"{shlex.join(asked)} fails: {said[0][:200]}", self._mend)
+        version = output.split()[1]
+        if version != __version__:
+            seen = f"what Claude Code starts is agentbus {version}, and this is {__version__}"
+            return Finding("command", Level.NOTE, seen, self._mend)
+        return Finding("command", Level.OK, f"what Claude Code starts runs, and is agentbus {version}")
+
+
+# -- Claude's files ----------------------------------------------------------------------------------------
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file. Raises _Unreadable."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise _Unreadable(f"{path} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise _Unreadable(f"{path} holds no JSON object")
+    return found
+
+
+def _servers(of: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    servers = of.get("mcpServers")
+    if not isinstance(servers, dict):
+        return {}
+    return {name: entry for name, entry in servers.items() if isinstance(entry, dict)}
+
+
+def _strings(value: object) -> set[str]:
+    return {one for one in value if isinstance(one, str)} if isinstance(value, list) else set()
+
+
+def _command(entry: dict[str, Any]) -> list[str]:
+    arguments = entry.get("args")
+    words = [entry.get("command") or entry.get("url") or "", *(arguments if isinstance(arguments, list) else [])]
+    return [str(word) for word in words]
+
+
+def _is_same(command: list[str], wanted: list[str]) -> bool:
+    """Whether both run one program with the same arguments: a name on PATH, or a link to it, is as good as its path."""
+    if command == wanted:
+        return True
+    found = shutil.which(command[0])
+    # Not where an interpreter runs us: that of a virtual environment is a link to one that knows nothing of us.
+    is_script = len(command) == len(wanted) and command[1:] == wanted[1:] and "-m" not in command
+    return is_script and found is not None and os.path.realpath(found) == os.path.realpath(wanted[0])
+
+
+def _git_roots(folder: Path) -> Iterator[Path]:
+    """The root of the repository that `folder` is in; for a linked work tree, that of the main one too."""
+    for one in (folder, *folder.parents):
+        dot_git = one / ".git"
+        if dot_git.is_file():
+            # gitrepository-layout(5): a file that says where the repository is.
+            try:
+                _, _, named = dot_git.read_text(encoding="utf-8").partition("gitdir: ")
+            except (OSError, ValueError):
+                return
+            parts = (one / named.strip()).parts
+            if "worktrees" in parts:
+                yield Path(*parts[: parts.index("worktrees")]).parent
+        if dot_git.exists():
+            yield one
+            return

@@ -1,0 +1,32 @@
+"""What a check has found: the one form in which `doctor`, `list` and the adapters say what is right and what is not.
+
+A value and nothing else; knows nothing of who checks or who prints. Implements [DOCTOR-1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Finding", "Level"]
+
+
+class Level(Enum):
+    """How much a finding matters."""
+
+    OK = "ok"  # looked at, and as it should be
+    NOTE = "note"  # nothing is wrong, and worth knowing
+    WRONG = "wrong"  # something does not work, and `remedy` mends it
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `code` is stable, lower case with dashes: scripts may ask for it.
+
+    `seen` is one sentence without a full stop; `remedy` is the command that mends it, or how to mend it.
+    """
+
+    code: str
+    level: Level
+    seen: str
+    remedy: str = ""
