@@ -60,6 +60,7 @@ def _run(arguments: list[str]) -> int:
 
 def _send(arguments: list[str]) -> None:
     sender: str | None = None
+    wait_read: str | None = None
     words: list[str] = []
     left = iter(arguments)
     for word in left:
@@ -69,6 +70,8 @@ def _send(arguments: list[str]) -> None:
             sender = word[7:] if "=" in word else next(left, None)
             if not sender:
                 raise InvalidRequest("--from needs a name", hint="agentbus send --from ci backend 'build is green'")
+        elif word == "--wait-read" or word.startswith("--wait-read="):
+            wait_read = word[12:] if "=" in word else next(left, "")
         elif word.startswith("-") and word != "-":
             raise InvalidRequest(f"send has no option {word[:40]!r}", hint="put -- before a text that begins with -")
         else:
@@ -77,9 +80,16 @@ def _send(arguments: list[str]) -> None:
         problem = "send needs a name" if not words else f"send takes a name and one text, not {len(words)} words"
         raise InvalidRequest(problem, hint="agentbus send backend 'the text, in quotes'")
 
-    from agentbus import commands
+    to, text = words[0], words[1] if len(words) == 2 else None
+    if wait_read is None:
+        from agentbus import commands
 
-    commands.send(words[0], words[1] if len(words) == 2 else None, sender=sender)
+        commands.send(to, text, sender=sender)
+    else:
+        from agentbus import waiting
+
+        seconds = waiting.parse_seconds("--wait-read", wait_read)
+        waiting.send_until_read(to, text, sender=sender, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+"""The commands that put agentbus in place and take it away: install, list, enable, disable, launch, uninstall.
+
+Knows no module by name: what to register, and how, comes from the manifests. Implements [MOD-1] to [MOD-3], [UNINST-1],
+[UNINST-2].
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from rich.text import Text
+
+from agentbus import config, printing, registry
+from agentbus.commands import bus_and_settings
+from agentbus.envelope import Peer
+from agentbus.errors import AgentbusError, BrokenSetup, Refused
+from agentbus.modules import Manifest, Registration, Standing
+
+__all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
+
+# The files of the home that are ours, and the folders with what is ours in each.
+_DATABASE = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-journal")
+_FOLDERS = ("sock", "wake", "watch")
+_STYLES = {Standing.ENABLED: "green", Standing.DISABLED: "dim", Standing.STALE: "red", Standing.SHADOWED: "red"}
+
+
+def _modules() -> Iterator[tuple[Manifest, Registration]]:
+    """Every module that can be loaded; what is wrong with the others is said on stderr. [MOD-1]"""
+    found, broken = registry.manifests()
+    for error in broken:
+        print(f"agentbus: {error}", file=sys.stderr)
+    for manifest in found:
+        try:
+            yield manifest, registry.registration(manifest)
+        except BrokenSetup as error:
+            print(f"agentbus: {error}", file=sys.stderr)
+
+
+def install() -> None:
+    """Register every module, and say what to run next. Raises BrokenSetup, having said what to do by hand."""
+    modules = list(_modules())
+    if not modules:
+        raise BrokenSetup("no module can be loaded", hint="install agentbus anew")
+    for manifest, registration in modules:
+        _enable(registration)
+        print()
+        print(f"Start each session of {manifest.title} under a name, each in a terminal of its own:")
+        for name in ("frontend", "backend"):
+            print(f"  {registration.launch(name)}")
+        print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
+        print("If something does not arrive: agentbus doctor backend")
+
+
+def enable(module: str) -> None:
+    """Register one module. Raises InvalidRequest when there is none of that id, BrokenSetup as `install`."""
+    _enable(registry.registration(registry.manifest(module)))
+
+
+def _enable(registration: Registration) -> None:
+    try:
+        said = registration.enable()
+    except BrokenSetup:
+        # An installation that will not stay has nothing that could be typed either.
+        with suppress(BrokenSetup):
+            print("\n".join(registration.by_hand()), flush=True)
+        raise
+    print("\n".join(said))
+
+
+def disable(module: str) -> None:
+    """End the registration of one module. Raises as `enable`."""
+    print("\n".join(registry.registration(registry.manifest(module)).disable()))
+
+
+def launch(module: str, name: str | None) -> None:
+    """Print the command that starts a session, and nothing else on stdout. Raises as `enable`, for a bad name too."""
+    manifest = registry.manifest(module)
+    registration = registry.registration(manifest)
+    print(registration.launch(name), flush=True)
+    stands = registration.registered()
+    if stands.standing is not Standing.ENABLED:
+        remedy = f" ({stands.remedy})" if stands.remedy else ""
+        print(f"agentbus: {module} is {stands.standing.value}: {stands.seen}{remedy}", file=sys.stderr)
+    if shutil.which(manifest.client) is None:
+        print(f"agentbus: {manifest.client} is not on PATH", file=sys.stderr)
+
+
+def show(*, as_json: bool) -> int:
+    """Show the modules and how each stands; 1 when a module is broken."""
+    found, broken = registry.manifests()
+    failures = [("?", str(error)) for error in broken]
+    out = printing.console()
+    for manifest in found:
+        try:
+            stands = registry.registration(manifest).registered()
+        except BrokenSetup as error:
+            failures.append((manifest.id, str(error)))
+            continue
+        if as_json:
+            row = {"id": manifest.id, "title": manifest.title, "standing": stands.standing.value}
+            printing.json_line({**row, "seen": stands.seen, "remedy": stands.remedy or None})
+            continue
+        text = Text(f"{manifest.id}  {manifest.title}: ")
+        text.append(stands.standing.value, _STYLES.get(stands.standing, "yellow"))
+        out.print(text)
+        out.print(f"  {manifest.summary}")
+        out.print(f"  {printing.printable(stands.seen)}")
+        if stands.remedy:
+            out.print(f"  mend it: {printing.printable(stands.remedy)}")
+    for module, failure in failures:
+        if as_json:
+            printing.json_line({"id": module, "title": None, "standing": "broken", "seen": failure, "remedy": None})
+        else:
+            out.print(Text(f"{module}: ").append("broken", "red").append(f"\n  {failure}"))
+    return 1 if failures else 0
+
+
+# -- uninstall ---------------------------------------------------------------------------------------------
+
+
+def uninstall(*, keep_mail: bool, force: bool) -> None:
+    """Remove the registrations, then what is ours in the home; say what was removed. [UNINST-1], [UNINST-2]
+
+    Raises Refused while sessions are online, unless `force`; nothing is changed then. Raises BrokenSetup when a
+    registration cannot be removed; the mail is still there then.
+    """
+    settings = config.load()
+    home = settings.home
+    config.check_private(home, is_folder=True)
+    live = _live(home)
+    if live and not force:
+        names = ", ".join(peer.name for peer in live)
+        raise Refused(
+            f"{len(live)} {'session is' if len(live) == 1 else 'sessions are'} online ({names}), nothing was removed",
+            hint="end them first, or say --force",
+        )
+    for manifest, registration in _modules():
+        if shutil.which(manifest.client) is None and registration.registered().standing is Standing.DISABLED:
+            continue
+        print("\n".join(registration.disable()))
+    removed = list(_remove(home, keep_mail=keep_mail))
+    for path in removed:
+        print(f"removed {path}")
+    if not removed:
+        print(f"nothing to remove in {home}")
+    if keep_mail and (home / "bus.db").exists():
+        print(f"kept {home / 'bus.db'}: mailboxes and history")
+    elif home.exists():
+        left = ", ".join(sorted(entry.name for entry in home.iterdir()))
+        print(f"kept {home}: it holds what is not agentbus's ({left})")
+    if live:
+        print("the sessions that run were not ended: until they are, they make a new, empty bus as they need it")
+    print("the program itself: pipx uninstall agentbus-local, or uv tool uninstall agentbus-local")
+
+
+def _live(home: Path) -> list[Peer]:
+    if not (home / "bus.db").exists():
+        return []
+    try:
+        with bus_and_settings() as (bus, _settings):
+            return bus.peers()
+    except AgentbusError as error:
+        # A database that is broken, newer or somebody's: who is online cannot be told, and it may be just that which
+        # is to go away.
+        print(f"agentbus: who is online cannot be told ({error})", file=sys.stderr)
+        return []
+
+
+def _remove(home: Path, *, keep_mail: bool) -> Iterator[Path]:
+    """Delete what is ours in `home`, and `home` itself if nothing is left in it."""
+    if not keep_mail:
+        for name in _DATABASE:
+            yield from _unlink(home / name, stat.S_ISREG)
+    for name in _FOLDERS:
+        folder = home / name
+        # Not through a symlink: what is there is not ours.
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            yield from _unlink(path, stat.S_ISREG if name == "wake" else stat.S_ISSOCK)
+        with suppress(OSError):  # something else is in it, and stays
+            folder.rmdir()
+            yield folder
+    with suppress(OSError):
+        home.rmdir()
+        yield home
+
+
+def _unlink(path: Path, is_ours: Callable[[int], bool]) -> Iterator[Path]:
+    try:
+        if is_ours(os.lstat(path).st_mode):
+            path.unlink()
+            yield path
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BrokenSetup(f"{path} cannot be removed ({error.strerror})", hint=f"rm '{path}'") from error

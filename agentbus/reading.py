@@ -1,0 +1,119 @@
+"""The commands that look into the mailboxes: inbox, history, status. They take nothing out and mark nothing.
+
+Implements [LEDGER-1] to [LEDGER-3], [CLI-3].
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from itertools import islice
+
+from rich.text import Text
+
+from agentbus import commands, printing
+from agentbus.bus import now_ms
+from agentbus.envelope import MessageState, Status, normalise_name
+from agentbus.errors import InvalidRequest
+
+__all__ = ["history", "inbox", "parse_since", "parse_whole", "status"]
+
+_SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
+_MOST_DIGITS = 15  # SQLite's integers have 18; a Python program may be given thousands
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+
+
+def parse_since(text: str, now: int) -> int:
+    """The instant that `10m`, `2h`, `3d`, `2026-01-31` or `2026-01-31T12:00` means, in ms since 1970 UTC.
+
+    A date without a zone is one of here. Raises InvalidRequest.
+    """
+    found = _SPAN.fullmatch(text.strip().lower())
+    if found:
+        return now - int(found[1]) * _SECONDS[found[2]] * 1_000
+    try:
+        return int(datetime.fromisoformat(text.strip()).timestamp() * 1_000)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidRequest(
+            f"--since is {text[:40]!r}", hint="say how long ago (90s, 10m, 2h, 3d) or when (2026-01-31T12:00)"
+        ) from None
+
+
+def parse_whole(what: str, raw: str) -> int:
+    """The whole number from 1 on that `what` says. Raises InvalidRequest."""
+    if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
+        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="say a whole number from 1 on")
+    return int(raw)
+
+
+def _parse_grep(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise InvalidRequest(
+            f"--grep is {text[:40]!r}, which is no regular expression ({error})", hint="put \\ before ( [ * + ? . |"
+        ) from None
+
+
+def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
+    """Show what a mailbox holds that is not known to be read; whose is asked for, or the one who asks."""
+    with commands.bus_and_settings() as (bus, settings):
+        mailbox = commands.own_name(bus, settings, name)
+        found = bus.store.ledger.inbox(mailbox, limit + 1)
+    shown, is_more = found[:limit], len(found) > limit
+    if as_json:
+        for one in shown:
+            printing.json_line(printing.status_row(one))
+        return
+    out = printing.console()
+    for one in shown:
+        out.print(_heading(one))
+        out.print(Text("    " + printing.printable(one.text).replace("\n", "\n    ")))
+    if not shown:
+        out.print(f'nothing unread in the mailbox of "{mailbox}"')
+    if is_more:
+        out.print(f"there is more: agentbus inbox {mailbox} --limit {limit * 10}")
+
+
+def _heading(one: Status) -> Text:
+    text = Text(f"#{one.id} from ")
+    text.append(one.sender, "bold")
+    text.append(f", {printing.age(one.sent_at, now_ms())} ago, ")
+    text.append(one.state.value, printing.STYLES[one.state])
+    if one.state is MessageState.DELIVERED:
+        text.append(f" by {one.carrier}, whether it was read is not known")
+    if one.reply_to is not None:
+        text.append(f", answers #{one.reply_to}")
+    return text
+
+
+def history(*, peer: str | None, since: str | None, grep: str | None, limit: int, as_json: bool) -> None:
+    """Show the newest messages of all mailboxes, oldest of them first."""
+    name = None if peer is None else normalise_name(peer)
+    start = 0 if since is None else parse_since(since, now_ms())
+    wanted = _parse_grep(grep) if grep is not None else None
+    with commands.bus_and_settings() as (bus, _settings):
+        all_of_them = bus.store.ledger.newest_first(peer=name, since=start)
+        found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
+    if not as_json and not found:
+        print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
+    out = printing.console()
+    for one in reversed(found):
+        if as_json:
+            printing.json_line(printing.status_row(one))
+        else:
+            printing.line(out, printing.status_line(one))
+
+
+def status(row_id: int, *, as_json: bool) -> None:
+    """Show one message and where it is. Raises InvalidRequest when there is none of that id."""
+    with commands.bus_and_settings() as (bus, _settings):
+        found = bus.store.ledger.status(row_id)
+    if as_json:
+        printing.json_line(printing.status_row(found))
+        return
+    out = printing.console()
+    out.print(str(found))
+    if found.reply_to is not None:
+        out.print(f"    answers #{found.reply_to}")
+    out.print(Text("    " + printing.printable(found.text).replace("\n", "\n    ")))

@@ -1,0 +1,174 @@
+"""The commands that wait for mail: `wait`, by which a shell is a peer for one message, and `send --wait-read`.
+
+Woken by sockets, as sessions are. Implements [WAIT-1] to [WAIT-4].
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import anyio
+import anyio.abc
+
+from agentbus import commands, printing
+from agentbus.bus import Bus, Sent, now_ms
+from agentbus.config import Settings
+from agentbus.envelope import Envelope, MessageState, timestamp
+from agentbus.errors import DeliveryClosed, InvalidRequest, TryAgain
+from agentbus.library import present
+from agentbus.looking import SAFETY_S, looking
+from agentbus.ports import Receipt, Settled
+
+__all__ = ["parse_seconds", "send_until_read", "wait"]
+
+RUNTIME = "shell"
+_REASON = "a shell waits for one message and prints it"
+# A day: who means for ever leaves the option out.
+_LONGEST_S = 86_400.0
+# A message that was there when the time was up is still printed; reading one row takes a fraction of this.
+_LAST_CALL_S = 10.0
+# Shells report a death by a signal as this much more than its number.
+_SIGNALLED = 128
+
+
+def _say(line: str) -> None:
+    print(f"agentbus: {line}", file=sys.stderr, flush=True)
+
+
+def parse_seconds(option: str, raw: str) -> float:
+    """The number of seconds that an option says: 0 to 86,400. Raises InvalidRequest."""
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_S:
+        raise InvalidRequest(f"{option} is {raw[:40]!r}", hint=f"say a number of seconds, 0 to {_LONGEST_S:,.0f}")
+    return seconds
+
+
+class _Printed:
+    """The delivery of a shell: one envelope, printed. What cannot be printed was not handed over."""
+
+    carrier = "shell"
+
+    def __init__(self, show: Callable[[Envelope], None]) -> None:
+        self._show = show
+        self.done = anyio.Event()
+        self.failure = ""
+
+    async def ready(self) -> None:
+        """A shell is ready when it has joined."""
+
+    async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
+        """Print the first of `batch`, and no second one ever. Raises DeliveryClosed when it cannot be printed."""
+        if self.done.is_set():
+            await anyio.sleep_forever()
+        try:
+            self._show(batch[0])
+        except OSError as error:
+            self.failure = error.strerror or type(error).__name__
+            raise DeliveryClosed(f"the output cannot be written ({self.failure})") from error
+        self.done.set()
+        return Settled(1)
+
+
+def _show_text(envelope: Envelope) -> None:
+    # The text alone on stdout, so that ANSWER=$(agentbus wait) is just that; from whom it came is for the person.
+    answers = "" if envelope.reply_to is None else f", answers #{envelope.reply_to}"
+    print(f"#{envelope.id} from {envelope.sender}{answers}", file=sys.stderr, flush=True)
+    printing.exactly(envelope.text)
+
+
+def _show_json(envelope: Envelope) -> None:
+    printing.json_line(
+        {
+            "id": envelope.id,
+            "from": envelope.sender,
+            "to": envelope.recipient,
+            "text": envelope.text,
+            "reply_to": envelope.reply_to,
+            "sent_at": timestamp(envelope.sent_at),
+        }
+    )
+
+
+def wait(name: str | None, *, timeout_s: float | None, as_json: bool) -> int:
+    """Be a peer until one message has come, print it, leave; the exit code. [WAIT-1]
+
+    Raises Refused when a live peer has the name, TryAgain when nothing has come within `timeout_s` seconds, and
+    DeliveryClosed when the message cannot be printed; it is pending then.
+    """
+    with commands.bus_and_settings() as (bus, settings):
+        mailbox = commands.own_name(bus, settings, name)
+    settings = replace(settings, name=mailbox, name_note="")
+    return anyio.run(_wait, settings, _Printed(_show_json if as_json else _show_text), timeout_s)
+
+
+async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) -> int:
+    code = 0
+
+    async def end_when_signalled(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                code = _SIGNALLED + number
+                tasks.cancel_scope.cancel()
+
+    async def end_with_the_session() -> None:
+        await session.ended.wait()
+        tasks.cancel_scope.cancel()
+
+    async with (
+        present(settings, printed, runtime=RUNTIME, reason=_REASON, say=_say, other_name=False) as session,
+        anyio.create_task_group() as tasks,
+    ):
+        await tasks.start(end_when_signalled)
+        tasks.start_soon(end_with_the_session)
+        with anyio.move_on_after(timeout_s):
+            await printed.done.wait()
+        if not printed.done.is_set() and session.bus.pending(session.peer, 1):
+            with anyio.move_on_after(_LAST_CALL_S):
+                await printed.done.wait()
+        tasks.cancel_scope.cancel()
+    if printed.failure:
+        raise DeliveryClosed(f"the output cannot be written ({printed.failure})", hint="the message is still pending")
+    if printed.done.is_set() or code:
+        return 0 if printed.done.is_set() else code
+    assert timeout_s is not None, "without a timeout it ends by a message or a signal"
+    raise TryAgain(f'no message for "{settings.name}" within {timeout_s:g} s', hint="wait longer, or look later")
+
+
+def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: float) -> None:
+    """Send one message, say what became of it, and return once it is known to be read. [WAIT-4]
+
+    Raises TryAgain when it is not within `seconds`, and what `commands.send` raises.
+    """
+    commands.send(to, text, sender=sender, then=partial(_until_read, seconds))
+
+
+def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> None:
+    anyio.run(_wait_until_read, bus, settings, sent.id, seconds)
+
+
+async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: float) -> None:
+    give_up_at = anyio.current_time() + seconds
+    async with looking(settings, _say) as glances:
+        while True:
+            status = bus.store.ledger.status(row_id)
+            if status.state is MessageState.READ:
+                took = printing.span(now_ms() - status.sent_at)
+                print(f'#{row_id} was read by "{status.recipient}" within {took}')
+                return
+            left_s = give_up_at - anyio.current_time()
+            if left_s <= 0:
+                what = "pending" if status.state is MessageState.PENDING else "delivered, not known to be read,"
+                raise TryAgain(
+                    f'#{row_id} for "{status.recipient}" is {what} after {seconds:g} s',
+                    hint=f"agentbus doctor {status.recipient} says why, agentbus status {row_id} where it is",
+                )
+            await glances.wait(min(left_s, SAFETY_S))

@@ -1,0 +1,332 @@
+"""`agentbus watch`: who is there, and each message as it becomes pending, delivered and read, while it happens.
+
+Woken by a socket, as sessions are; reads, and changes nothing. `Changes` finds out what has happened, a display shows
+it. Implements [WATCH-1] to [WATCH-4].
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+import anyio.abc
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from agentbus import commands, config, printing
+from agentbus.bus import PULL, now_ms
+from agentbus.envelope import MessageState, Peer, Status, timestamp
+from agentbus.looking import SAFETY_S, looking
+from agentbus.process import is_alive
+from agentbus.store import Store
+
+__all__ = ["Changes", "MessageEvent", "PeerEvent", "watch"]
+
+# Messages whose next step is waited for. Of more than this, the oldest are no longer followed: a mailbox that nobody
+# reads must not make each look slower and slower.
+_MAX_FOLLOWED = 5_000
+_PAGE = 1_000
+# Between two looks: a burst of messages is one look, and the eye sees no difference.
+_PAUSE_S = 0.02
+_STAGES = (MessageState.PENDING, MessageState.DELIVERED, MessageState.READ)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEvent:
+    """A message that has become `state`, at an instant in ms since 1970 UTC."""
+
+    at: int
+    state: MessageState
+    message: Status
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEvent:
+    """A peer that came (`online`), went (`offline`), or is called otherwise than `was` from now on (`renamed`)."""
+
+    at: int
+    what: str
+    peer: Peer
+    was: str = ""
+
+
+def _instant(message: Status, state: MessageState) -> int | None:
+    return {
+        MessageState.PENDING: message.sent_at,
+        MessageState.DELIVERED: message.delivered_at,
+        MessageState.READ: message.read_at,
+    }[state]
+
+
+class Changes:
+    """What has happened on a bus since it was last asked. `store` is read, never written. [WATCH-2]"""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._version = -1
+        self._newest = 0
+        self._followed: dict[int, MessageState] = {}
+        self.peers: dict[str, Peer] = {}
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Follow what is there now: what is older is no news."""
+        ledger = self._store.ledger
+        self._version = ledger.version()
+        self._newest = ledger.newest_id()
+        self._followed = {one.id: one.state for one in ledger.unsettled(_MAX_FOLLOWED)}
+        self.peers = {}
+
+    def look(self, *, thoroughly: bool = False) -> list[MessageEvent | PeerEvent]:
+        """What has happened, in its order. Unless `thoroughly`, nothing is read when nobody has written."""
+        version = self._store.ledger.version()
+        if version == self._version and not thoroughly:
+            return []
+        self._version = version
+        found: list[MessageEvent | PeerEvent] = [*self._peers(), *self._steps(), *self._arrived()]
+        return sorted(found, key=lambda event: event.at)
+
+    def _peers(self) -> Iterator[PeerEvent]:
+        # [PRES-4] A row may outlive its process, and who only looks reaps nobody.
+        present = {peer.session: peer for peer in self._store.present() if is_alive(peer.process)}
+        for session, before in self.peers.items():
+            if session not in present:
+                yield PeerEvent(now_ms(), "offline", before)
+        for session, peer in present.items():
+            known = self.peers.get(session)
+            if known is None:
+                yield PeerEvent(peer.started_at, "online", peer)
+            elif known.name != peer.name:
+                yield PeerEvent(now_ms(), "renamed", peer, was=known.name)
+        self.peers = present
+
+    def _steps(self) -> Iterator[MessageEvent]:
+        ids = list(self._followed)
+        there: set[int] = set()
+        for start in range(0, len(ids), _PAGE):
+            for message in self._store.ledger.among(ids[start : start + _PAGE]):
+                there.add(message.id)
+                yield from self._steps_of(message, self._followed[message.id])
+        for pruned in set(ids) - there:
+            self._followed.pop(pruned, None)
+
+    def _arrived(self) -> Iterator[MessageEvent]:
+        while True:
+            messages = self._store.ledger.after(self._newest, _PAGE)
+            for message in messages:
+                self._newest = message.id
+                yield MessageEvent(message.sent_at, MessageState.PENDING, message)
+                yield from self._steps_of(message, MessageState.PENDING)
+            if len(messages) < _PAGE:
+                break
+        while len(self._followed) > _MAX_FOLLOWED:
+            del self._followed[next(iter(self._followed))]
+
+    def _steps_of(self, message: Status, known: MessageState) -> Iterator[MessageEvent]:
+        for state in _STAGES[_STAGES.index(known) + 1 : _STAGES.index(message.state) + 1]:
+            at = _instant(message, state)
+            if at is not None:
+                yield MessageEvent(at, state, message)
+        if message.state is MessageState.READ:
+            self._followed.pop(message.id, None)
+        else:
+            self._followed[message.id] = message.state
+
+
+# -- how it is shown ---------------------------------------------------------------------------------------
+
+
+class _Display(Protocol):
+    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+        """Show what has happened."""
+
+    def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
+        """Show how things stand."""
+
+    def say(self, line: str) -> None:
+        """Show a sentence for whoever watches."""
+
+
+def _event_line(event: MessageEvent | PeerEvent) -> Text:
+    text = Text(printing.clock(event.at) + "  ")
+    if isinstance(event, PeerEvent):
+        peer = event.peer
+        text.append(f"{event.what:<9}", "magenta")
+        text.append(f"  {peer.name}", "bold")
+        if event.what == "renamed":
+            text.append(f", was {event.was}")
+        elif event.what == "online":
+            text.append(
+                f"  ({peer.runtime}, {peer.delivery}, woken by {peer.trigger}, process {peer.process.pid})", "dim"
+            )
+        return text
+    message = event.message
+    text.append(f"{event.state.value:<9}", printing.STYLES[event.state])
+    text.append(f"  #{message.id:<5} {message.sender} -> {message.recipient}", "bold")
+    if event.state is MessageState.PENDING:
+        if message.reply_to is not None:
+            text.append(f"  (re #{message.reply_to})", "dim")
+        text.append(f"  {printing.printable(message.text, lines=False)}")
+    else:
+        how = f" by {message.carrier}" if event.state is MessageState.DELIVERED else ""
+        text.append(f"  {printing.span(max(0, event.at - message.sent_at))} after it was sent{how}", "dim")
+    return text
+
+
+class _Lines:
+    """One line for each event, as plain text: for a pipe or a file."""
+
+    def __init__(self) -> None:
+        self._out = printing.console()
+
+    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+        for event in events:
+            printing.line(self._out, _event_line(event))
+        sys.stdout.flush()
+
+    def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
+        """A pipe has no place for what changes."""
+
+    def say(self, line: str) -> None:
+        print(f"agentbus: {line}", file=sys.stderr, flush=True)
+
+
+class _Objects(_Lines):
+    """One JSON object for each event. [CLI-3]"""
+
+    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+        for event in events:
+            printing.json_line(_event_row(event))
+
+
+def _event_row(event: MessageEvent | PeerEvent) -> dict[str, Any]:
+    if isinstance(event, MessageEvent):
+        row = printing.status_row(event.message)
+        return {"event": event.state.value, "at": timestamp(event.at), **row}
+    peer = event.peer
+    return {
+        "event": event.what,
+        "at": timestamp(event.at),
+        "name": peer.name,
+        "was": event.was or None,
+        "runtime": peer.runtime,
+        "delivery": peer.delivery,
+        "trigger": peer.trigger,
+        "pid": peer.process.pid,
+        "cwd": peer.cwd,
+    }
+
+
+class _Screen:
+    """The events scroll by, and under them stands who is there now: for a terminal."""
+
+    def __init__(self) -> None:
+        self._out = printing.console()
+        self._out.soft_wrap = False
+        # No thread of rich's own: what stands there is drawn when it has changed.
+        self.live = Live(console=self._out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._stands: tuple[list[Peer], dict[str, int]] | None = None
+
+    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+        for event in events:
+            printing.line(self._out, _event_line(event))
+
+    def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
+        self._stands = (peers, waiting)
+        self.live.update(_standing(peers, waiting), refresh=True)
+
+    def say(self, line: str) -> None:
+        printing.line(self._out, Text(f"agentbus: {line}", "yellow"))
+
+
+def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("NAME", "RUNTIME", "DELIVERY", "TRIGGER"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("PENDING", justify="right")
+    table.add_column("FOLDER", no_wrap=True, overflow="ellipsis")
+    for peer in sorted(peers, key=lambda one: one.name):
+        pending = waiting.get(peer.name, 0)
+        style = "yellow" if peer.delivery == PULL else "green"
+        cells = (Text(peer.name, "bold"), peer.runtime, Text(peer.delivery, style), peer.trigger)
+        table.add_row(
+            *cells, Text(str(pending), "yellow" if pending else "dim"), printing.printable(peer.cwd, lines=False)
+        )
+    names = {peer.name for peer in peers}
+    for name, count in waiting.items():
+        if name not in names:
+            table.add_row(Text(name, "dim"), "", Text("offline", "dim"), "", Text(str(count), "yellow"), "")
+    rule = Text("-" * 12 + " Ctrl-C ends this ", "dim")
+    return Group(rule, table if table.row_count else Text("nobody is online", "dim"))
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def watch(*, as_json: bool) -> None:
+    """Show what happens until a signal or the end of whoever reads it. Raises what opening the bus raises."""
+    with commands.bus_and_settings() as (bus, settings):
+        if not as_json and printing.console().is_terminal:
+            screen = _Screen()
+            with screen.live:
+                anyio.run(_watch, bus.store, settings, screen)
+        else:
+            anyio.run(_watch, bus.store, settings, _Objects() if as_json else _Lines())
+
+
+async def _watch(store: Store, settings: config.Settings, display: _Display) -> None:
+    async def end_when_signalled(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for _ in signals:
+                tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(end_when_signalled)
+            await _follow(store, settings, display)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # The task group is our affair: an error of the bus leaves it as it was raised.
+        raise group.exceptions[0] from None
+
+
+async def _follow(store: Store, settings: config.Settings, display: _Display) -> None:
+    changes = Changes(store)
+    while True:
+        async with looking(settings, display.say) as glances:
+            thoroughly = True
+            # Armed anew where the socket was removed under us. [WAKE-6]
+            while glances.is_reachable():
+                if store.is_replaced():
+                    config.prepare_home(settings.home)
+                    store.reopen()
+                    changes.start_anew()
+                    display.say(f"{store.path} was deleted or replaced: watching the one that is there now")
+                    thoroughly = True
+                events = changes.look(thoroughly=thoroughly)
+                display.show(events)
+                if events or thoroughly:
+                    display.refresh(list(changes.peers.values()), store.ledger.waiting())
+                if _is_unread():
+                    return
+                await anyio.sleep(_PAUSE_S)
+                thoroughly = not await glances.wait(SAFETY_S)
+        await anyio.sleep(_PAUSE_S)
+
+
+def _is_unread() -> bool:
+    """Whether whoever read our output is gone: a pipe says so before anything is written into it. [WATCH-4]"""
+    poller = select.poll()
+    try:
+        poller.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False  # no descriptor at all: then nobody minds
+    return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poller.poll(0))
