@@ -15,7 +15,17 @@ from pathlib import Path
 from agentbus.envelope import fit_name, normalise_name
 from agentbus.errors import BrokenSetup, InvalidRequest
 
-__all__ = ["DEFAULT_NAME", "Settings", "check_private", "foreign", "load", "prepare_folder", "prepare_home"]
+__all__ = [
+    "DEFAULT_NAME",
+    "VARIABLES",
+    "Settings",
+    "check_private",
+    "foreign",
+    "load",
+    "prepare_folder",
+    "prepare_home",
+    "unknown",
+]
 
 # Where neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, say).
 DEFAULT_NAME = "agent"
@@ -27,6 +37,17 @@ DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
 DEFAULT_BURST = 30
 DELIVERIES = ("auto", "channel", "pull")
+VARIABLES = (
+    "AGENTBUS_BURST",
+    "AGENTBUS_DELIVERY",
+    "AGENTBUS_HOME",
+    "AGENTBUS_MAX_BYTES",
+    "AGENTBUS_NAME",
+    "AGENTBUS_POLL_MS",
+    "AGENTBUS_RETENTION_HOURS",
+    "AGENTBUS_SYNC",
+    "AGENTBUS_TRIGGER",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +95,11 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
         delivery=_choice(env, "AGENTBUS_DELIVERY", DELIVERIES),
         cwd=cwd,
     )
+
+
+def unknown() -> list[str]:
+    """The AGENTBUS_* variables that are set and mean nothing: misspelt, as likely as not."""
+    return sorted(name for name in os.environ if name.startswith("AGENTBUS_") and name not in VARIABLES)
 
 
 def foreign(variable: str) -> str:

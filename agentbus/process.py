@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-__all__ = ["Process", "ancestors", "arguments", "current", "is_alive", "look_up", "parent"]
+__all__ = ["Process", "ancestors", "arguments", "current", "is_alive", "is_stopped", "look_up", "parent"]
 
 _HAS_PROC = os.path.exists("/proc/self/stat")
 # A chain of parents longer than this is a loop of reused pids, not a real one.
@@ -29,6 +29,7 @@ class _Facts:
     parent_pid: int
     started: str
     is_dead: bool
+    is_stopped: bool
 
 
 def _read_proc(pid: int) -> _Facts | None:
@@ -40,7 +41,7 @@ def _read_proc(pid: int) -> _Facts | None:
     # The command name, in parentheses, may itself hold spaces and parentheses.
     fields = stat[stat.rindex(b")") + 2 :].split()
     # A zombie has a pid but holds no socket and will never read its mail.
-    return _Facts(int(fields[1]), fields[19].decode(), fields[0] in (b"Z", b"X"))
+    return _Facts(int(fields[1]), fields[19].decode(), fields[0] in (b"Z", b"X"), fields[0] in (b"T", b"t"))
 
 
 def _ps(columns: str, pid: int) -> str:
@@ -64,7 +65,7 @@ def _read_ps(pid: int) -> _Facts | None:
     fields = _ps("ppid=,stat=,lstart=", pid).split(None, 2)
     if len(fields) != 3:
         return None
-    return _Facts(int(fields[0]), fields[2].strip(), fields[1].startswith("Z"))
+    return _Facts(int(fields[0]), fields[2].strip(), fields[1].startswith("Z"), fields[1].startswith("T"))
 
 
 def _facts(pid: int) -> _Facts | None:
@@ -83,6 +84,12 @@ def look_up(pid: int) -> Process | None:
 def is_alive(process: Process) -> bool:
     """Whether that very process, and not a later one with its pid, is running."""
     return look_up(process.pid) == process
+
+
+def is_stopped(process: Process) -> bool:
+    """Whether it is suspended: by Ctrl-Z, SIGSTOP or a debugger."""
+    facts = _facts(process.pid)
+    return facts is not None and facts.is_stopped
 
 
 def current() -> Process:

@@ -143,7 +143,8 @@ class Session:
         # Set when the host process is gone, though it has left our stdin and stdout open. [LIFE-2]
         self.orphaned = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._stopped = anyio.Event()
+        # Set once `run` has ended.
+        self.ended = anyio.Event()
         # Sends of one session are committed in the order in which they were asked for, busy database or not.
         self._turn = anyio.Lock()
 
@@ -158,11 +159,6 @@ class Session:
         """Who holds the name that this session wished for; None when it got that name."""
         assert self._claimed is not None, "claim() comes first"
         return self._claimed.wished_holder
-
-    @property
-    def ended(self) -> anyio.Event:
-        """Set once `run` has ended: it was stopped, or the delivery was closed."""
-        return self._stopped
 
     @property
     def pulls(self) -> bool:
@@ -210,13 +206,13 @@ class Session:
         finally:
             # Disarming awaits nothing, so a cancelled task can do it too.
             await self._arming.aclose()
-            self._stopped.set()
+            self.ended.set()
 
     async def stop(self) -> None:
         """Stop `run` and wait until it has stopped listening. Nothing of it blocks."""
         self._scope.cancel()
         if self._is_running:
-            await self._stopped.wait()
+            await self.ended.wait()
 
     def close(self) -> None:
         """Mark what was taken, end the presence. To be called once `run` has ended, again after TryAgain.

@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["MAX_PENDING", "SILENT_MS", "Store"]
+__all__ = ["MAX_PENDING", "SILENT_MS", "Store", "peer_rows"]
 
 # A mailbox that nobody empties must not fill the disk; at 64 KiB each this is 640 MiB.
 MAX_PENDING = 10_000
@@ -65,6 +65,11 @@ def _peer(row: Sequence[Any]) -> Peer:
         last_seen=row[13],
         delivery_reason=row[14],
     )
+
+
+def peer_rows(read: Callable[..., list[Any]]) -> list[Peer]:
+    """The peers that are present by their rows, by name, over `read`, which runs a query."""
+    return [_peer(row) for row in read(_PRESENT)]
 
 
 class Store:
@@ -365,7 +370,7 @@ class Store:
 
     def present(self) -> list[Peer]:
         """The peers that are present by their rows, by name; `reap` first where it matters who is dead."""
-        return [_peer(row) for row in self._read(_PRESENT)]
+        return peer_rows(self._read)
 
     @staticmethod
     def _present(execute: Callable[..., Any]) -> list[Peer]:

@@ -23,7 +23,7 @@ LEVELS = {
     "database": 3,
     "ledger": 3,
     "store": 4,
-    "inspection": 4,
+    "inspection": 5,
     "bus": 5,
     "pump": 5,
     "session": 6,
@@ -33,6 +33,7 @@ LEVELS = {
     "library": 9,
     "looking": 9,
     "printing": 9,
+    "surroundings": 9,
     "commands": 9,
     "manager": 10,
     "doctor": 10,
@@ -48,7 +49,7 @@ TRIGGERS_MAY_USE = 2
 
 ONLY_IN = {
     "mcp": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
-    "apsw": {"database.py"},
+    "apsw": {"database.py", "inspection.py"},
     "typer": {"cli.py"},
     "watchfiles": {"triggers/file_watch.py"},
     "trio": {"eventloop.py"},

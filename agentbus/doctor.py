@@ -1,0 +1,409 @@
+"""`agentbus doctor`: looks at everything, changes nothing, and says what is wrong and what mends it.
+
+A list of checks, each a function that yields findings; one that fails is a finding itself. `doctor PEER` asks one
+question of the same checks: why would a message to PEER not reach its model? Implements [DOCTOR-1] to [DOCTOR-6].
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import anyio
+from rich.text import Text
+
+from agentbus import database, printing, process, registry
+from agentbus.bus import PULL, now_ms
+from agentbus.config import Settings
+from agentbus.envelope import Peer, normalise_name
+from agentbus.errors import AgentbusError, BrokenSetup
+from agentbus.findings import Finding, Level
+from agentbus.inspection import Inspection
+from agentbus.ledger import Counts
+from agentbus.ports import Trigger, Wake
+from agentbus.registry import Triggers
+from agentbus.store import MAX_PENDING, SILENT_MS
+from agentbus.surroundings import (
+    check_home,
+    check_packages,
+    check_place,
+    check_python,
+    check_settings,
+    check_sqlite,
+    settings,
+)
+
+__all__ = ["run"]
+
+_STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
+# What is pending for longer at a peer that is pushed to does not get through: the gate before it opens takes 2 s.
+_STUCK_MS = 10_000
+_PINGS = 20
+_PING_PATIENCE_S = 2.0
+_MAX_MAILBOXES = 20
+# Where each trigger has what it listens on, in the home.
+_FOLDERS = {"socket": "sock", "file-watch": "wake"}
+# A WAL that is merged has 4 MiB; one of this size is not merged any more.
+_LARGE_WAL_BYTES = 64 << 20
+_REAP = "agentbus peers clears it away"
+
+
+def run(peer: str | None, *, as_json: bool) -> int:
+    """Print all findings, or those for `peer`; 1 if anything is wrong. Raises InvalidRequest for a bad name."""
+    name = None if peer is None else normalise_name(peer)
+    here = settings()
+    found = list(_examine(here) if name is None else _examine_peer(here, name))
+    out = printing.console()
+    for one in found:
+        if as_json:
+            row = {"code": one.code, "level": one.level.value, "seen": one.seen, "remedy": one.remedy or None}
+            printing.json_line(row)
+            continue
+        text = Text()
+        text.append(f"{one.level.value:<6}", _STYLES[one.level])
+        out.print(text.append(f"{one.code:<13} {printing.printable(one.seen, lines=False)}"))
+        if one.remedy and one.level is not Level.OK:
+            out.print(Text(" " * 20 + "-> ", "dim").append(printing.printable(one.remedy, lines=False), "bold"))
+    wrong = sum(one.level is Level.WRONG for one in found)
+    if not as_json and name is None:
+        out.print(f"{wrong or 'nothing'} {'thing is' if wrong == 1 else 'things are' if wrong else 'is'} wrong")
+    return 1 if wrong else 0
+
+
+def _safely(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of a check; its failure is one more. [DOCTOR-3]"""
+    try:
+        yield from check()
+    except AgentbusError as error:
+        yield Finding(what, Level.WRONG, str(error.args[0]), error.hint or "")
+    except Exception as error:  # noqa: BLE001 - a doctor that falls over its patient helps nobody: it is said instead
+        seen = f"this could not be looked at ({type(error).__name__}: {error})"
+        yield Finding(what, Level.WRONG, seen, "agentbus doctor --json, and report it")
+
+
+def _examine(here: Settings) -> Iterator[Finding]:
+    yield from _safely("python", check_python)
+    yield from _safely("packages", check_packages)
+    yield from _safely("sqlite", check_sqlite)
+    yield from _safely("settings", check_settings)
+    yield from _safely("home", lambda: check_home(here.home))
+    yield from _safely("path", lambda: check_place(here.home))
+    yield from _safely("database", lambda: _check_database(here.home))
+    yield from _safely("trigger", lambda: _check_triggers(here))
+    yield from _check_modules()
+    yield from _safely("peer", lambda: _check_peers(here))
+    yield from _safely("mailbox", lambda: _check_mailboxes(here.home))
+
+
+# -- the database ------------------------------------------------------------------------------------------
+
+
+def _check_database(home: Path) -> Iterator[Finding]:
+    path = home / "bus.db"
+    if not path.exists():
+        yield Finding("database", Level.NOTE, f"{path} is not there yet", "the first message or session makes it")
+        return
+    with Inspection(path) as inspection:
+        yield from _safely("database", lambda: _check_integrity(inspection))
+        yield from _safely("schema", lambda: _check_schema(inspection))
+        yield from _safely("wal", lambda: _check_wal(inspection))
+        yield from _safely("lock", lambda: _check_lock(inspection))
+
+
+def _check_integrity(inspection: Inspection) -> Iterator[Finding]:
+    size = inspection.path.stat().st_size / (1 << 20)
+    try:
+        complaints = inspection.integrity()
+    except TimeoutError:
+        seen = f"{inspection.path}, {size:,.1f} MiB, is too large to be checked in passing"
+        yield Finding("database", Level.NOTE, seen, f"sqlite3 '{inspection.path}' 'PRAGMA quick_check'")
+        return
+    if complaints:
+        remedy = f"keep it for a rescue and start anew: mv '{inspection.path}' '{inspection.path}.broken'"
+        yield Finding("database", Level.WRONG, f"{inspection.path} is damaged: {complaints[0]}", remedy)
+    else:
+        yield Finding("database", Level.OK, f"{inspection.path}, {size:,.1f} MiB, passes quick_check")
+
+
+def _check_schema(inspection: Inspection) -> Iterator[Finding]:
+    version, latest = inspection.schema(), database.latest_version()
+    if inspection.is_foreign():
+        remedy = "set AGENTBUS_HOME to a folder of its own"
+        yield Finding("schema", Level.WRONG, f"{inspection.path} is a database of another program", remedy)
+    elif version > latest:
+        remedy = "upgrade agentbus, or set AGENTBUS_HOME to another folder"
+        yield Finding("schema", Level.WRONG, f"schema {version}, this agentbus knows up to {latest}", remedy)
+    elif version < latest:
+        seen = f"schema {version}, the next message or session brings it to {latest}"
+        yield Finding("schema", Level.NOTE, seen, "agentbus peers does so too")
+    else:
+        yield Finding("schema", Level.OK, f"schema {version}, as this agentbus has it")
+
+
+def _check_wal(inspection: Inspection) -> Iterator[Finding]:
+    size = inspection.wal_bytes()
+    if size > _LARGE_WAL_BYTES:
+        seen = f"the WAL has {size / (1 << 20):,.0f} MiB, and is not merged: some program keeps an old state open"
+        yield Finding("wal", Level.WRONG, seen, f"find it with lsof '{inspection.path}', and end it")
+    elif inspection.unmerged():
+        seen = "nobody has the database open, and there is a WAL that is not merged: it is left out of what follows"
+        yield Finding("wal", Level.NOTE, seen, "agentbus peers merges it")
+    else:
+        yield Finding("wal", Level.OK, f"the WAL has {size / 1024:,.0f} KiB")
+
+
+def _check_lock(inspection: Inspection) -> Iterator[Finding]:
+    if not inspection.is_locked():
+        yield Finding("lock", Level.OK, "nobody keeps the database locked")
+        return
+    holder = inspection.lock_holder()
+    seen = f"{inspection.path} is locked: nothing can be sent, messages wait with their senders"
+    if holder is None:
+        yield Finding("lock", Level.WRONG, seen, f"find who holds it with lsof '{inspection.path}', and end that")
+        return
+    started = process.look_up(holder)
+    words = " ".join(process.arguments(started))[:80] if started is not None else ""
+    yield Finding(
+        "lock", Level.WRONG, f"{seen}; process {holder} holds it ({words})", f"let it finish, or kill {holder}"
+    )
+
+
+# -- triggers and modules ----------------------------------------------------------------------------------
+
+
+def _check_triggers(here: Settings) -> Iterator[Finding]:
+    """Arm what a session would arm, and nudge it."""
+    # Arming makes the folder of its trigger: where there is none, another place has to do. [DOCTOR-2]
+    with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
+        for name in [trigger.name for trigger in Triggers(here).preferred()]:
+            is_there = (here.home / _FOLDERS.get(name, "")).is_dir()
+            triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
+            try:
+                finding = anyio.run(_ping, triggers[name])
+            finally:
+                triggers.close()
+            yield finding
+            if finding.level is Level.OK:
+                return
+
+
+async def _ping(trigger: Trigger) -> Finding:
+    endpoint = trigger.endpoint("doctor" + os.urandom(3).hex())
+    times_ms: list[float] = []
+    try:
+        async with trigger.arm(endpoint) as wakes:
+            for _ in range(_PINGS):
+                began = time.perf_counter()
+                if trigger.notify(endpoint) is Wake.PENDING:
+                    return Finding(
+                        "trigger", Level.OK, f"{trigger.name}: sessions look by themselves, nothing wakes them"
+                    )
+                if not await wakes.wait(_PING_PATIENCE_S):
+                    seen = f"{trigger.name}: a wake did not arrive within {_PING_PATIENCE_S:g} s"
+                    return Finding("trigger", Level.WRONG, seen, "AGENTBUS_TRIGGER=poll")
+                times_ms.append((time.perf_counter() - began) * 1_000)
+    except BrokenSetup as error:
+        return Finding("trigger", Level.WRONG, f"{trigger.name} cannot be used: {error.args[0]}", error.hint or "")
+    middle = statistics.median(times_ms)
+    return Finding("trigger", Level.OK, f"{trigger.name}: a wake takes {middle:.2f} ms (median of {_PINGS}, to itself)")
+
+
+def _check_modules() -> Iterator[Finding]:
+    """What each module says of its client. [DOCTOR-4]"""
+    found, broken = registry.manifests()
+    for error in broken:
+        yield Finding("module", Level.WRONG, str(error.args[0]), error.hint or "")
+    for manifest in found:
+        yield from _safely("module", lambda manifest=manifest: registry.registration(manifest).findings())  # type: ignore[misc]
+
+
+# -- peers and mailboxes -----------------------------------------------------------------------------------
+
+
+def _check_peers(here: Settings) -> Iterator[Finding]:
+    path = here.home / "bus.db"
+    if not path.exists():
+        return
+    triggers = Triggers(here)
+    try:
+        with Inspection(path) as inspection:
+            peers = inspection.present()
+            counts = {one.mailbox: one for one in inspection.ledger.counts()}
+            if not peers:
+                yield Finding("peer", Level.OK, "nobody is online")
+            for peer in peers:
+                last = inspection.ledger.last_delivered(peer.session)
+                yield from _check_peer(peer, counts.get(peer.name), last, triggers)
+        endpoints = {peer.endpoint for peer in peers}
+        for orphan in sorted((here.home / "sock").glob("*")):
+            if orphan.name not in endpoints and triggers["socket"].notify(orphan.name) is Wake.STALE:
+                seen = f"{orphan} was left behind by a process that is dead"
+                yield Finding("orphan", Level.NOTE, seen, f"rm '{orphan}'")
+    finally:
+        triggers.close()
+
+
+def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers) -> Iterator[Finding]:
+    """What there is to say of one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
+    whom = f'"{peer.name}" (process {peer.process.pid}, {peer.runtime}, {peer.cwd})'
+    if not process.is_alive(peer.process):
+        yield Finding("peer", Level.WRONG, f"{whom} is dead, its row is still there", _REAP)
+        return
+    if process.is_stopped(peer.process):
+        yield Finding("peer", Level.WRONG, f"{whom} is suspended", f"kill -CONT {peer.process.pid}")
+        return
+    now = now_ms()
+    if now - peer.last_seen > SILENT_MS:
+        seen = f"{whom} has not been heard of for {printing.age(peer.last_seen, now)}, though its process runs"
+        yield Finding("peer", Level.WRONG, seen, "end that session and start it again")
+        return
+    yield from _check_wake(peer, triggers)
+    yield from _check_way(peer)
+    heard = "it got nothing yet" if last is None else f"it got something {printing.age(last, now)} ago"
+    if counts is not None and counts.oldest_pending_at is not None:
+        waited = now - counts.oldest_pending_at
+        is_stuck = waited > _STUCK_MS and peer.delivery != PULL
+        seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {printing.span(max(1_000, waited))}; {heard}'
+        remedy = "end that session and start it again, its mail waits" if is_stuck else ""
+        yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
+    else:
+        yield Finding("peer", Level.OK, f"{whom}: nothing is pending; {heard}")
+
+
+def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
+    trigger = triggers.get(peer.trigger)
+    wake = trigger.notify(peer.endpoint) if trigger is not None else Wake.ABSENT
+    match wake:
+        case Wake.WOKEN:
+            yield Finding("wake", Level.OK, f'"{peer.name}" is woken by {peer.trigger}')
+        case Wake.PENDING:
+            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, and looks by itself ({peer.trigger})')
+        case Wake.FULL:
+            seen = f'"{peer.name}" does not look at its wakes: it is busy, or hangs'
+            yield Finding("wake", Level.NOTE, seen, f"if it stays so: kill {peer.process.pid}, and start it again")
+        case _:
+            seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it looks every 3 s by itself'
+            yield Finding("wake", Level.WRONG, seen, "wait 15 s: a session that lives listens again by then")
+    if peer.trigger != "socket":
+        remedy = "agentbus doctor says under `trigger` why a socket cannot be had, if that was not chosen"
+        yield Finding(
+            "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {peer.trigger}, which is slower', remedy
+        )
+
+
+def _check_way(peer: Peer) -> Iterator[Finding]:
+    """Whether what is sent to a peer is pushed. [VOID-1]"""
+    seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
+    if peer.delivery != PULL:
+        is_sure = not peer.delivery.endswith("?")
+        yield Finding(
+            "delivery", Level.OK if is_sure else Level.NOTE, seen, "" if is_sure else "it can call check_messages"
+        )
+    elif "AGENTBUS_DELIVERY" in peer.delivery_reason:
+        yield Finding(
+            "delivery", Level.NOTE, f"{seen}; it reads when it calls check_messages", "unset AGENTBUS_DELIVERY"
+        )
+    else:
+        remedy = f"end that session, and start it with: {_launch(peer.runtime, peer.name)}"
+        yield Finding("delivery", Level.WRONG, f"{seen}; nothing is pushed, it has to call check_messages", remedy)
+
+
+def _launch(module: str, name: str) -> str:
+    try:
+        return registry.registration(registry.manifest(module)).launch(name)
+    except AgentbusError:
+        return f"agentbus launch {module} {name}"  # it says itself what is wrong with the module
+
+
+def _check_mailboxes(home: Path) -> Iterator[Finding]:
+    if not (home / "bus.db").exists():
+        return
+    with Inspection(home / "bus.db") as inspection:
+        found = sorted(inspection.ledger.counts(), key=lambda one: -one.pending)
+    for counts in found[:_MAX_MAILBOXES]:
+        yield _mailbox(counts)
+    if len(found) > _MAX_MAILBOXES:
+        yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less that is pending")
+
+
+def _mailbox(counts: Counts) -> Finding:
+    since = ""
+    if counts.oldest_pending_at is not None:
+        since = f" (the oldest for {printing.age(counts.oldest_pending_at, now_ms())})"
+    seen = (
+        f'"{counts.mailbox}": {counts.pending:,} pending{since}, {counts.delivered:,} delivered, {counts.read:,} read'
+    )
+    if counts.pending >= MAX_PENDING:
+        remedy = f'start a session named "{counts.mailbox}", which takes them'
+        return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses what is sent to it", remedy)
+    return Finding("mailbox", Level.OK, seen)
+
+
+# -- one peer ----------------------------------------------------------------------------------------------
+
+
+def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
+    """What keeps a message to `name` from its model: of everything what is wrong, of the peer all. [DOCTOR-6]"""
+    around = [
+        *_safely("settings", check_settings),
+        *_safely("home", lambda: check_home(here.home)),
+        *_safely("path", lambda: check_place(here.home)),
+        *_safely("database", lambda: _check_database(here.home)),
+    ]
+    found = [one for one in around if one.level is Level.WRONG]
+    if not found:
+        found = list(_safely("peer", lambda: _ask(here, name)))
+    wrong = next((one for one in found if one.level is Level.WRONG), None)
+    if wrong is None:
+        yield Finding("verdict", Level.OK, f'a message to "{name}" is pushed into its session')
+    else:
+        yield Finding(
+            "verdict", Level.WRONG, f'a message to "{name}" does not reach its model now: see {wrong.code}', ""
+        )
+    yield from found
+
+
+def _ask(here: Settings, name: str) -> Iterator[Finding]:
+    path = here.home / "bus.db"
+    if not path.exists():
+        yield _absent(name, None, [], was_there=False)
+        return
+    with Inspection(path) as inspection:
+        asked, name = name, inspection.alias(name) or name
+        peers = {peer.name: peer for peer in inspection.present()}
+        counts = {one.mailbox: one for one in inspection.ledger.counts()}.get(name)
+        if asked != name:
+            yield Finding("name", Level.OK, f'"{asked}" is called "{name}" now')
+        peer = peers.get(name)
+        if peer is None or not process.is_alive(peer.process):
+            others = [one.name for one in peers.values() if process.is_alive(one.process)]
+            was_there = peer is not None or inspection.was_there(name)
+            yield _absent(name, counts, get_close_matches(name, others, n=3, cutoff=0.6), was_there=was_there)
+        else:
+            triggers = Triggers(here)
+            try:
+                yield from _check_peer(peer, counts, inspection.ledger.last_delivered(peer.session), triggers)
+            finally:
+                triggers.close()
+            if not peer.delivery.endswith("?") and peer.delivery != PULL:
+                seen = "whether channels are enabled for the account cannot be seen from here; else events are dropped"
+                remedy = "if the session said at its start that channels are not available: AGENTBUS_DELIVERY=pull"
+                yield Finding("gate", Level.NOTE, seen, remedy)
+        if counts is not None:
+            yield _mailbox(counts)
+
+
+def _absent(name: str, counts: Counts | None, similar: list[str], *, was_there: bool) -> Finding:
+    waiting = counts.pending if counts is not None else 0
+    seen = f'"{name}" is not running{"" if was_there else " and was not seen lately"}'
+    seen += f"; {waiting:,} {'message waits' if waiting == 1 else 'messages wait'} for it" if waiting else ""
+    if similar:
+        return Finding("running", Level.WRONG, seen, f"did you mean {' or '.join(similar)}?")
+    found, _ = registry.manifests()
+    return Finding("running", Level.WRONG, seen, " or ".join(_launch(one.id, name) for one in found))

@@ -1,0 +1,153 @@
+"""Looks into the database as a doctor does: reads it, and leaves every file as it was. Opens no bus.
+
+Where a WAL is shared with others it is read with them; where there is none, the file is read as if it could not change.
+Implements [DOCTOR-2], [DOCTOR-3].
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+import apsw
+
+from agentbus import database
+from agentbus.envelope import Peer
+from agentbus.ledger import Ledger
+from agentbus.store import peer_rows
+
+__all__ = ["Inspection", "sqlite_version"]
+
+# quick_check reads the whole file: 0.1 s for some 100 MB here. What takes longer is told as not finished.
+_CHECK_S = 0.4
+# Steps of SQLite's virtual machine between two looks at the clock: some 10 us.
+_STEPS = 1_000
+# A send or a mark holds the lock for 0.1 ms; whoever holds it for this long is in the way.
+_LOCK_MS = 250
+# WAL_WRITE_LOCK: the byte of the -shm file that a writer locks, https://sqlite.org/walformat.html (WAL locks).
+_WRITE_LOCK_BYTE = 120
+
+
+def sqlite_version() -> str:
+    """The version of the SQLite library that is used."""
+    return apsw.sqlite_lib_version()
+
+
+class Inspection:
+    """One look at the database at `path`, to be used as a context manager; the file has to be there.
+
+    Opening and every method raises what `database.explain` names.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._wal = path.with_name(path.name + "-wal")
+        self._shm = path.with_name(path.name + "-shm")
+        self.is_shared = self._shm.exists()
+        # Read-only, SQLite would still make the two files that a WAL needs, and leave them.
+        how = "mode=ro" if self.is_shared else "immutable=1"
+        with database.explained(path):
+            self._connection = apsw.Connection(
+                f"file:{quote(str(path))}?{how}", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            )
+            # Or the last one to leave would merge the WAL and delete it.
+            self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self._connection.set_busy_timeout(_LOCK_MS)
+        self.ledger = Ledger(self._read)
+
+    def __enter__(self) -> Inspection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def _read(self, sql: str, *values: apsw.SQLiteValue) -> list[tuple[apsw.SQLiteValue, ...]]:
+        with database.explained(self.path):
+            return self._connection.execute(sql, values).fetchall()
+
+    def schema(self) -> int:
+        """The version of the schema."""
+        return int(str(self._read("PRAGMA user_version")[0][0]))
+
+    def is_foreign(self) -> bool:
+        """Whether it has tables, and not ours."""
+        names = {str(row[0]) for row in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return bool(names) and not {"peers", "messages"} <= names
+
+    def wal_bytes(self) -> int:
+        """The size of the WAL; 0 when there is none."""
+        try:
+            return self._wal.stat().st_size
+        except OSError:
+            return 0
+
+    def unmerged(self) -> bool:
+        """Whether there is a WAL that this look leaves aside, as nobody has the database open."""
+        return not self.is_shared and self.wal_bytes() > 0
+
+    def integrity(self) -> list[str]:
+        """What PRAGMA quick_check finds wrong: nothing, if all is well. Raises TimeoutError when it takes too long."""
+        give_up_at = time.monotonic() + _CHECK_S
+        self._connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
+        try:
+            rows = self._connection.execute("PRAGMA quick_check(5)").fetchall()
+        except apsw.InterruptError:
+            raise TimeoutError from None
+        except apsw.Error as error:
+            raise database.explain(error, self.path) from error
+        finally:
+            self._connection.set_progress_handler(None)
+        return [str(row[0]) for row in rows if row[0] != "ok"]
+
+    def present(self) -> list[Peer]:
+        """The peers that are present by their rows, by name."""
+        return peer_rows(self._read)
+
+    def alias(self, name: str) -> str | None:
+        """The name that the present session has now which had `name` before; None if there is none."""
+        rows = self._read(
+            "SELECT p.name FROM aliases a JOIN peers p USING (session) WHERE a.alias = ? AND p.left_at IS NULL", name
+        )
+        return str(rows[0][0]) if rows else None
+
+    def was_there(self, name: str) -> bool:
+        """Whether a session of that name is remembered."""
+        return bool(self._read("SELECT 1 FROM peers WHERE name = ? LIMIT 1", name))
+
+    def is_locked(self) -> bool:
+        """Whether another process keeps everybody from writing. Takes the lock for an instant, and writes nothing."""
+        if not self.is_shared:
+            return False
+        with database.explained(self.path):
+            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+            try:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                connection.set_busy_timeout(_LOCK_MS)
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            except apsw.BusyError:
+                return True
+            finally:
+                connection.close()
+        return False
+
+    def lock_holder(self) -> int | None:
+        """The pid of the process that holds the lock for writing, where the system tells: proc_locks(5)."""
+        try:
+            inode = self._shm.stat().st_ino
+            lines = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            # 1: POSIX  ADVISORY  WRITE 1234 00:1a:5678 120 120
+            words = line.split()
+            if len(words) == 8 and words[3] == "WRITE" and words[5].rsplit(":", 1)[-1] == str(inode):
+                first, last = int(words[6]), _WRITE_LOCK_BYTE if words[7] == "EOF" else int(words[7])
+                if first <= _WRITE_LOCK_BYTE <= last and int(words[4]) not in (-1, os.getpid()):
+                    return int(words[4])
+        return None

@@ -1,0 +1,191 @@
+"""What doctor finds around the bus: Python, packages, SQLite, settings, the home folder and where it lies.
+
+Looks and changes nothing; opens no database. Each function is one check. Implements [DOCTOR-1], [DOCTOR-2].
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from agentbus import config
+from agentbus.errors import BrokenSetup, InvalidRequest
+from agentbus.findings import Finding, Level
+from agentbus.inspection import sqlite_version
+
+__all__ = ["check_home", "check_packages", "check_place", "check_python", "check_settings", "check_sqlite", "settings"]
+
+_PACKAGE = "agentbus-local"
+_LEAST_PYTHON = (3, 11)
+# STRICT tables: https://sqlite.org/stricttables.html
+_LEAST_SQLITE = (3, 37, 0)
+# The WAL is shared memory, which these do not share between machines: https://sqlite.org/wal.html (Overview).
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "9p", "fuse.sshfs", "vboxsf"}
+)
+# Less would be used up by a few large messages and their WAL.
+_LEAST_FREE_BYTES = 64 << 20
+
+
+def settings() -> config.Settings:
+    """The settings; where one cannot be used, those of the home folder alone."""
+    try:
+        return config.load()
+    except InvalidRequest:
+        return config.load({"AGENTBUS_HOME": config.foreign("AGENTBUS_HOME")})
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter."""
+    seen = f"Python {platform.python_version()} at {sys.executable}, {platform.system()} {platform.release()}"
+    if sys.version_info[:2] >= _LEAST_PYTHON:
+        yield Finding("python", Level.OK, seen)
+    else:
+        least = ".".join(map(str, _LEAST_PYTHON))
+        yield Finding("python", Level.WRONG, f"{seen}; agentbus needs {least}", "install it under a newer Python")
+
+
+def check_packages() -> Iterator[Finding]:
+    """What agentbus is built on, against what its own metadata asks for."""
+    remedy = f"install agentbus anew: pipx reinstall {_PACKAGE}, or uv tool install --reinstall {_PACKAGE}"
+    try:
+        asked = metadata.requires(_PACKAGE) or []
+        versions = [f"agentbus {metadata.version(_PACKAGE)}"]
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", Level.NOTE, "agentbus runs from a folder, without having been installed", "")
+        return
+    for requirement in asked:
+        if "extra ==" in requirement:
+            continue
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding("packages", Level.WRONG, f"{name} is not installed", remedy)
+            continue
+        versions.append(f"{name} {version}")
+        if not _fits(version, requirement):
+            yield Finding("packages", Level.WRONG, f"{name} is {version}, and agentbus needs {requirement}", remedy)
+    yield Finding("packages", Level.OK, ", ".join(versions))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def _fits(version: str, requirement: str) -> bool:
+    # Only the two operators that our own metadata uses; anything else is for pip to judge.
+    have = _numbers(version)
+    for operator, bound in re.findall(r"(>=|<(?!=))\s*([\d.]+)", requirement):
+        if (operator == ">=" and have < _numbers(bound)) or (operator == "<" and have >= _numbers(bound)):
+            return False
+    return True
+
+
+def check_sqlite() -> Iterator[Finding]:
+    """The SQLite library."""
+    version = sqlite_version()
+    if _numbers(version) >= _LEAST_SQLITE:
+        yield Finding("sqlite", Level.OK, f"SQLite {version}")
+    else:
+        least = ".".join(map(str, _LEAST_SQLITE))
+        remedy = "install a newer apsw: pip install --upgrade apsw"
+        yield Finding("sqlite", Level.WRONG, f"SQLite {version}; agentbus needs {least}", remedy)
+
+
+def check_settings() -> Iterator[Finding]:
+    """The AGENTBUS_* variables."""
+    is_right = True
+    try:
+        loaded = config.load()
+        if loaded.name_note:
+            yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to 1 to 32 of a-z, 0-9, _ and -")
+    except InvalidRequest as error:
+        is_right = False
+        yield _refused("settings", error)
+    for name in config.unknown():
+        yield Finding(
+            "settings", Level.NOTE, f"{name} is set, and means nothing", f"use one of {', '.join(config.VARIABLES)}"
+        )
+    said = {name: config.foreign(name) for name in config.VARIABLES if config.foreign(name)}
+    if is_right:
+        shown = ", ".join(f"{name}={value}" for name, value in said.items())
+        yield Finding("settings", Level.OK, shown or "no AGENTBUS_* variable is set")
+
+
+def _refused(code: str, error: BrokenSetup | InvalidRequest) -> Finding:
+    return Finding(code, Level.WRONG, str(error.args[0]), error.hint or "")
+
+
+def check_home(home: Path) -> Iterator[Finding]:
+    """The home folder, its files and folders: whose they are, and who can write them. [TRUST-1]"""
+    if not home.exists() and not home.is_symlink():
+        yield Finding("home", Level.NOTE, f"{home} is not there yet", "the first message or session makes it")
+        return
+    is_right = True
+    folders = [home, home / "sock", home / "wake", home / "watch"]
+    files = [home / name for name in ("bus.db", "bus.db-wal", "bus.db-shm")]
+    for path in (*folders, *files):
+        try:
+            config.check_private(path, is_folder=path in folders)
+        except BrokenSetup as error:
+            is_right = False
+            yield _refused("home", error)
+    if not is_right:
+        return
+    mode = stat.S_IMODE(home.stat().st_mode)
+    seen = f"{home} belongs to user {home.stat().st_uid}, mode {mode:04o}"
+    if mode & (stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH):
+        yield Finding("home", Level.NOTE, f"{seen}: others can look into it", f"chmod go-rwx '{home}'")
+    else:
+        yield Finding("home", Level.OK, f"{seen}: yours alone")
+
+
+def check_place(home: Path) -> Iterator[Finding]:
+    """The path of the home, the file system that it lies on, and the space left there."""
+    length = len(os.fsencode(home / "sock" / ("x" * 12 + ".sock")))
+    limit = 107 if sys.platform == "linux" else 103
+    if length <= limit:
+        yield Finding("path", Level.OK, f"a socket's path there has {length} bytes of {limit}")
+    else:
+        yield Finding(
+            "path", Level.NOTE, f"a socket's path there would have {length} bytes of {limit}: a shorter way is used", ""
+        )
+    there = next(path for path in (home, *home.parents) if path.exists())
+    kind = _file_system(there)
+    if kind in _NETWORK:
+        remedy = "set AGENTBUS_HOME to a folder on a local disk"
+        yield Finding("file-system", Level.WRONG, f"{there} is on {kind}, which cannot share a WAL", remedy)
+    else:
+        yield Finding("file-system", Level.OK, f"{there} is on {kind or 'a file system that the system does not name'}")
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        yield Finding("disk", Level.NOTE, f"the space left for {there} cannot be told ({error.strerror})", "")
+        return
+    seen = f"{free / (1 << 20):,.0f} MiB are free for {there}"
+    level = Level.OK if free >= _LEAST_FREE_BYTES else Level.WRONG
+    yield Finding("disk", level, seen, "" if level is Level.OK else "free some space: a send is refused on a full disk")
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that `path` is on, as proc_pid_mountinfo(5) names it; empty elsewhere."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    real, best, kind = os.path.realpath(path) + "/", -1, ""
+    for line in lines:
+        mounted, _, rest = line.partition(" - ")
+        point = mounted.split()[4].encode().decode("unicode_escape").rstrip("/") + "/"
+        # Later lines are mounted over earlier ones.
+        if real.startswith(point) and len(point) >= best:
+            best, kind = len(point), rest.split()[0]
+    return kind
