@@ -81,7 +81,7 @@ def printable(text: str, *, lines: bool = True) -> str:
 def span(ms: float) -> str:
     """A length of time in the unit that suits it."""
     if ms < 1_000:
-        return f"{ms:.1f} ms" if ms < 10 else f"{ms:.0f} ms"
+        return f"{ms:.0f} ms"
     seconds = ms / 1_000
     for size, unit in _UNITS:
         if seconds >= size:

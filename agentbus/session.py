@@ -143,8 +143,7 @@ class Session:
         # Set when the host process is gone, though it has left our stdin and stdout open. [LIFE-2]
         self.orphaned = anyio.Event()
         self._scope = anyio.CancelScope()
-        # Set once `run` has ended.
-        self.ended = anyio.Event()
+        self.ended = anyio.Event()  # set once `run` has ended
         # Sends of one session are committed in the order in which they were asked for, busy database or not.
         self._turn = anyio.Lock()
 

@@ -221,8 +221,8 @@ def test_a_message_cannot_steer_the_readers_terminal(home: Path) -> None:
 
 
 def test_spans_and_instants_read_well() -> None:
-    shown = [printing.span(ms) for ms in (0.4, 12, 999, 1_000, 59_000, 60_000, 7_200_000, 200_000_000)]
-    assert shown == ["0.4 ms", "12 ms", "999 ms", "1 s", "59 s", "1 min", "2 h", "2 d"]
+    shown = [printing.span(ms) for ms in (0, 12, 999, 1_000, 59_000, 60_000, 7_200_000, 200_000_000)]
+    assert shown == ["0 ms", "12 ms", "999 ms", "1 s", "59 s", "1 min", "2 h", "2 d"]
     assert printing.age(5_000, 4_000) == "1 s", "a clock that went back"
 
 
