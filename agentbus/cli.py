@@ -22,7 +22,6 @@ app = typer.Typer(
     help="A local message bus for AI-agent sessions on one machine.",
     epilog="AGENTBUS_HOME chooses the folder of the bus, ~/.agentbus by default. "
     "Exit codes: 0 done, 1 failed, 2 asked wrongly, 75 try again later.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -64,10 +63,11 @@ def run(arguments: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Not standalone: typer would print a usage error as a box of five lines. [ERR-2]
-        return app(args=arguments, prog_name="agentbus", standalone_mode=False) or 0
+        return app(args=arguments or ["--help"], prog_name="agentbus", standalone_mode=False) or 0
     except _UsageError as error:
         message: str = getattr(error, "format_message", error.__str__)()
-        raise InvalidRequest(message.rstrip("."), hint="see agentbus --help") from error
+        command: str = getattr(getattr(error, "ctx", None), "command_path", "agentbus")
+        raise InvalidRequest(message.rstrip("."), hint=f"see {command} --help") from error
     except typer.Abort:
         raise KeyboardInterrupt from None
 

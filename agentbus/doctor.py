@@ -52,6 +52,7 @@ _FOLDERS = {"socket": "sock", "file-watch": "wake"}
 # A WAL that is merged has 4 MiB; one of this size is not merged any more.
 _LARGE_WAL_BYTES = 64 << 20
 _REAP = "agentbus peers clears it away"
+_AS_MEANT = "nothing, if that was meant; else start it without AGENTBUS_DELIVERY"
 
 
 def run(peer: str | None, *, as_json: bool) -> int:
@@ -306,9 +307,7 @@ def _check_way(peer: Peer) -> Iterator[Finding]:
             "delivery", Level.OK if is_sure else Level.NOTE, seen, "" if is_sure else "it can call check_messages"
         )
     elif "AGENTBUS_DELIVERY" in peer.delivery_reason:
-        yield Finding(
-            "delivery", Level.NOTE, f"{seen}; it reads when it calls check_messages", "unset AGENTBUS_DELIVERY"
-        )
+        yield Finding("delivery", Level.NOTE, f"{seen}; it reads when it calls check_messages", _AS_MEANT)
     else:
         remedy = f"end that session, and start it with: {_launch(peer.runtime, peer.name)}"
         yield Finding("delivery", Level.WRONG, f"{seen}; nothing is pushed, it has to call check_messages", remedy)
@@ -360,8 +359,13 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     if not found:
         found = list(_safely("peer", lambda: _ask(here, name)))
     wrong = next((one for one in found if one.level is Level.WRONG), None)
-    if wrong is None:
-        yield Finding("verdict", Level.OK, f'a message to "{name}" is pushed into its session')
+    notes = {one.code for one in found if one.level is Level.NOTE}
+    if wrong is None and "delivery" in notes:
+        seen = f'a message to "{name}" may wait until its model calls check_messages: see delivery'
+        yield Finding("verdict", Level.NOTE, seen)
+    elif wrong is None:
+        unsure = ", if its account has channels" if "gate" in notes else ""
+        yield Finding("verdict", Level.OK, f'a message to "{name}" is pushed into its session{unsure}')
     else:
         yield Finding(
             "verdict", Level.WRONG, f'a message to "{name}" does not reach its model now: see {wrong.code}', ""
@@ -392,9 +396,13 @@ def _ask(here: Settings, name: str) -> Iterator[Finding]:
             finally:
                 triggers.close()
             if not peer.delivery.endswith("?") and peer.delivery != PULL:
-                seen = "whether channels are enabled for the account cannot be seen from here; else events are dropped"
-                remedy = "if the session said at its start that channels are not available: AGENTBUS_DELIVERY=pull"
-                yield Finding("gate", Level.NOTE, seen, remedy)
+                seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
+                if counts is not None and counts.delivered and not counts.read:
+                    seen += f"; of {counts.delivered:,} delivered, none is known to be read"
+                remedy = (
+                    "if it said at its start that channels are not available, start it with: AGENTBUS_DELIVERY=pull "
+                )
+                yield Finding("gate", Level.NOTE, seen, remedy + _launch(peer.runtime, peer.name))
         if counts is not None:
             yield _mailbox(counts)
 

@@ -133,7 +133,7 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
     settings = config.load()
     home = settings.home
     config.check_private(home, is_folder=True)
-    live = _live(home)
+    live, waiting = _standing(home)
     if live and not force:
         names = ", ".join(peer.name for peer in live)
         raise Refused(
@@ -146,7 +146,8 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
         print("\n".join(registration.disable()))
     removed = list(_remove(home, keep_mail=keep_mail))
     for path in removed:
-        print(f"removed {path}")
+        lost = f" ({waiting:,} {'message' if waiting == 1 else 'messages'} waited in it)" if waiting else ""
+        print(f"removed {path}{lost if path.name == _DATABASE[0] else ''}")
     if not removed:
         print(f"nothing to remove in {home}")
     if keep_mail and (home / "bus.db").exists():
@@ -159,17 +160,18 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
     print("the program itself: pipx uninstall agentbus-local, or uv tool uninstall agentbus-local")
 
 
-def _live(home: Path) -> list[Peer]:
+def _standing(home: Path) -> tuple[list[Peer], int]:
+    """Who is online, and how many messages are pending."""
     if not (home / "bus.db").exists():
-        return []
+        return [], 0
     try:
         with bus_and_settings() as (bus, _settings):
-            return bus.peers()
+            return bus.peers(), sum(bus.store.ledger.waiting().values())
     except AgentbusError as error:
         # A database that is broken, newer or somebody's: who is online cannot be told, and it may be just that which
         # is to go away.
         print(f"agentbus: who is online cannot be told ({error})", file=sys.stderr)
-        return []
+        return [], 0
 
 
 def _remove(home: Path, *, keep_mail: bool) -> Iterator[Path]:

@@ -175,8 +175,8 @@ def _event_line(event: MessageEvent | PeerEvent) -> Text:
             text.append(f"  (re #{message.reply_to})", "dim")
         text.append(f"  {printing.printable(message.text, lines=False)}")
     else:
-        how = f" by {message.carrier}" if event.state is MessageState.DELIVERED else ""
-        text.append(f"  {printing.span(max(0, event.at - message.sent_at))} after it was sent{how}", "dim")
+        how = f"by {message.carrier}, " if event.state is MessageState.DELIVERED else ""
+        text.append(f"  {how}{printing.span(max(0, event.at - message.sent_at))} after it was sent", "dim")
     return text
 
 

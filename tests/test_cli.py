@@ -116,7 +116,7 @@ def test_as_whom_a_shell_sends(home: Path, start: Callable[..., RawClient]) -> N
         (["serve", "carrier-pigeon"], "", 2, "there is no module 'carrier-pigeon': use claude-mcp"),
         (["serve"], "", 2, "Missing argument"),
         (["frobnicate"], "", 2, "No such command 'frobnicate': see agentbus --help"),
-        (["peers", "--frobnicate"], "", 2, "No such option: --frobnicate"),
+        (["peers", "--frobnicate"], "", 2, "No such option: --frobnicate: see agentbus peers --help"),
         (["broadcast", "a", "b"], "", 2, "unexpected extra argument"),
     ],
 )
@@ -242,6 +242,12 @@ def test_every_command_has_help_with_an_example_and_a_line_in_the_spec(home: Pat
     assert "Example: " in done.stdout
     assert f"| `agentbus {command}" in Path(__file__).parent.parent.joinpath("SPEC.md").read_text(encoding="utf-8")
     assert not home.exists(), "asking for help creates nothing"
+
+
+def test_without_arguments_it_is_help(home: Path) -> None:
+    done = agentbus(home, COLUMNS="200")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == agentbus(home, "--help", COLUMNS="200").stdout
 
 
 def test_help_names_the_variable_and_the_exit_codes(home: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -317,12 +318,20 @@ def test_what_is_asked_about_one_peer(home: Path, claude: ClaudeOnPath, start: C
     assert asked.wrong()["running"]["seen"] == '"web" is not running and was not seen lately'
     session = start("backend", AGENTBUS_TRIGGER="poll")
     session.handshake()
+    agentbus(home, "send", "web", "hi", "--from", "ci")
+    assert examine(home, claude, "ci", PATH="/nowhere").wrong()["running"]["seen"] == '"ci" is not running'
     asked = examine(home, claude, "backnd", PATH="/nowhere")
     assert asked.wrong()["running"]["remedy"] == "did you mean backend?"
     asked = examine(home, claude, "Backend", PATH="/nowhere")
-    assert (asked.code, asked.rows[0]["seen"]) == (0, 'a message to "backend" is pushed into its session')
+    sentence = 'a message to "backend" is pushed into its session, if its account has channels'
+    assert (asked.code, asked.rows[0]["seen"]) == (0, sentence)
     assert "fallen back to poll" in asked.one("trigger")["seen"]
-    assert "channels are enabled for the account cannot be seen from here" in asked.one("gate")["seen"]
+    assert "whether the account has channels cannot be seen from here" in asked.one("gate")["seen"]
+    assert "AGENTBUS_DELIVERY=pull AGENTBUS_NAME=backend claude --dang" in asked.one("gate")["remedy"]
+    start("asks", AGENTBUS_DELIVERY="pull").handshake()
+    asked = examine(home, claude, "asks", PATH="/nowhere")
+    sentence = 'a message to "asks" may wait until its model calls check_messages: see delivery'
+    assert (asked.code, asked.rows[0]["level"], asked.rows[0]["seen"]) == (0, "note", sentence)
     session.call("set_name", name="api")
     asked = examine(home, claude, "backend", PATH="/nowhere")
     assert asked.one("name")["seen"] == '"backend" is called "api" now'
@@ -363,6 +372,15 @@ def test_a_check_that_fails_hinders_no_other(monkeypatch: pytest.MonkeyPatch, ho
     assert failed.code == "home"
     assert "RuntimeError: out of leeches" in failed.seen
     assert len(found) > 8
+
+
+@pytest.mark.spec("DOCTOR-1")
+def test_the_codes_are_those_of_the_spec() -> None:
+    root = Path(__file__).parent.parent
+    source = "".join(path.read_text(encoding="utf-8") for path in root.joinpath("agentbus").rglob("*.py"))
+    used = set(re.findall(r'(?:Finding\(|_safely\(|_refused\()\s*"([a-z-]+)"', source))
+    clause = (root / "SPEC.md").read_text(encoding="utf-8").split("The codes are ")[1].split("\n- **")[0]
+    assert set(re.findall(r"`([a-z-]+)`", clause)) == used
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_uninstall_removes_what_is_ours_and_says_what(
     done = run(home, claude, "uninstall")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("removed agentbus from Claude Code")
-    assert f"removed {home / 'bus.db'}" in done.stdout.splitlines()
+    assert f"removed {home / 'bus.db'} (1 message waited in it)" in done.stdout.splitlines()
     assert f"kept {home}: it holds what is not agentbus's (sock)" in done.stdout.splitlines()
     assert claude.entry() is None
     assert sorted(path.name for path in home.rglob("*")) == ["notes.txt", "sock"]

@@ -77,7 +77,7 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
     again = run(home, claude, "disable", "claude-mcp")
     assert (again.returncode, again.stdout) == (
         0,
-        "agentbus is not registered with Claude Code, nothing was changed\n",
+        "agentbus is not registered with Claude Code, nothing to do there\n",
     )
 
 

@@ -211,5 +211,5 @@ def run() -> int:
         f"\nAll {show.step_count} steps happened. {len(times)} live deliveries, both SDK clients included: "
         f"fastest {times[0]:.2f} ms, median {times[len(times) // 2]:.2f} ms, slowest {times[-1]:.2f} ms."
     )
-    print("Next: `agentbus peers`, `agentbus send NAME TEXT`, and README.md for Claude Code.")
+    print("Next: `agentbus install` registers it with Claude Code and says what to run; README.md has the rest.")
     return 0

@@ -169,7 +169,7 @@ class ClaudeRegistration:
     def disable(self) -> list[str]:
         """End the registration. See Registration. [REG-2]"""
         if self._user_entry() is None:
-            return [f"{self._name} is not registered with Claude Code, nothing was changed"]
+            return [f"{self._name} is not registered with Claude Code, nothing to do there"]
         self._mcp("remove", "-s", "user", self._name)
         return [f"removed {self._name} from Claude Code; sessions that run keep it until they end"]
 
