@@ -117,6 +117,22 @@ def test_a_bus_that_nobody_has_open_is_left_as_it_is(home: Path, claude: ClaudeO
     assert sorted(path.name for path in home.iterdir()) == ["bus.db"]
 
 
+@pytest.mark.spec("DOCTOR-2")
+def test_the_wal_of_a_killed_session_is_read_and_left(
+    home: Path, claude: ClaudeOnPath, start: Callable[..., RawClient]
+) -> None:
+    session = start("web")
+    session.handshake()
+    session.call("send_message", to="bob", text="only in the WAL")
+    session.process.kill()
+    session.process.wait()
+    before = everything(home)
+    assert before[str(home / "bus.db-wal")], "nobody is left to merge it but whoever looks"
+    report = examine(home, claude, PATH="/nowhere")
+    assert '"bob": 1 pending' in report.one("mailbox")["seen"]
+    assert everything(home) == before
+
+
 def test_it_loads_nothing_that_is_slow(home: Path) -> None:
     code = (
         "import sys; sys.argv = ['agentbus', 'doctor']\n"
