@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from agentbus.envelope import Arrival, Envelope, Peer, Unread, check_body, normalise_name
-from agentbus.errors import Busy, InvalidRequest
+from agentbus.errors import AgentbusError, Busy, InvalidRequest
 from agentbus.ports import Trigger, Wake
 from agentbus.process import Process, is_alive
 from agentbus.store import Store
@@ -135,8 +135,8 @@ class Bus:
         )
         is_online = address.peer is not None and self._wake(address.peer)
         self._tell()
-        similar = () if address.is_known else self._similar(asked, sender)
-        return Sent(row_id, asked, address.mailbox, is_online, address.is_known, similar, _pulls(address.peer))
+        is_known, similar = (True, ()) if address.is_known else self._look_up(asked, sender)
+        return Sent(row_id, asked, address.mailbox, is_online, is_known, similar, _pulls(address.peer))
 
     def broadcast(self, sender: str, text: object) -> list[Sent]:
         """Commit `text` for every present peer but `sender`, all or none, then wake them. [SEND-4]
@@ -151,6 +151,16 @@ class Bus:
         ]
         self._tell()
         return sent
+
+    def _look_up(self, asked: str, sender: str) -> tuple[bool, tuple[str, ...]]:
+        """Whether `asked`, whom nobody is called, was there lately, and else who may have been meant. [SEND-5]"""
+        try:
+            if self.store.ledger.was_peer(asked):
+                return True, ()
+            return False, self._similar(asked, sender)
+        except AgentbusError:
+            # The message is committed, and whoever reads an error would send it again.
+            return False, ()
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
         names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]

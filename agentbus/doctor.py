@@ -12,23 +12,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import anyio
 from rich.text import Text
 
 from agentbus import database, printing, process, registry
-from agentbus.bus import PULL, now_ms
 from agentbus.config import Settings
-from agentbus.envelope import Peer, normalise_name
+from agentbus.envelope import normalise_name
 from agentbus.errors import AgentbusError, BrokenSetup
 from agentbus.findings import Finding, Level
 from agentbus.inspection import Inspection
-from agentbus.ledger import Counts
+from agentbus.peercheck import ask, check_mailboxes, check_peers
 from agentbus.ports import Trigger, Wake
 from agentbus.registry import Triggers
-from agentbus.store import MAX_PENDING, SILENT_MS
 from agentbus.surroundings import (
     check_home,
     check_packages,
@@ -42,17 +39,12 @@ from agentbus.surroundings import (
 __all__ = ["run"]
 
 _STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
-# What is pending for longer at a peer that is pushed to does not get through: the gate before it opens takes 2 s.
-_STUCK_MS = 10_000
 _PINGS = 20
 _PING_PATIENCE_S = 2.0
-_MAX_MAILBOXES = 20
 # Where each trigger has what it listens on, in the home.
 _FOLDERS = {"socket": "sock", "file-watch": "wake"}
 # A WAL that is merged has 4 MiB; one of this size is not merged any more.
 _LARGE_WAL_BYTES = 64 << 20
-_REAP = "agentbus peers clears it away"
-_AS_MEANT = "nothing, if that was meant; else start it without AGENTBUS_DELIVERY"
 
 
 def run(peer: str | None, *, as_json: bool) -> int:
@@ -98,8 +90,8 @@ def _examine(here: Settings) -> Iterator[Finding]:
     yield from _safely("database", lambda: _check_database(here.home))
     yield from _safely("trigger", lambda: _check_triggers(here))
     yield from _check_modules()
-    yield from _safely("peer", lambda: _check_peers(here))
-    yield from _safely("mailbox", lambda: _check_mailboxes(here.home))
+    yield from _safely("peer", lambda: check_peers(here))
+    yield from _safely("mailbox", lambda: check_mailboxes(here.home))
 
 
 # -- the database ------------------------------------------------------------------------------------------
@@ -224,126 +216,6 @@ def _check_modules() -> Iterator[Finding]:
         yield from _safely("module", lambda manifest=manifest: registry.registration(manifest).findings())  # type: ignore[misc]
 
 
-# -- peers and mailboxes -----------------------------------------------------------------------------------
-
-
-def _check_peers(here: Settings) -> Iterator[Finding]:
-    path = here.home / "bus.db"
-    if not path.exists():
-        return
-    triggers = Triggers(here)
-    try:
-        with Inspection(path) as inspection:
-            peers = inspection.present()
-            counts = {one.mailbox: one for one in inspection.ledger.counts()}
-            if not peers:
-                yield Finding("peer", Level.OK, "nobody is online")
-            for peer in peers:
-                last = inspection.ledger.last_delivered(peer.session)
-                yield from _check_peer(peer, counts.get(peer.name), last, triggers)
-        endpoints = {peer.endpoint for peer in peers}
-        for orphan in sorted((here.home / "sock").glob("*")):
-            if orphan.name not in endpoints and triggers["socket"].notify(orphan.name) is Wake.STALE:
-                seen = f"{orphan} was left behind by a process that is dead"
-                yield Finding("orphan", Level.NOTE, seen, f"rm '{orphan}'")
-    finally:
-        triggers.close()
-
-
-def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers) -> Iterator[Finding]:
-    """What there is to say of one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
-    whom = f'"{peer.name}" (process {peer.process.pid}, {peer.runtime}, {peer.cwd})'
-    if not process.is_alive(peer.process):
-        yield Finding("peer", Level.WRONG, f"{whom} is dead, its row is still there", _REAP)
-        return
-    if process.is_stopped(peer.process):
-        yield Finding("peer", Level.WRONG, f"{whom} is suspended", f"kill -CONT {peer.process.pid}")
-        return
-    now = now_ms()
-    if now - peer.last_seen > SILENT_MS:
-        seen = f"{whom} has not been heard of for {printing.age(peer.last_seen, now)}, though its process runs"
-        yield Finding("peer", Level.WRONG, seen, "end that session and start it again")
-        return
-    yield from _check_wake(peer, triggers)
-    yield from _check_way(peer)
-    heard = "it got nothing yet" if last is None else f"it got something {printing.age(last, now)} ago"
-    if counts is not None and counts.oldest_pending_at is not None:
-        waited = now - counts.oldest_pending_at
-        is_stuck = waited > _STUCK_MS and peer.delivery != PULL
-        seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {printing.span(max(1_000, waited))}; {heard}'
-        remedy = "end that session and start it again, its mail waits" if is_stuck else ""
-        yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
-    else:
-        yield Finding("peer", Level.OK, f"{whom}: nothing is pending; {heard}")
-
-
-def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
-    trigger = triggers.get(peer.trigger)
-    wake = trigger.notify(peer.endpoint) if trigger is not None else Wake.ABSENT
-    match wake:
-        case Wake.WOKEN:
-            yield Finding("wake", Level.OK, f'"{peer.name}" is woken by {peer.trigger}')
-        case Wake.PENDING:
-            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, and looks by itself ({peer.trigger})')
-        case Wake.FULL:
-            seen = f'"{peer.name}" does not look at its wakes: it is busy, or hangs'
-            yield Finding("wake", Level.NOTE, seen, f"if it stays so: kill {peer.process.pid}, and start it again")
-        case _:
-            seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it looks every 3 s by itself'
-            yield Finding("wake", Level.WRONG, seen, "wait 15 s: a session that lives listens again by then")
-    if peer.trigger != "socket":
-        remedy = "agentbus doctor says under `trigger` why a socket cannot be had, if that was not chosen"
-        yield Finding(
-            "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {peer.trigger}, which is slower', remedy
-        )
-
-
-def _check_way(peer: Peer) -> Iterator[Finding]:
-    """Whether what is sent to a peer is pushed. [VOID-1]"""
-    seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
-    if peer.delivery != PULL:
-        is_sure = not peer.delivery.endswith("?")
-        yield Finding(
-            "delivery", Level.OK if is_sure else Level.NOTE, seen, "" if is_sure else "it can call check_messages"
-        )
-    elif "AGENTBUS_DELIVERY" in peer.delivery_reason:
-        yield Finding("delivery", Level.NOTE, f"{seen}; it reads when it calls check_messages", _AS_MEANT)
-    else:
-        remedy = f"end that session, and start it with: {_launch(peer.runtime, peer.name)}"
-        yield Finding("delivery", Level.WRONG, f"{seen}; nothing is pushed, it has to call check_messages", remedy)
-
-
-def _launch(module: str, name: str) -> str:
-    try:
-        return registry.registration(registry.manifest(module)).launch(name)
-    except AgentbusError:
-        return f"agentbus launch {module} {name}"  # it says itself what is wrong with the module
-
-
-def _check_mailboxes(home: Path) -> Iterator[Finding]:
-    if not (home / "bus.db").exists():
-        return
-    with Inspection(home / "bus.db") as inspection:
-        found = sorted(inspection.ledger.counts(), key=lambda one: -one.pending)
-    for counts in found[:_MAX_MAILBOXES]:
-        yield _mailbox(counts)
-    if len(found) > _MAX_MAILBOXES:
-        yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less that is pending")
-
-
-def _mailbox(counts: Counts) -> Finding:
-    since = ""
-    if counts.oldest_pending_at is not None:
-        since = f" (the oldest for {printing.age(counts.oldest_pending_at, now_ms())})"
-    seen = (
-        f'"{counts.mailbox}": {counts.pending:,} pending{since}, {counts.delivered:,} delivered, {counts.read:,} read'
-    )
-    if counts.pending >= MAX_PENDING:
-        remedy = f'start a session named "{counts.mailbox}", which takes them'
-        return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses what is sent to it", remedy)
-    return Finding("mailbox", Level.OK, seen)
-
-
 # -- one peer ----------------------------------------------------------------------------------------------
 
 
@@ -357,7 +229,7 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     ]
     found = [one for one in around if one.level is Level.WRONG]
     if not found:
-        found = list(_safely("peer", lambda: _ask(here, name)))
+        found = list(_safely("peer", lambda: ask(here, name)))
     wrong = next((one for one in found if one.level is Level.WRONG), None)
     notes = {one.code for one in found if one.level is Level.NOTE}
     if wrong is None and "delivery" in notes:
@@ -371,47 +243,3 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
             "verdict", Level.WRONG, f'a message to "{name}" does not reach its model now: see {wrong.code}', ""
         )
     yield from found
-
-
-def _ask(here: Settings, name: str) -> Iterator[Finding]:
-    path = here.home / "bus.db"
-    if not path.exists():
-        yield _absent(name, None, [], was_there=False)
-        return
-    with Inspection(path) as inspection:
-        asked, name = name, inspection.alias(name) or name
-        peers = {peer.name: peer for peer in inspection.present()}
-        counts = {one.mailbox: one for one in inspection.ledger.counts()}.get(name)
-        if asked != name:
-            yield Finding("name", Level.OK, f'"{asked}" is called "{name}" now')
-        peer = peers.get(name)
-        if peer is None or not process.is_alive(peer.process):
-            others = [one.name for one in peers.values() if process.is_alive(one.process)]
-            was_there = peer is not None or inspection.was_there(name)
-            yield _absent(name, counts, get_close_matches(name, others, n=3, cutoff=0.6), was_there=was_there)
-        else:
-            triggers = Triggers(here)
-            try:
-                yield from _check_peer(peer, counts, inspection.ledger.last_delivered(peer.session), triggers)
-            finally:
-                triggers.close()
-            if not peer.delivery.endswith("?") and peer.delivery != PULL:
-                seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
-                if counts is not None and counts.delivered and not counts.read:
-                    seen += f"; of {counts.delivered:,} delivered, none is known to be read"
-                remedy = (
-                    "if it said at its start that channels are not available, start it with: AGENTBUS_DELIVERY=pull "
-                )
-                yield Finding("gate", Level.NOTE, seen, remedy + _launch(peer.runtime, peer.name))
-        if counts is not None:
-            yield _mailbox(counts)
-
-
-def _absent(name: str, counts: Counts | None, similar: list[str], *, was_there: bool) -> Finding:
-    waiting = counts.pending if counts is not None else 0
-    seen = f'"{name}" is not running{"" if was_there else " and was not seen lately"}'
-    seen += f"; {waiting:,} {'message waits' if waiting == 1 else 'messages wait'} for it" if waiting else ""
-    if similar:
-        return Finding("running", Level.WRONG, seen, f"did you mean {' or '.join(similar)}?")
-    found, _ = registry.manifests()
-    return Finding("running", Level.WRONG, seen, " or ".join(_launch(one.id, name) for one in found))

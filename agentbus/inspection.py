@@ -115,14 +115,6 @@ class Inspection:
         )
         return str(rows[0][0]) if rows else None
 
-    def was_there(self, name: str) -> bool:
-        """Whether a peer of that name is remembered, by its row or by what it has sent or got."""
-        asked = (
-            "SELECT 1 FROM peers WHERE name = ?1 UNION ALL"
-            " SELECT 1 FROM messages WHERE sender = ?1 OR (recipient = ?1 AND delivered_at IS NOT NULL) LIMIT 1"
-        )
-        return bool(self._read(asked, name))
-
     def is_locked(self) -> bool:
         """Whether another process keeps everybody from writing. Takes the lock for an instant, and writes nothing."""
         if not self.is_shared:

@@ -21,6 +21,8 @@ __all__ = ["Counts", "Ledger"]
 _STATUS = "id, sender, recipient, sent_at, delivered_at, carrier, read_at, body, reply_to"
 # Read at once from a long history; enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
+# Of so many messages `was_peer` looks at who sent and who got them.
+_LATELY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,16 @@ class Ledger:
         """When a message was last delivered to `session`; None when none was, or it is pruned by now."""
         rows = self._read("SELECT max(delivered_at) FROM messages WHERE delivered_to = ?", session)
         return None if rows[0][0] is None else int(rows[0][0])
+
+    def was_peer(self, name: str) -> bool:
+        """Whether `name` has sent something or got something of late: among the newest 10,000 messages."""
+        # No index is worth it for a question that is only asked of names that nobody has; this is 1 ms at most.
+        rows = self._read(
+            "SELECT 1 FROM messages WHERE id > (SELECT coalesce(max(id), 0) FROM messages) - ?1"
+            " AND (sender = ?2 OR (recipient = ?2 AND delivered_at IS NOT NULL)) LIMIT 1",
+            *(_LATELY, name),
+        )
+        return bool(rows)
 
     # -- what has changed ----------------------------------------------------------------------------------
 

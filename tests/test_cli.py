@@ -40,6 +40,17 @@ def test_the_strangers_walk(home: Path) -> None:
     assert agentbus(home, "--version").stdout == f"agentbus {package.__version__}\n"
 
 
+@pytest.mark.spec("SEND-5")
+def test_a_name_that_was_there_is_offline_and_no_stranger(home: Path) -> None:
+    agentbus(home, "send", "backend", "hi", "--from", "web")
+    assert agentbus(home, "wait", "--name", "backend").stdout == "hi\n"
+    agentbus(home, "peers")  # whose host is gone is forgotten by the next who looks; its messages are not
+    for name in ("backend", "web"):
+        done = agentbus(home, "send", name, "again")
+        assert f'for "{name}": offline, it is delivered when that peer is back' in done.stdout
+    assert 'for "backnd": no such peer yet' in agentbus(home, "send", "backnd", "x").stdout
+
+
 @pytest.mark.spec("CLI-1")
 def test_send_loads_nothing_that_is_slow(home: Path) -> None:
     code = (

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from agentbus import config, doctor, surroundings
+from agentbus import config, doctor, registry, surroundings
 from agentbus.findings import Level
 from tests.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path, clean_env, until
 from tests.test_reading import CLAUDE
@@ -360,6 +361,39 @@ def test_what_is_asked_about_one_peer(home: Path, claude: ClaudeOnPath, start: C
     )
     asked = examine(home, claude, "bob", PATH="/nowhere")
     assert "it is full, and refuses what is sent to it" in asked.wrong()["mailbox"]["seen"]
+
+
+@pytest.mark.spec("DOCTOR-5")
+def test_a_misspelt_mailbox_and_what_the_dead_have_left_are_named(
+    home: Path, claude: ClaudeOnPath, start: Callable[..., RawClient]
+) -> None:
+    start("backend").handshake()
+    agentbus(home, "send", "backnd", "hi")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
+        left.bind(str(home / "sock" / "left.sock"))
+    report = examine(home, claude, PATH="/nowhere")
+    (row,) = [row for row in report.rows if row["code"] == "mailbox"]
+    assert (row["level"], row["remedy"]) == ("note", "did you mean backend?")
+    orphan = report.one("orphan")
+    assert orphan["seen"] == f"{home / 'sock' / 'left.sock'} was left behind by a process that is dead"
+    type_in(orphan["remedy"], home, claude)
+    assert "orphan" not in {row["code"] for row in examine(home, claude, PATH="/nowhere").rows}
+
+
+@pytest.mark.spec("MOD-1", "DOCTOR-3")
+def test_a_broken_manifest_is_a_finding(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.joinpath("x").mkdir()
+    tmp_path.joinpath("x", "module.json").write_text("{")
+    monkeypatch.setattr(registry, "_ADAPTERS", tmp_path)
+    monkeypatch.setenv("AGENTBUS_HOME", str(home))
+    assert doctor.run(None, as_json=True) == 1
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    (found,) = [row for row in rows if row["level"] == "wrong"]
+    assert found["code"] == "module"
+    assert "module.json is not the manifest of a module" in found["seen"]
+    assert found["remedy"].startswith("install agentbus anew")
 
 
 def test_settings_that_cannot_be_used_and_misspelt_ones_are_named(home: Path, claude: ClaudeOnPath) -> None:

@@ -1,0 +1,204 @@
+"""What doctor finds of the peers and the mailboxes: who can be woken, who is pushed to, what waits, for whom.
+
+Looks through an inspection and changes nothing. Implements [DOCTOR-5], [DOCTOR-6].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from agentbus import printing, process, registry
+from agentbus.bus import PULL, now_ms
+from agentbus.config import Settings
+from agentbus.envelope import Peer
+from agentbus.errors import AgentbusError
+from agentbus.findings import Finding, Level
+from agentbus.inspection import Inspection
+from agentbus.ledger import Counts
+from agentbus.ports import Wake
+from agentbus.registry import Triggers
+from agentbus.store import MAX_PENDING, SILENT_MS
+
+__all__ = ["ask", "check_mailboxes", "check_peers"]
+
+# What is pending for longer at a peer that is pushed to does not get through: the gate before it opens takes 2 s.
+_STUCK_MS = 10_000
+_MAX_MAILBOXES = 20
+_REAP = "agentbus peers clears it away"
+_AS_MEANT = "nothing, if that was meant; else start it without AGENTBUS_DELIVERY"
+
+
+def check_peers(here: Settings) -> Iterator[Finding]:
+    """Every peer that is present by its row, and what dead ones have left."""
+    path = here.home / "bus.db"
+    if not path.exists():
+        return
+    triggers = Triggers(here)
+    try:
+        with Inspection(path) as inspection:
+            peers = inspection.present()
+            counts = {one.mailbox: one for one in inspection.ledger.counts()}
+            if not peers:
+                yield Finding("peer", Level.OK, "nobody is online")
+            for peer in peers:
+                last = inspection.ledger.last_delivered(peer.session)
+                yield from _check_peer(peer, counts.get(peer.name), last, triggers)
+        endpoints = {peer.endpoint for peer in peers}
+        for orphan in sorted((here.home / "sock").glob("*")):
+            if orphan.name not in endpoints and triggers["socket"].notify(orphan.name) is Wake.STALE:
+                seen = f"{orphan} was left behind by a process that is dead"
+                yield Finding("orphan", Level.NOTE, seen, f"rm '{orphan}'")
+    finally:
+        triggers.close()
+
+
+def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers) -> Iterator[Finding]:
+    """What there is to say of one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
+    whom = f'"{peer.name}" (process {peer.process.pid}, {peer.runtime}, {peer.cwd})'
+    if not process.is_alive(peer.process):
+        yield Finding("peer", Level.WRONG, f"{whom} is dead, its row is still there", _REAP)
+        return
+    if process.is_stopped(peer.process):
+        yield Finding("peer", Level.WRONG, f"{whom} is suspended", f"kill -CONT {peer.process.pid}")
+        return
+    now = now_ms()
+    if now - peer.last_seen > SILENT_MS:
+        seen = f"{whom} has not been heard of for {printing.age(peer.last_seen, now)}, though its process runs"
+        yield Finding("peer", Level.WRONG, seen, "end that session and start it again")
+        return
+    yield from _check_wake(peer, triggers)
+    yield from _check_way(peer)
+    heard = "it got nothing yet" if last is None else f"it got something {printing.age(last, now)} ago"
+    if counts is not None and counts.oldest_pending_at is not None:
+        waited = now - counts.oldest_pending_at
+        is_stuck = waited > _STUCK_MS and peer.delivery != PULL
+        seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {printing.span(max(1_000, waited))}; {heard}'
+        remedy = "end that session and start it again, its mail waits" if is_stuck else ""
+        yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
+    else:
+        yield Finding("peer", Level.OK, f"{whom}: nothing is pending; {heard}")
+
+
+def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
+    trigger = triggers.get(peer.trigger)
+    wake = trigger.notify(peer.endpoint) if trigger is not None else Wake.ABSENT
+    match wake:
+        case Wake.WOKEN:
+            yield Finding("wake", Level.OK, f'"{peer.name}" is woken by {peer.trigger}')
+        case Wake.PENDING:
+            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, and looks by itself ({peer.trigger})')
+        case Wake.FULL:
+            seen = f'"{peer.name}" does not look at its wakes: it is busy, or hangs'
+            yield Finding("wake", Level.NOTE, seen, f"if it stays so: kill {peer.process.pid}, and start it again")
+        case _:
+            seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it looks every 3 s by itself'
+            yield Finding("wake", Level.WRONG, seen, "wait 15 s: a session that lives listens again by then")
+    if peer.trigger != "socket":
+        remedy = "agentbus doctor says under `trigger` why a socket cannot be had, if that was not chosen"
+        yield Finding(
+            "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {peer.trigger}, which is slower', remedy
+        )
+
+
+def _check_way(peer: Peer) -> Iterator[Finding]:
+    """Whether what is sent to a peer is pushed. [VOID-1]"""
+    seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
+    if peer.delivery != PULL:
+        is_sure = not peer.delivery.endswith("?")
+        yield Finding(
+            "delivery", Level.OK if is_sure else Level.NOTE, seen, "" if is_sure else "it can call check_messages"
+        )
+    elif "AGENTBUS_DELIVERY" in peer.delivery_reason:
+        yield Finding("delivery", Level.NOTE, f"{seen}; it reads when it calls check_messages", _AS_MEANT)
+    else:
+        remedy = f"end that session, and start it with: {_launch(peer.runtime, peer.name)}"
+        yield Finding("delivery", Level.WRONG, f"{seen}; nothing is pushed, it has to call check_messages", remedy)
+
+
+def _launch(module: str, name: str) -> str:
+    try:
+        return registry.registration(registry.manifest(module)).launch(name)
+    except AgentbusError:
+        return f"agentbus launch {module} {name}"  # it says itself what is wrong with the module
+
+
+def check_mailboxes(home: Path) -> Iterator[Finding]:
+    """What each mailbox holds, the fullest first."""
+    if not (home / "bus.db").exists():
+        return
+    with Inspection(home / "bus.db") as inspection:
+        found = sorted(inspection.ledger.counts(), key=lambda one: -one.pending)
+        online = {peer.name for peer in inspection.present() if process.is_alive(peer.process)}
+        strangers = {one.mailbox for one in found if not inspection.ledger.was_peer(one.mailbox)} - online
+    for counts in found[:_MAX_MAILBOXES]:
+        yield _mailbox(counts, _similar(counts.mailbox, online) if counts.mailbox in strangers else "")
+    if len(found) > _MAX_MAILBOXES:
+        yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less that is pending")
+
+
+def _similar(name: str, online: Iterable[str]) -> str:
+    """Who may have been meant by a name that nobody has; empty where nobody is called anything like it."""
+    found = get_close_matches(name, list(online), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def _mailbox(counts: Counts, meant: str = "") -> Finding:
+    since = ""
+    if counts.oldest_pending_at is not None:
+        since = f" (the oldest for {printing.age(counts.oldest_pending_at, now_ms())})"
+    seen = (
+        f'"{counts.mailbox}": {counts.pending:,} pending{since}, {counts.delivered:,} delivered, {counts.read:,} read'
+    )
+    if counts.pending >= MAX_PENDING:
+        remedy = f'start a session named "{counts.mailbox}", which takes them'
+        return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses what is sent to it", remedy)
+    if meant and counts.pending:
+        return Finding("mailbox", Level.NOTE, f"{seen}; nobody was ever called that", meant)
+    return Finding("mailbox", Level.OK, seen)
+
+
+def ask(here: Settings, name: str) -> Iterator[Finding]:
+    """Why a message to `name` would not reach its model, as far as that lies with the peer. [DOCTOR-6]"""
+    path = here.home / "bus.db"
+    if not path.exists():
+        yield _absent(name, None, "", was_there=False)
+        return
+    with Inspection(path) as inspection:
+        asked, name = name, inspection.alias(name) or name
+        peers = {peer.name: peer for peer in inspection.present()}
+        counts = {one.mailbox: one for one in inspection.ledger.counts()}.get(name)
+        if asked != name:
+            yield Finding("name", Level.OK, f'"{asked}" is called "{name}" now')
+        peer = peers.get(name)
+        if peer is None or not process.is_alive(peer.process):
+            others = [one.name for one in peers.values() if process.is_alive(one.process)]
+            was_there = peer is not None or inspection.ledger.was_peer(name)
+            yield _absent(name, counts, _similar(name, others), was_there=was_there)
+        else:
+            triggers = Triggers(here)
+            try:
+                yield from _check_peer(peer, counts, inspection.ledger.last_delivered(peer.session), triggers)
+            finally:
+                triggers.close()
+            if not peer.delivery.endswith("?") and peer.delivery != PULL:
+                seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
+                if counts is not None and counts.delivered and not counts.read:
+                    seen += f"; of {counts.delivered:,} delivered, none is known to be read"
+                remedy = (
+                    "if it said at its start that channels are not available, start it with: AGENTBUS_DELIVERY=pull "
+                )
+                yield Finding("gate", Level.NOTE, seen, remedy + _launch(peer.runtime, peer.name))
+        if counts is not None:
+            yield _mailbox(counts)
+
+
+def _absent(name: str, counts: Counts | None, similar: str, *, was_there: bool) -> Finding:
+    waiting = counts.pending if counts is not None else 0
+    seen = f'"{name}" is not running{"" if was_there else " and was not seen lately"}'
+    seen += f"; {waiting:,} {'message waits' if waiting == 1 else 'messages wait'} for it" if waiting else ""
+    if similar:
+        return Finding("running", Level.WRONG, seen, similar)
+    found, _ = registry.manifests()
+    return Finding("running", Level.WRONG, seen, " or ".join(_launch(one.id, name) for one in found))
