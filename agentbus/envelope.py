@@ -87,8 +87,8 @@ class Status:
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
 
     def __str__(self) -> str:
-        line = f'#{self.id} from "{self.sender}" to "{self.recipient}", sent {timestamp(self.sent_at)}: '
-        line += self.state.value
+        line = f'#{self.id} from "{self.sender}" to "{self.recipient}" is {self.state.value}: '
+        line += f"sent {timestamp(self.sent_at)}"
         if self.delivered_at is not None:
             line += f", delivered {timestamp(self.delivered_at)} by {self.carrier}"
         if self.read_at is not None:

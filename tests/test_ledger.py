@@ -149,7 +149,7 @@ def test_what_is_asked_wrongly_is_one_line(home: Path, arguments: list[str], sen
 @pytest.mark.spec("LEDGER-3")
 def test_status_of_what_is_not_there(home: Path) -> None:
     agentbus(home, "send", "bob", "hi", "--from", "ci")
-    assert agentbus(home, "status", "1").stdout.startswith('#1 from "ci" to "bob", sent 20')
+    assert agentbus(home, "status", "1").stdout.startswith('#1 from "ci" to "bob" is pending: sent 20')
     done = agentbus(home, "status", "7")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "agentbus: there is no message #7: it was never sent, or is pruned by now\n"

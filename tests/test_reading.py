@@ -276,8 +276,8 @@ def test_an_answer_marks_what_it_answers_as_read(start: Start, home: Path) -> No
     assert alice.wait_events(1)[0]["meta"]["reply_to"] == event["meta"]["msg_id"]
     assert read_ids(home) == [msg_id]
     status = alice.call("message_status", id=msg_id)
-    assert status.startswith('#1 from "alice" to "bob", sent 20')
-    assert ": read, delivered 20" in status
+    assert status.startswith('#1 from "alice" to "bob" is read: sent 20')
+    assert "Z, delivered 20" in status
     assert " by channel, read 20" in status
     # Nobody else's answer makes it read, and an id that nobody knows is no obstacle.
     alice.call("send_message", to="robert", text="another")
@@ -293,7 +293,7 @@ def test_the_status_of_a_message(start: Start, home: Path) -> None:
     alice = start("alice")
     alice.handshake()
     alice.call("send_message", to="nobody", text="x")
-    assert alice.call("message_status", id=1).endswith(": pending")
+    assert alice.call("message_status", id=1).startswith('#1 from "alice" to "nobody" is pending: sent 20')
     assert alice.refuse("message_status", id=2) == "there is no message #2: it was never sent, or is pruned by now"
 
 
