@@ -36,7 +36,7 @@ DEFAULT_POLL_MS = 1_000
 DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
 DEFAULT_BURST = 30
-DELIVERIES = ("auto", "channel", "pull")
+DELIVERIES = ("auto", "channel", "inbox", "pull")
 VARIABLES = (
     "AGENTBUS_BURST",
     "AGENTBUS_DELIVERY",

@@ -26,7 +26,7 @@ __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
 # The files of the home that are ours, and the folders with what is ours in each.
 _DATABASE = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-journal")
-_FOLDERS = ("sock", "wake", "watch")
+_FOLDERS = ("sock", "wake", "watch", "rate")
 _STYLES = {Standing.ENABLED: "green", Standing.DISABLED: "dim", Standing.STALE: "red", Standing.SHADOWED: "red"}
 
 
@@ -52,7 +52,8 @@ def install() -> None:
         print()
         print(f"Start each session of {manifest.title} under a name, each in a terminal of its own:")
         for name in ("frontend", "backend"):
-            print(f"  {registration.launch(name)}")
+            # Without flags: that reaches every session, a channel only those of accounts that have channels.
+            print(f"  {registration.launch(name, flags=False)}")
         print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
         print("If something does not arrive: agentbus doctor backend")
 
@@ -185,7 +186,7 @@ def _remove(home: Path, *, keep_mail: bool) -> Iterator[Path]:
         if folder.is_symlink() or not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
-            yield from _unlink(path, stat.S_ISREG if name == "wake" else stat.S_ISSOCK)
+            yield from _unlink(path, stat.S_ISREG if name in ("wake", "rate") else stat.S_ISSOCK)
         with suppress(OSError):  # something else is in it, and stays
             folder.rmdir()
             yield folder

@@ -104,8 +104,8 @@ class Registration(Protocol):
     def by_hand(self) -> list[str]:
         """What to do where `enable` cannot, a line each. Raises BrokenSetup as `own_command` does."""
 
-    def launch(self, name: str | None) -> str:
-        """The shell command that starts the client as `name`, with what this module needs.
+    def launch(self, name: str | None, *, flags: bool = True) -> str:
+        """The shell command that starts the client as `name`, with what this module can make use of if `flags`.
 
         Raises InvalidRequest for a bad name.
         """

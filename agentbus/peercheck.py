@@ -117,9 +117,9 @@ def _check_way(peer: Peer) -> Iterator[Finding]:
         yield Finding("delivery", Level.WRONG, f"{seen}; nothing is pushed, it has to call check_messages", remedy)
 
 
-def _launch(module: str, name: str) -> str:
+def _launch(module: str, name: str, *, flags: bool = True) -> str:
     try:
-        return registry.registration(registry.manifest(module)).launch(name)
+        return registry.registration(registry.manifest(module)).launch(name, flags=flags)
     except AgentbusError:
         return f"agentbus launch {module} {name}"  # it says itself what is wrong with the module
 
@@ -182,14 +182,12 @@ def ask(here: Settings, name: str) -> Iterator[Finding]:
                 yield from _check_peer(peer, counts, inspection.ledger.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
-            if not peer.delivery.endswith("?") and peer.delivery != PULL:
+            if peer.delivery == "channel":
                 seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
                 if counts is not None and counts.delivered and not counts.read:
                     seen += f"; of {counts.delivered:,} delivered, none is known to be read"
-                remedy = (
-                    "if it said at its start that channels are not available, start it with: AGENTBUS_DELIVERY=pull "
-                )
-                yield Finding("gate", Level.NOTE, seen, remedy + _launch(peer.runtime, peer.name))
+                remedy = "if it said at its start that channels are not available, start it with: "
+                yield Finding("gate", Level.NOTE, seen, remedy + _launch(peer.runtime, peer.name, flags=False))
         if counts is not None:
             yield _mailbox(counts)
 
@@ -201,4 +199,4 @@ def _absent(name: str, counts: Counts | None, similar: str, *, was_there: bool) 
     if similar:
         return Finding("running", Level.WRONG, seen, similar)
     found, _ = registry.manifests()
-    return Finding("running", Level.WRONG, seen, " or ".join(_launch(one.id, name) for one in found))
+    return Finding("running", Level.WRONG, seen, " or ".join(_launch(one.id, name, flags=False) for one in found))

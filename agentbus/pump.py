@@ -147,6 +147,10 @@ class Pump:
         try:
             receipt = await self._delivery.deliver(found)
         except DeliveryFailed:
+            # What was taken before is marked meanwhile: the pause may be long, and a crash in it would repeat that.
+            self._collect()
+            if self._taken:
+                self._mark_taken()
             return Fact.FAILED
         except DeliveryClosed:
             return Fact.GONE

@@ -24,6 +24,7 @@ from agentbus.config import prepare_home
 from agentbus.drain import Pace
 from agentbus.envelope import Arrival, Envelope, Peer, Unread
 from agentbus.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+from agentbus.notedwakes import NotedWakes
 from agentbus.ports import Delivery, Trigger, Wakes
 from agentbus.process import is_alive
 from agentbus.pump import Pump
@@ -69,40 +70,6 @@ class Checkpoints:
             await anyio.sleep(_CHECKPOINT_PAUSE_S)
 
 
-class _NotedWakes:
-    """The wakes of a trigger, of which whoever waits for mail hears too, and whose trigger can be armed anew."""
-
-    def __init__(self, wakes: Wakes) -> None:
-        self._wakes = wakes
-        self._woken: anyio.Event | None = None
-
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        was_nudged = await self._wakes.wait(timeout_s)
-        if was_nudged and self._woken is not None:
-            self._woken.set()
-            self._woken = None
-        return was_nudged
-
-    @property
-    def woken(self) -> anyio.Event:
-        """Set by the next wake."""
-        if self._woken is None:
-            self._woken = anyio.Event()
-        return self._woken
-
-    def replace(self, wakes: Wakes) -> None:
-        """Wait for these from here on; who waits for the old ones is woken when they are disarmed."""
-        self._wakes = wakes
-
-    def is_reachable(self) -> bool:
-        return self._wakes.is_reachable()
-
-    async def listen(self) -> None:
-        """Keep hearing, where no pump does."""
-        while True:
-            await self.wait()
-
-
 class Session:
     """One peer. Call `claim`, then `run` in a task; `stop` and `close` end it.
 
@@ -134,7 +101,7 @@ class Session:
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
-        self._wakes: _NotedWakes | None = None
+        self._wakes: NotedWakes | None = None
         # Ids that a check has taken out and whose result is not written yet: the pump leaves them alone.
         self._checked: set[int] = set()
         self._is_running = False
@@ -192,7 +159,7 @@ class Session:
         self._is_running = True
         try:
             with self._scope:
-                wakes = self._wakes = _NotedWakes(await self._arm(self._arming))
+                wakes = self._wakes = NotedWakes(await self._arm(self._arming))
                 self._pump = self._make_pump(wakes)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
@@ -276,6 +243,12 @@ class Session:
         self._arrival = replace(self._arrival, trigger=trigger)
         self._update(replace(self.peer, trigger=trigger, endpoint=endpoint))
 
+    async def set_delivery(self, delivery: str, reason: str) -> None:
+        """Say how this session receives from now on, and why. Raises Busy. [VOID-2]"""
+        await patiently(lambda: self.bus.store.set_delivery(self.peer.session, delivery, reason))
+        self._arrival = replace(self._arrival, delivery=delivery, delivery_reason=reason)
+        self._update(replace(self.peer, delivery=delivery, delivery_reason=reason))
+
     def _update(self, peer: Peer) -> None:
         assert self._claimed is not None
         self._claimed = Claimed(peer, self._claimed.wished_holder)
@@ -303,7 +276,7 @@ class Session:
         while await patiently(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
 
-    async def _arm_anew(self, wakes: _NotedWakes) -> None:
+    async def _arm_anew(self, wakes: NotedWakes) -> None:
         """Listen again where senders look, after the socket or its folder was removed. [WAKE-6]"""
         arming = AsyncExitStack()
         wakes.replace(await self._arm(arming))

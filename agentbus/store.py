@@ -360,6 +360,11 @@ class Store:
         with self._writing() as execute:
             execute("UPDATE peers SET trigger = ?, endpoint = ? WHERE session = ?", (trigger, endpoint, session))
 
+    def set_delivery(self, session: str, delivery: str, reason: str) -> None:
+        """Say how `session` receives from now on, and why."""
+        with self._writing() as execute:
+            execute("UPDATE peers SET delivery = ?, delivery_reason = ? WHERE session = ?", (delivery, reason, session))
+
     def leave(self, session: str, pid: int, *, now: int) -> None:
         """End the presence of `session` in process `pid`; its host's next server finds the name again."""
         with self._writing() as execute:

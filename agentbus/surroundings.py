@@ -130,7 +130,7 @@ def check_home(home: Path) -> Iterator[Finding]:
         yield Finding("home", Level.NOTE, f"{home} is not there yet", "the first message or session makes it")
         return
     is_right = True
-    folders = [home, home / "sock", home / "wake", home / "watch"]
+    folders = [home, home / "sock", home / "wake", home / "watch", home / "rate"]
     files = [home / name for name in ("bus.db", "bus.db-wal", "bus.db-shm")]
     for path in (*folders, *files):
         try:

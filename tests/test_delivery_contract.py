@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
 
 import anyio
 import pytest
 
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.errors import DeliveryClosed
 from agentbus.library import _HandOver
-from agentbus.ports import Delivery
+from agentbus.ports import Delivery, Receipt
+from agentbus.process import current
 from tests.helpers import FakeDelivery, envelope
+from tests.inbox_stand_in import TOKEN, InboxStandIn
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +100,33 @@ async def channel(make_pair: Callable[[], tuple[int, int]]) -> AsyncIterator[Far
         os.close(fd)
 
 
+@asynccontextmanager
+async def inbox() -> AsyncIterator[FarEnd]:
+    seen = 0
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        far = InboxStandIn(Path(folder, "in", "1.sock"), clock=iter(range(0, 10**9, 10)).__next__, reads=False)
+        home = Path(folder, "bus")
+        home.mkdir(mode=0o700)
+        gate = ReadyGate(settle_s=0)
+        gate.initialized()
+        gate.listed()
+
+        async def report(_trouble: str) -> None:
+            pass
+
+        def take() -> list[str]:
+            nonlocal seen
+            far.is_reading.set()
+            new, seen = far.texts[seen:], len(far.texts)
+            assert not far.dropped
+            return re.findall(r'msg_id="(\d+)"', "".join(new))
+
+        ours = current()
+        bucket = Bucket(home, ours, burst=10_000)
+        yield FarEnd(InboxDelivery(Inbox(Address(far.path, TOKEN), ours), bucket, gate, report), take, None)
+        far.close()
+
+
 def socket_pair() -> tuple[int, int]:
     theirs, ours = socket.socketpair()
     return theirs.detach(), ours.detach()
@@ -102,6 +135,7 @@ def socket_pair() -> tuple[int, int]:
 DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
     "fake": fake,
     "program": hand_over,
+    "inbox": inbox,
     "channel, pipe": lambda: channel(os.pipe),
     "channel, socketpair": lambda: channel(socket_pair),
 }
@@ -119,10 +153,13 @@ async def deliver_all(far_end: FarEnd, count: int) -> list[str]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(far_end.until_took, [str(one.id) for one in batch])
         left = batch
+        receipts: list[Receipt] = []
         while left:
             receipt = await far_end.delivery.deliver(left)
+            receipts.append(receipt)
             assert 1 <= receipt.count <= len(left)
             left = left[receipt.count :]
+    assert all(receipt.taken() for receipt in receipts)
     return far_end.took
 
 
@@ -156,14 +193,16 @@ async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -
     (receipt,) = receipts
     assert receipt.taken()
     if not isinstance(far_end.delivery, _HandOver):
-        await far_end.delivery.deliver([envelope(2)])
+        later = await far_end.delivery.deliver([envelope(2)])
+        await far_end.until_took(["1", "2"])
+        assert later.taken()
     assert receipt.taken()
 
 
 @pytest.mark.spec("DELIV-3")
 async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end: FarEnd) -> None:
     """... once it can hold no more; cancelled, it lets go at once."""
-    if isinstance(far_end.delivery, FakeDelivery):
+    if isinstance(far_end.delivery, FakeDelivery | InboxDelivery):
         pytest.skip("holds any number")
     huge = [envelope(number, "x" * 65_536) for number in range(1, 101)]
     with anyio.fail_after(10):

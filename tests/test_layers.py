@@ -20,6 +20,7 @@ LEVELS = {
     "config": 2,
     "drain": 2,
     "modules": 2,
+    "notedwakes": 3,
     "database": 3,
     "ledger": 3,
     "printing": 3,

@@ -31,9 +31,9 @@ def test_install_registers_and_says_what_to_run_next(home: Path, claude: ClaudeO
     assert (done.returncode, done.stderr) == (0, "")
     assert claude.entry() is not None
     for name in ("frontend", "backend"):
-        launched = run(home, claude, "launch", "claude-mcp", name)
-        assert launched.stderr == ""
-        assert f"  {launched.stdout}" in done.stdout
+        assert f"  AGENTBUS_NAME={name} claude\n" in done.stdout
+    launched = run(home, claude, "launch", "claude-mcp", "backend")
+    assert launched.stderr == ""
     assert launched.stdout == ("AGENTBUS_NAME=backend claude --dangerously-load-development-channels server:agentbus\n")
     assert not home.exists(), "installing makes no bus; the first message does"
     again = run(home, claude, "install")

@@ -119,7 +119,7 @@ def test_the_variable_decides(claude: Start, start: Start, home: Path) -> None:
     done = agentbus(home, "serve", "claude-mcp", AGENTBUS_DELIVERY="owl")
     assert (done.returncode, done.stderr) == (
         2,
-        "agentbus: AGENTBUS_DELIVERY is 'owl': set it to auto or channel or pull, or unset it\n",
+        "agentbus: AGENTBUS_DELIVERY is 'owl': set it to auto or channel or inbox or pull, or unset it\n",
     )
 
 

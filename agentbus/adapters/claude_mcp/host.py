@@ -34,6 +34,7 @@ class Way(Enum):
 
     CHANNEL = "channel"  # pushed: the host shows channel events
     UNSURE = "channel?"  # pushed, and offered by check_messages too: nobody knows what the host does with an event
+    INBOX = "inbox"  # pushed, through the inbox that Claude Code gives each session
     PULL = "pull"  # kept until check_messages asks
     HEALTH_CHECK = "none"  # not a session at all
 
@@ -45,6 +46,18 @@ class Host:
     process: Process
     way: Way
     reason: str
+    # Claude Code, started without the channel flag: its inbox may do. [VOID-1]
+    may_use_inbox: bool = False
+
+
+def bypasses_permissions(arguments: Sequence[str]) -> bool:
+    """Whether Claude Code was started in the mode that asks for no permissions."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(
+        word in ("--dangerously-skip-permissions", "--permission-mode=bypassPermissions")
+        or (word, after) == ("--permission-mode", "bypassPermissions")
+        for word, after in pairs
+    )
 
 
 def judge(arguments: Sequence[str]) -> tuple[Way, str] | None:
@@ -113,7 +126,11 @@ def _find(above: Sequence[Process], arguments: Callable[[Process], Sequence[str]
         words = arguments(one)
         judged = judge(words)
         if judged is not None:
-            return Host(one, *judged)
+            way, reason = judged
+            if way is Way.PULL and bypasses_permissions(words):
+                # There Claude Code holds what other processes post for the user's approval, and would not hold ours.
+                return Host(one, way, f"{reason}, and asks for no permissions, so that its inbox is not used")
+            return Host(one, way, reason, may_use_inbox=way is Way.PULL)
         if not words:
             return Host(one, Way.UNSURE, "the arguments of the host cannot be read")
         name = os.path.basename(words[0])

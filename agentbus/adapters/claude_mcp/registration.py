@@ -185,9 +185,9 @@ class ClaudeRegistration:
             *("  " + line for line in json.dumps(pasted, indent=2).splitlines()),
         ]
 
-    def launch(self, name: str | None) -> str:
+    def launch(self, name: str | None, *, flags: bool = True) -> str:
         """See Registration. Raises InvalidRequest for a bad name."""
-        words = [self._manifest.client, *self._manifest.launch_flags]
+        words = [self._manifest.client, *(self._manifest.launch_flags if flags else ())]
         return (f"AGENTBUS_NAME={normalise_name(name)} " if name is not None else "") + shlex.join(words)
 
     @staticmethod

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -23,13 +24,15 @@ from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
 from agentbus.adapters.claude_mcp.desk import Desk
 from agentbus.adapters.claude_mcp.host import Host, Way, find_host
+from agentbus.adapters.claude_mcp.inbox import Bucket, Inbox, InboxDelivery, address
 from agentbus.adapters.claude_mcp.pull import PullDelivery
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.adapters.claude_mcp.tools import Seat
-from agentbus.bus import Bus
+from agentbus.bus import PULL, Bus
 from agentbus.config import Settings
 from agentbus.envelope import Arrival
-from agentbus.errors import AgentbusError, TryAgain
+from agentbus.errors import AgentbusError, DeliveryFailed, TryAgain
+from agentbus.ports import Delivery
 from agentbus.session import Checkpoints, Session
 
 __all__ = ["serve"]
@@ -96,6 +99,7 @@ async def _serve(
     settings: Settings, host: Host, bus: Bus, triggers: list[Any], stdio: Stdio, checkpoints: Checkpoints
 ) -> int:
     gate = ReadyGate()
+    host, inbox = _choose_inbox(host)
     arrival = Arrival(
         host=host.process,
         launch_name=settings.name,
@@ -106,16 +110,32 @@ async def _serve(
         trigger=triggers[0].name,
         delivery_reason=host.reason,
     )
+
+    async def report(trouble: str) -> None:
+        """Say that the inbox does not take anything, or does again: here, in `peers`, to who sends. [INBOX-6]"""
+        way, reason = (PULL, f"its inbox cannot be used: {trouble}") if trouble else (host.way.value, host.reason)
+        _say(reason if trouble else "the inbox can be used again")
+        try:
+            await session.set_delivery(way, reason)
+        except AgentbusError as error:
+            _say(str(error))
+
+    delivery: Delivery
+    if inbox is not None:
+        delivery = InboxDelivery(inbox, Bucket(settings.home, host.process), gate, report)
+    else:
+        delivery = PullDelivery() if host.way is Way.PULL else ChannelDelivery(stdio, gate)
     session = Session(
         bus,
         arrival,
         triggers=triggers,
-        delivery=PullDelivery() if host.way is Way.PULL else ChannelDelivery(stdio, gate),
+        delivery=delivery,
         checkpoints=checkpoints,
         say=_say,
         retention_hours=settings.retention_hours,
     )
-    seat = Seat(session, host.way, host.reason, settings.name_note, BurstGuard(settings.burst))
+    trouble = (lambda: delivery.trouble) if isinstance(delivery, InboxDelivery) else str
+    seat = Seat(session, host.way, host.reason, settings.name_note, BurstGuard(settings.burst), trouble)
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_watch_for_end, session, stdio)
@@ -127,6 +147,24 @@ async def _serve(
     finally:
         _close(session)
     return 1
+
+
+def _choose_inbox(host: Host) -> tuple[Host, Inbox | None]:
+    """The inbox of the session, where that is the way to reach it, and the host with the way that it has. [VOID-1]"""
+    if host.way is not Way.INBOX and not host.may_use_inbox:
+        return host, None
+    at = address()
+    if at is None:
+        return replace(host, way=Way.PULL, reason=f"{host.reason}, and there is no CLAUDE_CODE_MESSAGING_SOCKET"), None
+    inbox = Inbox(at, host.process)
+    try:
+        inbox.connect().close()
+    except DeliveryFailed as error:
+        if host.way is not Way.INBOX:
+            return replace(host, way=Way.PULL, reason=f"{host.reason}, and its inbox cannot be used: {error}"), None
+    if host.way is Way.INBOX:
+        return host, inbox
+    return replace(host, way=Way.INBOX, reason=f"{host.reason}; what comes goes into its inbox"), inbox
 
 
 async def _serve_nobody(host: Host, stdio: Stdio) -> int:

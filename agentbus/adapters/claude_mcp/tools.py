@@ -44,6 +44,8 @@ class Seat:
     reason: str
     name_note: str = ""
     burst: BurstGuard = field(default_factory=lambda: BurstGuard(0))
+    # Why nothing can be pushed just now, though it is meant to be; empty when it can.
+    trouble: Callable[[], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +162,11 @@ async def _list_peers(_seat: Seat, session: Session, _arguments: Mapping[str, An
 
 async def _whoami(seat: Seat, session: Session, _arguments: Mapping[str, Any]) -> str:
     peer = session.peer
-    how = "messages wait for check_messages" if seat.way is Way.PULL else "messages are pushed into this session"
+    waits = seat.way is Way.PULL or seat.trouble()
+    how = "messages wait for check_messages" if waits else "messages are pushed into this session"
     return (
         f'you are "{peer.name}", woken by {peer.trigger}, in {peer.cwd}{_name_note(session)}; '
-        f"{how} ({peer.delivery}: {seat.reason})"
+        f"{how} ({peer.delivery}: {peer.delivery_reason})"
     )
 
 
@@ -340,7 +343,8 @@ def call_now(seat: Seat, name: str, arguments: Mapping[str, Any] | None) -> Tool
 
 
 def _finished(seat: Seat, session: Session, result: ToolResult) -> ToolResult:
-    if seat.way is Way.CHANNEL or result.settle is not None:
+    is_pushed = seat.way is Way.CHANNEL or (seat.way is Way.INBOX and not seat.trouble())
+    if is_pushed or result.settle is not None:
         return result
     return ToolResult(result.text + _unread_line(session), result.is_error)
 
