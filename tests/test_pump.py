@@ -103,6 +103,24 @@ async def test_everything_arrives_once_and_in_order(mailbox: Mailbox) -> None:
     assert mailbox.pending() == []
 
 
+@pytest.mark.spec("DRAIN-3", "DRAIN-6")
+async def test_what_was_taken_is_marked_while_a_delivery_fails(mailbox: Mailbox) -> None:
+    run = Running(mailbox, FakeDelivery(most=1, holds=True))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.pump.run)
+        first = run.send()
+        await run.until(lambda: run.delivery.handed)
+        for _ in range(10_000):
+            run.delivery.fail_once()
+        second = run.send()
+        await run.until(lambda: len(run.delivery.failures) < 9_990)
+        run.delivery.take()
+        await run.until_marked([first])
+        assert run.delivery.failures, "it fails all the while"
+        tasks.cancel_scope.cancel()
+    assert mailbox.pending() == [second]
+
+
 @pytest.mark.spec("DRAIN-1")
 async def test_nothing_is_read_before_the_delivery_is_ready(mailbox: Mailbox) -> None:
     row_id = mailbox.send()
