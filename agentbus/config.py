@@ -17,6 +17,8 @@ from agentbus.errors import BrokenSetup, InvalidRequest
 
 __all__ = [
     "DEFAULT_NAME",
+    "HOME_FILES",
+    "HOME_FOLDERS",
     "VARIABLES",
     "Settings",
     "check_private",
@@ -37,6 +39,9 @@ DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
 DEFAULT_BURST = 30
 DELIVERIES = ("auto", "channel", "inbox", "pull")
+# What is agentbus's in its home: the database with what SQLite puts beside it, and the folders.
+HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm")
+HOME_FOLDERS = ("sock", "wake", "watch", "rate")
 VARIABLES = (
     "AGENTBUS_BURST",
     "AGENTBUS_DELIVERY",
@@ -195,7 +200,6 @@ def prepare_home(home: Path) -> Path:
     Raises BrokenSetup.
     """
     prepare_folder(home)
-    database = home / "bus.db"
-    for path in (database, home / "bus.db-wal", home / "bus.db-shm"):
-        check_private(path, is_folder=False)
-    return database
+    for name in HOME_FILES:
+        check_private(home / name, is_folder=False)
+    return home / HOME_FILES[0]

@@ -21,7 +21,7 @@ from agentbus import database, printing, process, registry
 from agentbus.config import Settings
 from agentbus.envelope import normalise_name
 from agentbus.errors import AgentbusError, BrokenSetup
-from agentbus.findings import Finding, Level
+from agentbus.findings import Finding, Level, refused
 from agentbus.inspection import Inspection
 from agentbus.peercheck import ask, check_mailboxes, check_peers
 from agentbus.ports import Trigger, Wake
@@ -74,7 +74,7 @@ def _safely(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
     try:
         yield from check()
     except AgentbusError as error:
-        yield Finding(what, Level.WRONG, str(error.args[0]), error.hint or "")
+        yield refused(what, error)
     except Exception as error:  # noqa: BLE001 - a doctor that falls over its patient helps nobody: it is said instead
         seen = f"this could not be looked at ({type(error).__name__}: {error})"
         yield Finding(what, Level.WRONG, seen, "agentbus doctor --json, and report it")
@@ -211,7 +211,7 @@ def _check_modules() -> Iterator[Finding]:
     """What each module says of its client. [DOCTOR-4]"""
     found, broken = registry.manifests()
     for error in broken:
-        yield Finding("module", Level.WRONG, str(error.args[0]), error.hint or "")
+        yield refused("module", error)
     for manifest in found:
         yield from _safely("module", lambda manifest=manifest: registry.registration(manifest).findings())  # type: ignore[misc]
 

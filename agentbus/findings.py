@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Finding", "Level"]
+from agentbus.errors import AgentbusError
+
+__all__ = ["Finding", "Level", "refused"]
 
 
 class Level(Enum):
@@ -30,3 +32,8 @@ class Finding:
     level: Level
     seen: str
     remedy: str = ""
+
+
+def refused(code: str, error: AgentbusError) -> Finding:
+    """What an error of ours is as a finding: its sentence, and its hint as the remedy."""
+    return Finding(code, Level.WRONG, str(error.args[0]), error.hint or "")

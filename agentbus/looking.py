@@ -1,4 +1,4 @@
-"""How a command hears of what happens on the bus: by a socket of its own, nudged by whoever changes something.
+"""How a command hears of what happens: on the bus by a socket of its own, from its user by signals.
 
 Looks and never writes. Knows nothing of what is looked for. Implements [WATCH-1].
 """
@@ -6,17 +6,19 @@ Looks and never writes. Knows nothing of what is looked for. Implements [WATCH-1
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 import anyio
+import anyio.abc
 
 from agentbus.config import Settings
 from agentbus.errors import BrokenSetup
 from agentbus.registry import Watchers
 
-__all__ = ["SAFETY_S", "Glances", "looking"]
+__all__ = ["SAFETY_S", "Glances", "looking", "when_signalled"]
 
 # What a lost wake costs at most; as long as the safety poll of a drain. [DRAIN-5]
 SAFETY_S = 3.0
@@ -44,6 +46,16 @@ class _Polled:
 
     def is_reachable(self) -> bool:
         return True
+
+
+async def when_signalled(
+    act: Callable[[int], None], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Call `act` with the number of each SIGINT, SIGTERM and SIGHUP, until cancelled."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            act(number)
 
 
 @asynccontextmanager

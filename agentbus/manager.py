@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,27 +23,35 @@ from agentbus.modules import Manifest, Registration, Standing
 
 __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
-# The files of the home that are ours, and the folders with what is ours in each.
-_DATABASE = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-journal")
-_FOLDERS = ("sock", "wake", "watch", "rate")
+# Of a database that was put there while it was no WAL one yet.
+_JOURNAL = "bus.db-journal"
 _STYLES = {Standing.ENABLED: "green", Standing.DISABLED: "dim", Standing.STALE: "red", Standing.SHADOWED: "red"}
 
 
-def _modules() -> Iterator[tuple[Manifest, Registration]]:
-    """Every module that can be loaded; what is wrong with the others is said on stderr. [MOD-1]"""
-    found, broken = registry.manifests()
-    for error in broken:
-        print(f"agentbus: {error}", file=sys.stderr)
-    for manifest in found:
+def _load() -> tuple[list[tuple[Manifest, Registration]], list[tuple[str, BrokenSetup]]]:
+    """The modules that can be loaded, and what is wrong with the others: `?` is one whose id cannot be read. [MOD-1]"""
+    manifests, broken = registry.manifests()
+    loaded: list[tuple[Manifest, Registration]] = []
+    failures = [("?", error) for error in broken]
+    for manifest in manifests:
         try:
-            yield manifest, registry.registration(manifest)
+            loaded.append((manifest, registry.registration(manifest)))
         except BrokenSetup as error:
-            print(f"agentbus: {error}", file=sys.stderr)
+            failures.append((manifest.id, error))
+    return loaded, failures
+
+
+def _modules() -> list[tuple[Manifest, Registration]]:
+    """Every module that can be loaded; what is wrong with the others is said on stderr."""
+    loaded, failures = _load()
+    for _, error in failures:
+        printing.say(str(error))
+    return loaded
 
 
 def install() -> None:
     """Register every module, and say what to run next. Raises BrokenSetup, having said what to do by hand."""
-    modules = list(_modules())
+    modules = _modules()
     if not modules:
         raise BrokenSetup("no module can be loaded", hint="install agentbus anew")
     for manifest, registration in modules:
@@ -87,22 +94,17 @@ def launch(module: str, name: str | None) -> None:
     stands = registration.registered()
     if stands.standing is not Standing.ENABLED:
         remedy = f" ({stands.remedy})" if stands.remedy else ""
-        print(f"agentbus: {module} is {stands.standing.value}: {stands.seen}{remedy}", file=sys.stderr)
+        printing.say(f"{module} is {stands.standing.value}: {stands.seen}{remedy}")
     if shutil.which(manifest.client) is None:
-        print(f"agentbus: {manifest.client} is not on PATH", file=sys.stderr)
+        printing.say(f"{manifest.client} is not on PATH")
 
 
 def show(*, as_json: bool) -> int:
     """Show the modules and how each stands; 1 when a module is broken."""
-    found, broken = registry.manifests()
-    failures = [("?", str(error)) for error in broken]
+    loaded, failures = _load()
     out = printing.console()
-    for manifest in found:
-        try:
-            stands = registry.registration(manifest).registered()
-        except BrokenSetup as error:
-            failures.append((manifest.id, str(error)))
-            continue
+    for manifest, registration in loaded:
+        stands = registration.registered()
         if as_json:
             row = {"id": manifest.id, "title": manifest.title, "standing": stands.standing.value}
             printing.json_line({**row, "seen": stands.seen, "remedy": stands.remedy or None})
@@ -116,7 +118,9 @@ def show(*, as_json: bool) -> int:
             out.print(f"  mend it: {printing.printable(stands.remedy)}")
     for module, failure in failures:
         if as_json:
-            printing.json_line({"id": module, "title": None, "standing": "broken", "seen": failure, "remedy": None})
+            printing.json_line(
+                {"id": module, "title": None, "standing": "broken", "seen": str(failure), "remedy": None}
+            )
         else:
             out.print(Text(f"{module}: ").append("broken", "red").append(f"\n  {failure}"))
     return 1 if failures else 0
@@ -148,7 +152,7 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
     removed = list(_remove(home, keep_mail=keep_mail))
     for path in removed:
         lost = f" ({waiting:,} {'message' if waiting == 1 else 'messages'} waited in it)" if waiting else ""
-        print(f"removed {path}{lost if path.name == _DATABASE[0] else ''}")
+        print(f"removed {path}{lost if path.name == config.HOME_FILES[0] else ''}")
     if not removed:
         print(f"nothing to remove in {home}")
     if keep_mail and (home / "bus.db").exists():
@@ -171,16 +175,16 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
     except AgentbusError as error:
         # A database that is broken, newer or somebody's: who is online cannot be told, and it may be just that which
         # is to go away.
-        print(f"agentbus: who is online cannot be told ({error})", file=sys.stderr)
+        printing.say(f"who is online cannot be told ({error})")
         return [], 0
 
 
 def _remove(home: Path, *, keep_mail: bool) -> Iterator[Path]:
     """Delete what is ours in `home`, and `home` itself if nothing is left in it."""
     if not keep_mail:
-        for name in _DATABASE:
+        for name in (*config.HOME_FILES, _JOURNAL):
             yield from _unlink(home / name, stat.S_ISREG)
-    for name in _FOLDERS:
+    for name in config.HOME_FOLDERS:
         folder = home / name
         # Not through a symlink: what is there is not ours.
         if folder.is_symlink() or not folder.is_dir():

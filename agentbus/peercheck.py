@@ -74,7 +74,8 @@ def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: T
     if counts is not None and counts.oldest_pending_at is not None:
         waited = now - counts.oldest_pending_at
         is_stuck = waited > _STUCK_MS and peer.delivery != PULL
-        seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {printing.span(max(1_000, waited))}; {heard}'
+        since = printing.age(counts.oldest_pending_at, now)
+        seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {since}; {heard}'
         remedy = "end that session and start it again, its mail waits" if is_stuck else ""
         yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
     else:
@@ -131,9 +132,12 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
     with Inspection(home / "bus.db") as inspection:
         found = sorted(inspection.ledger.counts(), key=lambda one: -one.pending)
         online = {peer.name for peer in inspection.present() if process.is_alive(peer.process)}
-        strangers = {one.mailbox for one in found if not inspection.ledger.was_peer(one.mailbox)} - online
-    for counts in found[:_MAX_MAILBOXES]:
-        yield _mailbox(counts, _similar(counts.mailbox, online) if counts.mailbox in strangers else "")
+        for counts in found[:_MAX_MAILBOXES]:
+            # Asked of few: it reads the newest messages each time.
+            may_be_misspelt = (
+                counts.pending and counts.mailbox not in online and not inspection.ledger.was_peer(counts.mailbox)
+            )
+            yield _mailbox(counts, _similar(counts.mailbox, online) if may_be_misspelt else "")
     if len(found) > _MAX_MAILBOXES:
         yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less that is pending")
 
@@ -154,7 +158,7 @@ def _mailbox(counts: Counts, meant: str = "") -> Finding:
     if counts.pending >= MAX_PENDING:
         remedy = f'start a session named "{counts.mailbox}", which takes them'
         return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses what is sent to it", remedy)
-    if meant and counts.pending:
+    if meant:
         return Finding("mailbox", Level.NOTE, f"{seen}; nobody was ever called that", meant)
     return Finding("mailbox", Level.OK, seen)
 

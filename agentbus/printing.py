@@ -21,10 +21,12 @@ __all__ = [
     "age",
     "clock",
     "console",
+    "contents",
     "exactly",
     "json_line",
     "line",
     "printable",
+    "say",
     "span",
     "status_line",
     "status_row",
@@ -42,9 +44,14 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def console(*, stderr: bool = False) -> Console:
+def console() -> Console:
     """Where to print: no guessing of what a text means, no wrapping of it."""
-    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def say(sentence: str) -> None:
+    """One line to stderr, for the person and not for whoever reads the output."""
+    print(f"agentbus: {sentence}", file=sys.stderr, flush=True)
 
 
 def line(to: Console, text: Text) -> None:
@@ -126,7 +133,10 @@ def status_line(status: Status) -> Text:
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
     text.append(f"  {status.sender} -> {status.recipient}", "bold")
-    if status.reply_to is not None:
-        text.append(f"  (re #{status.reply_to})", "dim")
-    text.append(f"  {printable(status.text, lines=False)}")
-    return text
+    return text.append(contents(status))
+
+
+def contents(status: Status) -> Text:
+    """What ends the line of a message: which one it answers, and its text."""
+    text = Text() if status.reply_to is None else Text(f"  (re #{status.reply_to})", "dim")
+    return Text().append(text).append(f"  {printable(status.text, lines=False)}")

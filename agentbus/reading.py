@@ -68,11 +68,15 @@ def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
     out = printing.console()
     for one in shown:
         out.print(_heading(one))
-        out.print(Text("    " + printing.printable(one.text).replace("\n", "\n    ")))
+        out.print(_indented(one.text))
     if not shown:
         out.print(f'nothing unread in the mailbox of "{mailbox}"')
     if is_more:
         out.print(f"there is more: agentbus inbox {mailbox} --limit {limit * 10}")
+
+
+def _indented(text: str) -> Text:
+    return Text("    " + printing.printable(text).replace("\n", "\n    "))
 
 
 def _heading(one: Status) -> Text:
@@ -116,4 +120,4 @@ def status(row_id: int, *, as_json: bool) -> None:
     out.print(str(found))
     if found.reply_to is not None:
         out.print(f"    answers #{found.reply_to}")
-    out.print(Text("    " + printing.printable(found.text).replace("\n", "\n    ")))
+    out.print(_indented(found.text))

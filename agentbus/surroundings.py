@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agentbus import config
 from agentbus.errors import BrokenSetup, InvalidRequest
-from agentbus.findings import Finding, Level
+from agentbus.findings import Finding, Level, refused
 from agentbus.inspection import sqlite_version
 
 __all__ = ["check_home", "check_packages", "check_place", "check_python", "check_settings", "check_sqlite", "settings"]
@@ -109,7 +109,7 @@ def check_settings() -> Iterator[Finding]:
             yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to 1 to 32 of a-z, 0-9, _ and -")
     except InvalidRequest as error:
         is_right = False
-        yield _refused("settings", error)
+        yield refused("settings", error)
     for name in config.unknown():
         yield Finding(
             "settings", Level.NOTE, f"{name} is set, and means nothing", f"use one of {', '.join(config.VARIABLES)}"
@@ -120,24 +120,20 @@ def check_settings() -> Iterator[Finding]:
         yield Finding("settings", Level.OK, shown or "no AGENTBUS_* variable is set")
 
 
-def _refused(code: str, error: BrokenSetup | InvalidRequest) -> Finding:
-    return Finding(code, Level.WRONG, str(error.args[0]), error.hint or "")
-
-
 def check_home(home: Path) -> Iterator[Finding]:
     """The home folder, its files and folders: whose they are, and who can write them. [TRUST-1]"""
     if not home.exists() and not home.is_symlink():
         yield Finding("home", Level.NOTE, f"{home} is not there yet", "the first message or session makes it")
         return
     is_right = True
-    folders = [home, home / "sock", home / "wake", home / "watch", home / "rate"]
-    files = [home / name for name in ("bus.db", "bus.db-wal", "bus.db-shm")]
+    folders = [home, *(home / name for name in config.HOME_FOLDERS)]
+    files = [home / name for name in config.HOME_FILES]
     for path in (*folders, *files):
         try:
             config.check_private(path, is_folder=path in folders)
         except BrokenSetup as error:
             is_right = False
-            yield _refused("home", error)
+            yield refused("home", error)
     if not is_right:
         return
     mode = stat.S_IMODE(home.stat().st_mode)

@@ -5,7 +5,6 @@ Woken by sockets, as sessions are. Implements [WAIT-1] to [WAIT-4].
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from agentbus.config import Settings
 from agentbus.envelope import Envelope, MessageState, timestamp
 from agentbus.errors import DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.library import present
-from agentbus.looking import SAFETY_S, looking
+from agentbus.looking import SAFETY_S, looking, when_signalled
 from agentbus.ports import Receipt, Settled
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]
@@ -33,10 +32,6 @@ _LONGEST_S = 86_400.0
 _LAST_CALL_S = 10.0
 # Shells report a death by a signal as this much more than its number.
 _SIGNALLED = 128
-
-
-def _say(line: str) -> None:
-    print(f"agentbus: {line}", file=sys.stderr, flush=True)
 
 
 def parse_seconds(option: str, raw: str) -> float:
@@ -111,23 +106,20 @@ def wait(name: str | None, *, timeout_s: float | None, as_json: bool) -> int:
 async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) -> int:
     code = 0
 
-    async def end_when_signalled(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+    def end_by(number: int) -> None:
         nonlocal code
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                code = _SIGNALLED + number
-                tasks.cancel_scope.cancel()
+        code = _SIGNALLED + number
+        tasks.cancel_scope.cancel()
 
     async def end_with_the_session() -> None:
         await session.ended.wait()
         tasks.cancel_scope.cancel()
 
     async with (
-        present(settings, printed, runtime=RUNTIME, reason=_REASON, say=_say, other_name=False) as session,
+        present(settings, printed, runtime=RUNTIME, reason=_REASON, say=printing.say, other_name=False) as session,
         anyio.create_task_group() as tasks,
     ):
-        await tasks.start(end_when_signalled)
+        await tasks.start(when_signalled, end_by)
         tasks.start_soon(end_with_the_session)
         with anyio.move_on_after(timeout_s):
             await printed.done.wait()
@@ -137,8 +129,10 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
         tasks.cancel_scope.cancel()
     if printed.failure:
         raise DeliveryClosed(f"the output cannot be written ({printed.failure})", hint="the message is still pending")
-    if printed.done.is_set() or code:
-        return 0 if printed.done.is_set() else code
+    if printed.done.is_set():
+        return 0
+    if code:
+        return code
     assert timeout_s is not None, "without a timeout it ends by a message or a signal"
     raise TryAgain(f'no message for "{settings.name}" within {timeout_s:g} s', hint="wait longer, or look later")
 
@@ -157,7 +151,7 @@ def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> Non
 
 async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: float) -> None:
     give_up_at = anyio.current_time() + seconds
-    async with looking(settings, _say) as glances:
+    async with looking(settings, printing.say) as glances:
         while True:
             status = bus.store.ledger.status(row_id)
             if status.state is MessageState.READ:

@@ -7,7 +7,6 @@ it. Implements [WATCH-1] to [WATCH-4].
 from __future__ import annotations
 
 import select
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from rich.text import Text
 from agentbus import commands, config, printing
 from agentbus.bus import PULL, now_ms
 from agentbus.envelope import MessageState, Peer, Status, timestamp
-from agentbus.looking import SAFETY_S, looking
+from agentbus.looking import SAFETY_S, looking, when_signalled
 from agentbus.process import is_alive
 from agentbus.store import Store
 
@@ -171,9 +170,7 @@ def _event_line(event: MessageEvent | PeerEvent) -> Text:
     text.append(f"{event.state.value:<9}", printing.STYLES[event.state])
     text.append(f"  #{message.id:<5} {message.sender} -> {message.recipient}", "bold")
     if event.state is MessageState.PENDING:
-        if message.reply_to is not None:
-            text.append(f"  (re #{message.reply_to})", "dim")
-        text.append(f"  {printing.printable(message.text, lines=False)}")
+        text.append(printing.contents(message))
     else:
         how = f"by {message.carrier}, " if event.state is MessageState.DELIVERED else ""
         text.append(f"  {how}{printing.span(max(0, event.at - message.sent_at))} after it was sent", "dim")
@@ -195,7 +192,7 @@ class _Lines:
         """A pipe has no place for what changes."""
 
     def say(self, line: str) -> None:
-        print(f"agentbus: {line}", file=sys.stderr, flush=True)
+        printing.say(line)
 
 
 class _Objects(_Lines):
@@ -232,14 +229,12 @@ class _Screen:
         self._out.soft_wrap = False
         # No thread of rich's own: what stands there is drawn when it has changed.
         self.live = Live(console=self._out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self._stands: tuple[list[Peer], dict[str, int]] | None = None
 
     def show(self, events: list[MessageEvent | PeerEvent]) -> None:
         for event in events:
             printing.line(self._out, _event_line(event))
 
     def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
-        self._stands = (peers, waiting)
         self.live.update(_standing(peers, waiting), refresh=True)
 
     def say(self, line: str) -> None:
@@ -282,15 +277,9 @@ def watch(*, as_json: bool) -> None:
 
 
 async def _watch(store: Store, settings: config.Settings, display: _Display) -> None:
-    async def end_when_signalled(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for _ in signals:
-                tasks.cancel_scope.cancel()
-
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(end_when_signalled)
+            await tasks.start(when_signalled, lambda _number: tasks.cancel_scope.cancel())
             await _follow(store, settings, display)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agentbus.store import Store
 from tests.helpers import RawClient, clients
 
 
@@ -39,3 +40,12 @@ def start(home: Path) -> Iterator[Callable[..., RawClient]]:
     """Starts `agentbus serve claude-mcp` on `home` under a name: start("backend")."""
     with clients() as start_client:
         yield lambda name=None, **options: start_client(home, name, **options)
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    """The mailboxes of that bus, over a connection of the test's own."""
+    home.mkdir(mode=0o700)
+    store = Store(home / "bus.db", busy_ms=1_000)
+    yield store
+    store.close()

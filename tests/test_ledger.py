@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one p
 
 # What a hostile peer would send: clears the screen, renames the window, turns the text around.
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\r\nsecond line"
-
-
-@pytest.fixture
-def store(home: Path) -> Iterator[Store]:
-    home.mkdir(mode=0o700)
-    store = Store(home / "bus.db", busy_ms=1_000)
-    yield store
-    store.close()
 
 
 def fill(store: Store, *, count: int = 6) -> list[int]:

@@ -93,14 +93,6 @@ def watch(home: Path, *arguments: str, **variables: str) -> Iterator[Watch]:
         watcher.close()
 
 
-@pytest.fixture
-def store(home: Path) -> Iterator[Store]:
-    home.mkdir(mode=0o700)
-    store = Store(home / "bus.db", busy_ms=1_000)
-    yield store
-    store.close()
-
-
 def arrival(name: str, process: Process | None = None) -> Arrival:
     here = process or current()
     return Arrival(here, name, here, "test", "/tmp", "channel", "", "socket")

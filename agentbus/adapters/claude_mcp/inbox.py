@@ -16,9 +16,7 @@ import socket
 import stat
 import struct
 import sys
-import termios
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +25,7 @@ from pathlib import Path
 import anyio
 
 from agentbus.adapters.claude_mcp.channel import ReadyGate, channel_element
+from agentbus.adapters.claude_mcp.stdio import unread_bytes, unread_ioctl
 from agentbus.config import foreign, prepare_folder
 from agentbus.envelope import Envelope, timestamp
 from agentbus.errors import AgentbusError, DeliveryFailed
@@ -241,13 +240,11 @@ class _Posted:
     def taken(self) -> bool:
         if self._connection is None:
             return True
-        unread = array("i", [0])
-        if sys.platform == "linux":
-            with suppress(OSError):
-                # SIOCOUTQ of unix(7), which has the number of TIOCOUTQ.
-                fcntl.ioctl(self._connection, termios.TIOCOUTQ, unread)
-        if unread[0]:
-            return False
+        fd = self._connection.fileno()
+        ioctl = unread_ioctl(fd)
+        with suppress(OSError):
+            if ioctl is not None and unread_bytes(fd, ioctl):
+                return False
         self._connection.close()
         self._connection = None
         return True

@@ -28,7 +28,7 @@ from agentbus.eventloop import asyncio_loop
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Stdio"]
+__all__ = ["Stdio", "unread_bytes", "unread_ioctl"]
 
 _READ_BYTES = 65_536
 # Lines that were read and not yet asked for; beyond it reading waits, so that a client cannot fill the memory.
@@ -50,7 +50,7 @@ def _private_copy(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
-def _can_count_unread(fd: int) -> int | None:
+def unread_ioctl(fd: int) -> int | None:
     """The ioctl that tells how much of what was written to `fd` is unread; None where nobody can tell. [CHAN-3]"""
     if not sys.platform.startswith("linux"):
         return None
@@ -60,6 +60,16 @@ def _can_count_unread(fd: int) -> int | None:
     if stat.S_ISSOCK(mode):
         return _OUTQ
     return None
+
+
+def unread_bytes(fd: int, ioctl: int) -> int:
+    """How much of what was written to `fd` is unread, by `unread_ioctl`. Raises OSError.
+
+    A socket counts its own bookkeeping too, so this errs to the high side until all is read: 0 then.
+    """
+    unread = array.array("i", [0])
+    fcntl.ioctl(fd, ioctl, unread)
+    return unread[0]
 
 
 async def _until_writable(fd: int) -> None:
@@ -90,7 +100,7 @@ class Stdio:
         self._was_blocking = [fd for fd in (fd_in, fd_out) if os.get_blocking(fd)]
         os.set_blocking(fd_in, False)
         os.set_blocking(fd_out, False)
-        self._unread_ioctl = _can_count_unread(fd_out)
+        self._unread_ioctl = unread_ioctl(fd_out)
         self._buffer = LineBuffer()
         # Lines that were read: not sorted yet, and left to whoever takes them.
         self._fresh: deque[bytes | None] = deque()
@@ -313,14 +323,12 @@ class Stdio:
         """The position up to which the client has surely read; what was written, where nobody can tell."""
         if self._unread_ioctl is None:
             return self._flushed
-        unread = array.array("i", [0])
         try:
-            fcntl.ioctl(self._out, self._unread_ioctl, unread)
+            unread = unread_bytes(self._out, self._unread_ioctl)
         except OSError:
             return self._flushed
-        # A socket counts its own bookkeeping too, so this errs to the low side until all is read: 0 then. What was
-        # known to be read stays read.
-        self._read = max(self._read, self._flushed - unread[0])
+        # What was known to be read stays read.
+        self._read = max(self._read, self._flushed - unread)
         return self._read
 
     def _flush(self) -> None:
