@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from agentbus import config, doctor, registry, surroundings
+from agentbus import config, doctor, registry
+from agentbus.doctor import environment
 from agentbus.findings import Level
 from tests.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path, clean_env, until
 from tests.test_reading import CLAUDE
@@ -445,18 +446,18 @@ def test_the_codes_are_those_of_the_spec() -> None:
     ],
 )
 def test_versions_against_what_is_asked_for(version: str, requirement: str, fits: bool) -> None:
-    assert surroundings._fits(version, requirement) is fits
+    assert environment._fits(version, requirement) is fits
 
 
 def test_a_network_file_system_and_a_full_disk_are_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(surroundings, "_file_system", lambda _path: "nfs4")
-    monkeypatch.setattr(surroundings, "_LEAST_FREE_BYTES", 1 << 60)
-    found = {one.code: one for one in surroundings.check_place(tmp_path)}
+    monkeypatch.setattr(environment, "_file_system", lambda _path: "nfs4")
+    monkeypatch.setattr(environment, "_LEAST_FREE_BYTES", 1 << 60)
+    found = {one.code: one for one in environment.check_place(tmp_path)}
     assert found["file-system"].level is Level.WRONG
     assert "nfs4, which cannot share a WAL" in found["file-system"].seen
     assert found["disk"].level is Level.WRONG
     long = tmp_path.joinpath(*["x" * 50] * 3)
-    assert {one.code: one for one in surroundings.check_place(long)}["path"].level is Level.NOTE
+    assert {one.code: one for one in environment.check_place(long)}["path"].level is Level.NOTE
 
 
 def test_the_time_it_takes_does_not_grow_with_the_history(home: Path, claude: ClaudeOnPath) -> None:

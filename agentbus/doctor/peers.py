@@ -12,10 +12,10 @@ from pathlib import Path
 from agentbus import printing, process, registry
 from agentbus.bus import PULL, now_ms
 from agentbus.config import Settings
+from agentbus.doctor.readonly import Inspection
 from agentbus.envelope import Peer
 from agentbus.errors import AgentbusError
 from agentbus.findings import Finding, Level
-from agentbus.inspection import Inspection
 from agentbus.ledger import Counts
 from agentbus.ports import Wake
 from agentbus.registry import Triggers

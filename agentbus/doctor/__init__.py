@@ -19,14 +19,7 @@ from rich.text import Text
 
 from agentbus import database, printing, process, registry
 from agentbus.config import Settings
-from agentbus.envelope import normalise_name
-from agentbus.errors import AgentbusError, BrokenSetup
-from agentbus.findings import Finding, Level, refused
-from agentbus.inspection import Inspection
-from agentbus.peercheck import ask, check_mailboxes, check_peers
-from agentbus.ports import Trigger, Wake
-from agentbus.registry import Triggers
-from agentbus.surroundings import (
+from agentbus.doctor.environment import (
     check_home,
     check_packages,
     check_place,
@@ -35,6 +28,13 @@ from agentbus.surroundings import (
     check_sqlite,
     settings,
 )
+from agentbus.doctor.peers import ask, check_mailboxes, check_peers
+from agentbus.doctor.readonly import Inspection
+from agentbus.envelope import normalise_name
+from agentbus.errors import AgentbusError, BrokenSetup
+from agentbus.findings import Finding, Level, refused
+from agentbus.ports import Trigger, Wake
+from agentbus.registry import Triggers
 
 __all__ = ["run"]
 

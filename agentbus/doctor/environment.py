@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 
 from agentbus import config
+from agentbus.doctor.readonly import sqlite_version
 from agentbus.errors import BrokenSetup, InvalidRequest
 from agentbus.findings import Finding, Level, refused
-from agentbus.inspection import sqlite_version
 
 __all__ = ["check_home", "check_packages", "check_place", "check_python", "check_settings", "check_sqlite", "settings"]
 
