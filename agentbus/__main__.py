@@ -48,13 +48,13 @@ def _run(arguments: list[str]) -> int:
     elif command == "send" and not {"-h", "--help"} & set(rest):
         _send(rest)
     elif command == "serve" and len(rest) == 1 and not rest[0].startswith("-"):
-        from agentbus import commands
+        from agentbus.cli import common
 
-        commands.serve(rest[0])
+        common.serve(rest[0])
     else:
-        from agentbus import cli
+        from agentbus.cli import app
 
-        return cli.run(arguments)
+        return app.run(arguments)
     return 0
 
 
@@ -82,14 +82,14 @@ def _send(arguments: list[str]) -> None:
 
     to, text = words[0], words[1] if len(words) == 2 else None
     if wait_read is None:
-        from agentbus import commands
+        from agentbus.cli import common
 
-        commands.send(to, text, sender=sender)
+        common.send(to, text, sender=sender)
     else:
-        from agentbus import waiting
+        from agentbus.cli import wait
 
-        seconds = waiting.parse_seconds("--wait-read", wait_read)
-        waiting.send_until_read(to, text, sender=sender, seconds=seconds)
+        seconds = wait.parse_seconds("--wait-read", wait_read)
+        wait.send_until_read(to, text, sender=sender, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import agentbus as package
-from agentbus import cli
+from agentbus.cli import app
 from tests.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
-COMMANDS = tuple(command.name or command.callback.__name__ for command in cli.app.registered_commands)
+COMMANDS = tuple(command.name or command.callback.__name__ for command in app.app.registered_commands)
 
 
 def bodies(home: Path) -> list[tuple[str, str]]:

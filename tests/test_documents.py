@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from agentbus import cli, config, errors
+from agentbus import config, errors
+from agentbus.cli import app
 from tests.helpers import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -24,7 +25,7 @@ EXIT_CODES = "0 done, 1 failed, 2 asked wrongly, 75 try again later"
 # What a command may have without SPEC.md saying so each time.
 COMMON = {"--help", "-h"}
 
-root: Any = typer.main.get_command(cli.app)
+root: Any = typer.main.get_command(app.app)
 COMMANDS: dict[str, Any] = root.commands
 
 

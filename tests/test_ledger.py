@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from agentbus import printing
+from agentbus.cli import output
+from agentbus.cli.messages import parse_since
 from agentbus.envelope import MessageState
 from agentbus.errors import InvalidRequest
-from agentbus.reading import parse_since
 from agentbus.store import Store
 from tests.helpers import PATIENCE_S, FakeClock, agentbus, clean_env
 
@@ -212,9 +212,9 @@ def test_a_message_cannot_steer_the_readers_terminal(home: Path) -> None:
 
 
 def test_spans_and_instants_read_well() -> None:
-    shown = [printing.span(ms) for ms in (0, 12, 999, 1_000, 59_000, 60_000, 7_200_000, 200_000_000)]
+    shown = [output.span(ms) for ms in (0, 12, 999, 1_000, 59_000, 60_000, 7_200_000, 200_000_000)]
     assert shown == ["0 ms", "12 ms", "999 ms", "1 s", "59 s", "1 min", "2 h", "2 d"]
-    assert printing.age(5_000, 4_000) == "1 s", "a clock that went back"
+    assert output.age(5_000, 4_000) == "1 s", "a clock that went back"
 
 
 def test_history_of_a_locale_that_knows_no_japanese(home: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentbus import manager, registry
+from agentbus import registry
+from agentbus.cli import setup
 from tests.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -95,7 +96,7 @@ def test_a_broken_manifest_is_a_finding_and_the_others_work(
         adapters.joinpath(name).mkdir(parents=True)
         adapters.joinpath(name, "module.json").write_text(text)
     monkeypatch.setattr(registry, "_ADAPTERS", adapters)
-    assert manager.show(as_json=True) == 1
+    assert setup.show(as_json=True) == 1
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(row["id"], row["standing"]) for row in rows] == [
         ("claude-mcp", "not enabled"),
@@ -105,7 +106,7 @@ def test_a_broken_manifest_is_a_finding_and_the_others_work(
     ]
     assert str(adapters / "a-broken" / "module.json") in rows[1]["seen"]
     assert "the module c cannot be loaded" in rows[3]["seen"]
-    assert manager.show(as_json=False) == 1
+    assert setup.show(as_json=False) == 1
     assert "c: broken\n" in capfd.readouterr().out
 
 

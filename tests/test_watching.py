@@ -22,12 +22,12 @@ from typing import Any
 
 import pytest
 
-from agentbus import watching
+from agentbus.cli import watch as watching
+from agentbus.cli.watch import Changes, MessageEvent, PeerEvent
 from agentbus.envelope import Arrival
 from agentbus.process import Process, current
 from agentbus.registry import Watchers
 from agentbus.store import Store
-from agentbus.watching import Changes, MessageEvent, PeerEvent
 from tests.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process

@@ -17,7 +17,8 @@ from pathlib import Path
 import anyio
 from rich.text import Text
 
-from agentbus import database, printing, process, registry
+from agentbus import database, process, registry
+from agentbus.cli import output
 from agentbus.config import Settings
 from agentbus.doctor.environment import (
     check_home,
@@ -52,17 +53,17 @@ def run(peer: str | None, *, as_json: bool) -> int:
     name = None if peer is None else normalise_name(peer)
     here = settings()
     found = list(_examine(here) if name is None else _examine_peer(here, name))
-    out = printing.console()
+    out = output.console()
     for one in found:
         if as_json:
             row = {"code": one.code, "level": one.level.value, "seen": one.seen, "remedy": one.remedy or None}
-            printing.json_line(row)
+            output.json_line(row)
             continue
         text = Text()
         text.append(f"{one.level.value:<6}", _STYLES[one.level])
-        out.print(text.append(f"{one.code:<13} {printing.printable(one.seen, lines=False)}"))
+        out.print(text.append(f"{one.code:<13} {output.printable(one.seen, lines=False)}"))
         if one.remedy and one.level is not Level.OK:
-            out.print(Text(" " * 20 + "-> ", "dim").append(printing.printable(one.remedy, lines=False), "bold"))
+            out.print(Text(" " * 20 + "-> ", "dim").append(output.printable(one.remedy, lines=False), "bold"))
     wrong = sum(one.level is Level.WRONG for one in found)
     if not as_json and name is None:
         out.print(f"{wrong or 'nothing'} {'thing is' if wrong == 1 else 'things are' if wrong else 'is'} wrong")

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from agentbus import printing, process, registry
+from agentbus import process, registry
 from agentbus.bus import PULL, now_ms
+from agentbus.cli import output
 from agentbus.config import Settings
 from agentbus.doctor.readonly import Inspection
 from agentbus.envelope import Peer
@@ -65,16 +66,16 @@ def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: T
         return
     now = now_ms()
     if now - peer.last_seen > SILENT_MS:
-        seen = f"{whom} has not been heard of for {printing.age(peer.last_seen, now)}, though its process runs"
+        seen = f"{whom} has not been heard of for {output.age(peer.last_seen, now)}, though its process runs"
         yield Finding("peer", Level.WRONG, seen, "end that session and start it again")
         return
     yield from _check_wake(peer, triggers)
     yield from _check_way(peer)
-    heard = "it got nothing yet" if last is None else f"it got something {printing.age(last, now)} ago"
+    heard = "it got nothing yet" if last is None else f"it got something {output.age(last, now)} ago"
     if counts is not None and counts.oldest_pending_at is not None:
         waited = now - counts.oldest_pending_at
         is_stuck = waited > _STUCK_MS and peer.delivery != PULL
-        since = printing.age(counts.oldest_pending_at, now)
+        since = output.age(counts.oldest_pending_at, now)
         seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {since}; {heard}'
         remedy = "end that session and start it again, its mail waits" if is_stuck else ""
         yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
@@ -151,7 +152,7 @@ def _similar(name: str, online: Iterable[str]) -> str:
 def _mailbox(counts: Counts, meant: str = "") -> Finding:
     since = ""
     if counts.oldest_pending_at is not None:
-        since = f" (the oldest for {printing.age(counts.oldest_pending_at, now_ms())})"
+        since = f" (the oldest for {output.age(counts.oldest_pending_at, now_ms())})"
     seen = (
         f'"{counts.mailbox}": {counts.pending:,} pending{since}, {counts.delivered:,} delivered, {counts.read:,} read'
     )

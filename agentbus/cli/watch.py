@@ -19,8 +19,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agentbus import commands, config, printing
+from agentbus import config
 from agentbus.bus import PULL, now_ms
+from agentbus.cli import common, output
 from agentbus.envelope import MessageState, Peer, Status, timestamp
 from agentbus.looking import SAFETY_S, looking, when_signalled
 from agentbus.process import is_alive
@@ -154,7 +155,7 @@ class _Display(Protocol):
 
 
 def _event_line(event: MessageEvent | PeerEvent) -> Text:
-    text = Text(printing.clock(event.at) + "  ")
+    text = Text(output.clock(event.at) + "  ")
     if isinstance(event, PeerEvent):
         peer = event.peer
         text.append(f"{event.what:<9}", "magenta")
@@ -167,13 +168,13 @@ def _event_line(event: MessageEvent | PeerEvent) -> Text:
             )
         return text
     message = event.message
-    text.append(f"{event.state.value:<9}", printing.STYLES[event.state])
+    text.append(f"{event.state.value:<9}", output.STYLES[event.state])
     text.append(f"  #{message.id:<5} {message.sender} -> {message.recipient}", "bold")
     if event.state is MessageState.PENDING:
-        text.append(printing.contents(message))
+        text.append(output.contents(message))
     else:
         how = f"by {message.carrier}, " if event.state is MessageState.DELIVERED else ""
-        text.append(f"  {how}{printing.span(max(0, event.at - message.sent_at))} after it was sent", "dim")
+        text.append(f"  {how}{output.span(max(0, event.at - message.sent_at))} after it was sent", "dim")
     return text
 
 
@@ -181,18 +182,18 @@ class _Lines:
     """One line for each event, as plain text: for a pipe or a file."""
 
     def __init__(self) -> None:
-        self._out = printing.console()
+        self._out = output.console()
 
     def show(self, events: list[MessageEvent | PeerEvent]) -> None:
         for event in events:
-            printing.line(self._out, _event_line(event))
+            output.line(self._out, _event_line(event))
         sys.stdout.flush()
 
     def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
         """A pipe has no place for what changes."""
 
     def say(self, line: str) -> None:
-        printing.say(line)
+        output.say(line)
 
 
 class _Objects(_Lines):
@@ -200,12 +201,12 @@ class _Objects(_Lines):
 
     def show(self, events: list[MessageEvent | PeerEvent]) -> None:
         for event in events:
-            printing.json_line(_event_row(event))
+            output.json_line(_event_row(event))
 
 
 def _event_row(event: MessageEvent | PeerEvent) -> dict[str, Any]:
     if isinstance(event, MessageEvent):
-        row = printing.status_row(event.message)
+        row = output.status_row(event.message)
         return {"event": event.state.value, "at": timestamp(event.at), **row}
     peer = event.peer
     return {
@@ -225,20 +226,20 @@ class _Screen:
     """The events scroll by, and under them stands who is there now: for a terminal."""
 
     def __init__(self) -> None:
-        self._out = printing.console()
+        self._out = output.console()
         self._out.soft_wrap = False
         # No thread of rich's own: what stands there is drawn when it has changed.
         self.live = Live(console=self._out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     def show(self, events: list[MessageEvent | PeerEvent]) -> None:
         for event in events:
-            printing.line(self._out, _event_line(event))
+            output.line(self._out, _event_line(event))
 
     def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
         self.live.update(_standing(peers, waiting), refresh=True)
 
     def say(self, line: str) -> None:
-        printing.line(self._out, Text(f"agentbus: {line}", "yellow"))
+        output.line(self._out, Text(f"agentbus: {line}", "yellow"))
 
 
 def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
@@ -252,7 +253,7 @@ def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
         style = "yellow" if peer.delivery == PULL else "green"
         cells = (Text(peer.name, "bold"), peer.runtime, Text(peer.delivery, style), peer.trigger)
         table.add_row(
-            *cells, Text(str(pending), "yellow" if pending else "dim"), printing.printable(peer.cwd, lines=False)
+            *cells, Text(str(pending), "yellow" if pending else "dim"), output.printable(peer.cwd, lines=False)
         )
     names = {peer.name for peer in peers}
     for name, count in waiting.items():
@@ -267,8 +268,8 @@ def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
 
 def watch(*, as_json: bool) -> None:
     """Show what happens until a signal or the end of whoever reads it. Raises what opening the bus raises."""
-    with commands.bus_and_settings() as (bus, settings):
-        if not as_json and printing.console().is_terminal:
+    with common.bus_and_settings() as (bus, settings):
+        if not as_json and output.console().is_terminal:
             screen = _Screen()
             with screen.live:
                 anyio.run(_watch, bus.store, settings, screen)

@@ -11,8 +11,8 @@ from itertools import islice
 
 from rich.text import Text
 
-from agentbus import commands, printing
 from agentbus.bus import now_ms
+from agentbus.cli import common, output
 from agentbus.envelope import MessageState, Status, normalise_name
 from agentbus.errors import InvalidRequest
 
@@ -57,15 +57,15 @@ def _parse_grep(text: str) -> re.Pattern[str]:
 
 def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
     """Show what a mailbox holds that is not known to be read; whose is asked for, or the one who asks."""
-    with commands.bus_and_settings() as (bus, settings):
-        mailbox = commands.own_name(bus, settings, name)
+    with common.bus_and_settings() as (bus, settings):
+        mailbox = common.own_name(bus, settings, name)
         found = bus.store.ledger.inbox(mailbox, limit + 1)
     shown, is_more = found[:limit], len(found) > limit
     if as_json:
         for one in shown:
-            printing.json_line(printing.status_row(one))
+            output.json_line(output.status_row(one))
         return
-    out = printing.console()
+    out = output.console()
     for one in shown:
         out.print(_heading(one))
         out.print(_indented(one.text))
@@ -76,14 +76,14 @@ def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
 
 
 def _indented(text: str) -> Text:
-    return Text("    " + printing.printable(text).replace("\n", "\n    "))
+    return Text("    " + output.printable(text).replace("\n", "\n    "))
 
 
 def _heading(one: Status) -> Text:
     text = Text(f"#{one.id} from ")
     text.append(one.sender, "bold")
-    text.append(f", {printing.age(one.sent_at, now_ms())} ago, ")
-    text.append(one.state.value, printing.STYLES[one.state])
+    text.append(f", {output.age(one.sent_at, now_ms())} ago, ")
+    text.append(one.state.value, output.STYLES[one.state])
     if one.state is MessageState.DELIVERED:
         text.append(f" by {one.carrier}, whether it was read is not known")
     if one.reply_to is not None:
@@ -96,27 +96,27 @@ def history(*, peer: str | None, since: str | None, grep: str | None, limit: int
     name = None if peer is None else normalise_name(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
-    with commands.bus_and_settings() as (bus, _settings):
+    with common.bus_and_settings() as (bus, _settings):
         all_of_them = bus.store.ledger.newest_first(peer=name, since=start)
         found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
     if not as_json and not found:
         print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
-    out = printing.console()
+    out = output.console()
     for one in reversed(found):
         if as_json:
-            printing.json_line(printing.status_row(one))
+            output.json_line(output.status_row(one))
         else:
-            printing.line(out, printing.status_line(one))
+            output.line(out, output.status_line(one))
 
 
 def status(row_id: int, *, as_json: bool) -> None:
     """Show one message and where it is. Raises InvalidRequest when there is none of that id."""
-    with commands.bus_and_settings() as (bus, _settings):
+    with common.bus_and_settings() as (bus, _settings):
         found = bus.store.ledger.status(row_id)
     if as_json:
-        printing.json_line(printing.status_row(found))
+        output.json_line(output.status_row(found))
         return
-    out = printing.console()
+    out = output.console()
     out.print(str(found))
     if found.reply_to is not None:
         out.print(f"    answers #{found.reply_to}")

@@ -1,6 +1,6 @@
 """What the command line does, apart from parsing: open the bus, act, print.
 
-Shared by the fast road in __main__.py and the typer commands in cli.py; imports neither typer nor an event loop.
+Shared by the fast road in __main__.py and the typer commands in app.py; imports neither typer nor an event loop.
 Waits inline for a busy database. Implements [CLI-1] to [CLI-5], [WAKE-5].
 """
 

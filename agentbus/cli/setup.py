@@ -15,8 +15,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from agentbus import config, printing, registry
-from agentbus.commands import bus_and_settings
+from agentbus import config, registry
+from agentbus.cli import output
+from agentbus.cli.common import bus_and_settings
 from agentbus.envelope import Peer
 from agentbus.errors import AgentbusError, BrokenSetup, Refused
 from agentbus.modules import Manifest, Registration, Standing
@@ -45,7 +46,7 @@ def _modules() -> list[tuple[Manifest, Registration]]:
     """Every module that can be loaded; what is wrong with the others is said on stderr."""
     loaded, failures = _load()
     for _, error in failures:
-        printing.say(str(error))
+        output.say(str(error))
     return loaded
 
 
@@ -94,33 +95,31 @@ def launch(module: str, name: str | None) -> None:
     stands = registration.registered()
     if stands.standing is not Standing.ENABLED:
         remedy = f" ({stands.remedy})" if stands.remedy else ""
-        printing.say(f"{module} is {stands.standing.value}: {stands.seen}{remedy}")
+        output.say(f"{module} is {stands.standing.value}: {stands.seen}{remedy}")
     if shutil.which(manifest.client) is None:
-        printing.say(f"{manifest.client} is not on PATH")
+        output.say(f"{manifest.client} is not on PATH")
 
 
 def show(*, as_json: bool) -> int:
     """Show the modules and how each stands; 1 when a module is broken."""
     loaded, failures = _load()
-    out = printing.console()
+    out = output.console()
     for manifest, registration in loaded:
         stands = registration.registered()
         if as_json:
             row = {"id": manifest.id, "title": manifest.title, "standing": stands.standing.value}
-            printing.json_line({**row, "seen": stands.seen, "remedy": stands.remedy or None})
+            output.json_line({**row, "seen": stands.seen, "remedy": stands.remedy or None})
             continue
         text = Text(f"{manifest.id}  {manifest.title}: ")
         text.append(stands.standing.value, _STYLES.get(stands.standing, "yellow"))
         out.print(text)
         out.print(f"  {manifest.summary}")
-        out.print(f"  {printing.printable(stands.seen)}")
+        out.print(f"  {output.printable(stands.seen)}")
         if stands.remedy:
-            out.print(f"  mend it: {printing.printable(stands.remedy)}")
+            out.print(f"  mend it: {output.printable(stands.remedy)}")
     for module, failure in failures:
         if as_json:
-            printing.json_line(
-                {"id": module, "title": None, "standing": "broken", "seen": str(failure), "remedy": None}
-            )
+            output.json_line({"id": module, "title": None, "standing": "broken", "seen": str(failure), "remedy": None})
         else:
             out.print(Text(f"{module}: ").append("broken", "red").append(f"\n  {failure}"))
     return 1 if failures else 0
@@ -175,7 +174,7 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
     except AgentbusError as error:
         # A database that is broken, newer or somebody's: who is online cannot be told, and it may be just that which
         # is to go away.
-        printing.say(f"who is online cannot be told ({error})")
+        output.say(f"who is online cannot be told ({error})")
         return [], 0
 
 

@@ -13,8 +13,8 @@ from functools import partial
 import anyio
 import anyio.abc
 
-from agentbus import commands, printing
 from agentbus.bus import Bus, Sent, now_ms
+from agentbus.cli import common, output
 from agentbus.config import Settings
 from agentbus.envelope import Envelope, MessageState, timestamp
 from agentbus.errors import DeliveryClosed, InvalidRequest, TryAgain
@@ -75,11 +75,11 @@ def _show_text(envelope: Envelope) -> None:
     # The text alone on stdout, so that ANSWER=$(agentbus wait) is just that; from whom it came is for the person.
     answers = "" if envelope.reply_to is None else f", answers #{envelope.reply_to}"
     print(f"#{envelope.id} from {envelope.sender}{answers}", file=sys.stderr, flush=True)
-    printing.exactly(envelope.text)
+    output.exactly(envelope.text)
 
 
 def _show_json(envelope: Envelope) -> None:
-    printing.json_line(
+    output.json_line(
         {
             "id": envelope.id,
             "from": envelope.sender,
@@ -97,8 +97,8 @@ def wait(name: str | None, *, timeout_s: float | None, as_json: bool) -> int:
     Raises Refused when a live peer has the name, TryAgain when nothing has come within `timeout_s` seconds, and
     DeliveryClosed when the message cannot be printed; it is pending then.
     """
-    with commands.bus_and_settings() as (bus, settings):
-        mailbox = commands.own_name(bus, settings, name)
+    with common.bus_and_settings() as (bus, settings):
+        mailbox = common.own_name(bus, settings, name)
     settings = replace(settings, name=mailbox, name_note="")
     return anyio.run(_wait, settings, _Printed(_show_json if as_json else _show_text), timeout_s)
 
@@ -116,7 +116,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
         tasks.cancel_scope.cancel()
 
     async with (
-        present(settings, printed, runtime=RUNTIME, reason=_REASON, say=printing.say, other_name=False) as session,
+        present(settings, printed, runtime=RUNTIME, reason=_REASON, say=output.say, other_name=False) as session,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(when_signalled, end_by)
@@ -140,9 +140,9 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
 def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: float) -> None:
     """Send one message, say what became of it, and return once it is known to be read. [WAIT-4]
 
-    Raises TryAgain when it is not within `seconds`, and what `commands.send` raises.
+    Raises TryAgain when it is not within `seconds`, and what `common.send` raises.
     """
-    commands.send(to, text, sender=sender, then=partial(_until_read, seconds))
+    common.send(to, text, sender=sender, then=partial(_until_read, seconds))
 
 
 def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> None:
@@ -151,11 +151,11 @@ def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> Non
 
 async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: float) -> None:
     give_up_at = anyio.current_time() + seconds
-    async with looking(settings, printing.say) as glances:
+    async with looking(settings, output.say) as glances:
         while True:
             status = bus.store.ledger.status(row_id)
             if status.state is MessageState.READ:
-                took = printing.span(now_ms() - status.sent_at)
+                took = output.span(now_ms() - status.sent_at)
                 print(f'#{row_id} was read by "{status.recipient}" within {took}')
                 return
             left_s = give_up_at - anyio.current_time()

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from agentbus import __version__, commands
+from agentbus import __version__
+from agentbus.cli import common
 from agentbus.errors import AgentbusError, InvalidRequest
 
 __all__ = ["app", "run"]
@@ -48,7 +49,7 @@ _Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")
 def _names(incomplete: str) -> list[str]:
     """Complete a name: those who are online, and those with mail waiting."""
     try:
-        return commands.known_names(incomplete)
+        return common.known_names(incomplete)
     except AgentbusError:
         return []  # a shell that completes a word has no place for an error; the command itself will say it
 
@@ -107,11 +108,11 @@ def send(
     Example: agentbus send backend "the build is green"
     """
     if wait_read is None:
-        commands.send(to, text, sender=sender)
+        common.send(to, text, sender=sender)
         return
-    from agentbus import waiting
+    from agentbus.cli import wait
 
-    waiting.send_until_read(to, text, sender=sender, seconds=waiting.parse_seconds("--wait-read", wait_read))
+    wait.send_until_read(to, text, sender=sender, seconds=wait.parse_seconds("--wait-read", wait_read))
 
 
 @app.command()
@@ -120,7 +121,7 @@ def broadcast(text: _Text = None, sender: _From = None) -> None:
 
     Example: agentbus broadcast --from ci "main is frozen until noon"
     """
-    commands.broadcast(text, sender=sender)
+    common.broadcast(text, sender=sender)
 
 
 @app.command()
@@ -129,7 +130,7 @@ def peers(as_json: _Json = False) -> None:
 
     Example: agentbus peers --json
     """
-    commands.peers(as_json=as_json)
+    common.peers(as_json=as_json)
 
 
 @app.command()
@@ -145,9 +146,9 @@ def inbox(
 
     Example: agentbus inbox backend
     """
-    from agentbus import reading
+    from agentbus.cli import messages
 
-    reading.inbox(name, limit=reading.parse_whole("--limit", limit), as_json=as_json)
+    messages.inbox(name, limit=messages.parse_whole("--limit", limit), as_json=as_json)
 
 
 @app.command()
@@ -168,10 +169,10 @@ def history(
 
     Example: agentbus history --peer backend --since 2h --grep port
     """
-    from agentbus import reading
+    from agentbus.cli import messages
 
-    count = reading.parse_whole("--limit", limit)
-    reading.history(peer=peer, since=since, grep=grep, limit=count, as_json=as_json)
+    count = messages.parse_whole("--limit", limit)
+    messages.history(peer=peer, since=since, grep=grep, limit=count, as_json=as_json)
 
 
 @app.command()
@@ -183,9 +184,9 @@ def status(
 
     Example: agentbus status 42
     """
-    from agentbus import reading
+    from agentbus.cli import messages
 
-    reading.status(reading.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
+    messages.status(messages.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
 
 
 @app.command()
@@ -194,9 +195,9 @@ def watch(as_json: _Json = False) -> None:
 
     Example: agentbus watch
     """
-    from agentbus import watching
+    from agentbus.cli import watch
 
-    watching.watch(as_json=as_json)
+    watch.watch(as_json=as_json)
 
 
 @app.command()
@@ -213,10 +214,10 @@ def wait(
 
     Example: answer=$(agentbus wait --name ci --timeout 60)
     """
-    from agentbus import waiting
+    from agentbus.cli import wait
 
-    seconds = None if timeout is None else waiting.parse_seconds("--timeout", timeout)
-    raise typer.Exit(waiting.wait(name, timeout_s=seconds, as_json=as_json))
+    seconds = None if timeout is None else wait.parse_seconds("--timeout", timeout)
+    raise typer.Exit(wait.wait(name, timeout_s=seconds, as_json=as_json))
 
 
 _Module = Annotated[str, typer.Argument(metavar="MODULE", help="What `agentbus list` calls it: claude-mcp.")]
@@ -228,9 +229,9 @@ def install() -> None:
 
     Example: agentbus install
     """
-    from agentbus import manager
+    from agentbus.cli import setup
 
-    manager.install()
+    setup.install()
 
 
 @app.command("list", rich_help_panel=_SETUP)
@@ -239,9 +240,9 @@ def list_modules(as_json: _Json = False) -> None:
 
     Example: agentbus list
     """
-    from agentbus import manager
+    from agentbus.cli import setup
 
-    raise typer.Exit(manager.show(as_json=as_json))
+    raise typer.Exit(setup.show(as_json=as_json))
 
 
 @app.command(rich_help_panel=_SETUP)
@@ -250,9 +251,9 @@ def enable(module: _Module) -> None:
 
     Example: agentbus enable claude-mcp
     """
-    from agentbus import manager
+    from agentbus.cli import setup
 
-    manager.enable(module)
+    setup.enable(module)
 
 
 @app.command(rich_help_panel=_SETUP)
@@ -261,9 +262,9 @@ def disable(module: _Module) -> None:
 
     Example: agentbus disable claude-mcp
     """
-    from agentbus import manager
+    from agentbus.cli import setup
 
-    manager.disable(module)
+    setup.disable(module)
 
 
 @app.command(rich_help_panel=_SETUP)
@@ -275,9 +276,9 @@ def launch(
 
     Example: eval "$(agentbus launch claude-mcp backend)"
     """
-    from agentbus import manager
+    from agentbus.cli import setup
 
-    manager.launch(module, name)
+    setup.launch(module, name)
 
 
 @app.command(rich_help_panel=_SETUP)
@@ -306,9 +307,9 @@ def uninstall(
 
     Example: agentbus uninstall --keep-mail
     """
-    from agentbus import manager
+    from agentbus.cli import setup
 
-    manager.uninstall(keep_mail=keep_mail, force=force)
+    setup.uninstall(keep_mail=keep_mail, force=force)
 
 
 @app.command(rich_help_panel=_SETUP)
@@ -317,7 +318,7 @@ def serve(module: _Module) -> None:
 
     Example: agentbus serve claude-mcp
     """
-    commands.serve(module)
+    common.serve(module)
 
 
 @app.command(rich_help_panel=_SETUP)
