@@ -12,10 +12,10 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-    from agentbus.bus import Sent
-    from agentbus.envelope import Envelope, Peer
-    from agentbus.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
-    from agentbus.library import Member, join
+    from agentbus.core.bus import Sent
+    from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
+    from agentbus.core.model import Envelope, Peer
+    from agentbus.member import Member, join
 
 __version__ = "0.1.0"
 
@@ -35,18 +35,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Envelope": "agentbus.envelope",
-    "Member": "agentbus.library",
-    "Peer": "agentbus.envelope",
-    "Sent": "agentbus.bus",
-    "join": "agentbus.library",
+    "Envelope": "agentbus.core.model",
+    "Member": "agentbus.member",
+    "Peer": "agentbus.core.model",
+    "Sent": "agentbus.core.bus",
+    "join": "agentbus.member",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'agentbus' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "agentbus.errors")), name)
+    return getattr(import_module(_HOMES.get(name, "agentbus.core.errors")), name)
 
 
 def __dir__() -> list[str]:

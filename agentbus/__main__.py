@@ -11,7 +11,7 @@ import os
 import sys
 
 from agentbus import __version__
-from agentbus.errors import AgentbusError, InvalidRequest
+from agentbus.core.errors import AgentbusError, InvalidRequest
 
 __all__ = ["main"]
 

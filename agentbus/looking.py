@@ -14,8 +14,8 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
-from agentbus.config import Settings
-from agentbus.errors import BrokenSetup
+from agentbus.core.config import Settings
+from agentbus.core.errors import BrokenSetup
 from agentbus.registry import Watchers
 
 __all__ = ["SAFETY_S", "Glances", "looking", "when_signalled"]

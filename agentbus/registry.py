@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from agentbus.bus import Bus
-from agentbus.config import Settings, prepare_home
-from agentbus.errors import BrokenSetup, InvalidRequest
-from agentbus.ports import Trigger, Wake
-from agentbus.store import Store
+from agentbus.core.bus import Bus
+from agentbus.core.config import Settings, prepare_home
+from agentbus.core.errors import BrokenSetup, InvalidRequest
+from agentbus.core.ports import Trigger, Wake
+from agentbus.core.store import Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-    from agentbus.modules import Manifest, Registration
+    from agentbus.core.adapter import Manifest, Registration
     from agentbus.triggers.socket import SocketTrigger
 
 __all__ = ["Triggers", "Watchers", "manifest", "manifests", "open_bus", "registration", "serve"]
@@ -135,7 +135,7 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
 def _read_manifest(path: Path) -> Manifest:
     import json  # 5 ms, which `agentbus send` need not pay
 
-    from agentbus.modules import Manifest
+    from agentbus.core.adapter import Manifest
 
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -25,7 +25,8 @@ import anyio.lowlevel
 import typer
 
 import agentbus
-from agentbus import config, registry
+from agentbus import registry
+from agentbus.core import config
 from bench.floor import Floor
 from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, percentile, progress
 from bench.sessions import TRACED, Client, Contender, Field, contenders, rivals, temporary

@@ -21,9 +21,10 @@ from typing import Annotated
 import apsw
 import typer
 
-from agentbus import config, registry
-from agentbus.bus import Bus, now_ms
-from agentbus.store import MAX_PENDING
+from agentbus import registry
+from agentbus.core import config
+from agentbus.core.bus import Bus, now_ms
+from agentbus.core.store import MAX_PENDING
 from bench.member import Crew
 from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import EVENTS, Client, Contender, Field, contenders, fault, rivals

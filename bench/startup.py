@@ -21,8 +21,9 @@ from typing import Annotated
 
 import typer
 
-from agentbus import config, registry
-from agentbus.session import HEARTBEAT_S
+from agentbus import registry
+from agentbus.core import config
+from agentbus.core.session import HEARTBEAT_S
 from bench.processes import cpu_ms, cpu_ticks, memory, wakeups
 from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import Client, Contender, Field, contenders, rivals, together

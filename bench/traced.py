@@ -15,9 +15,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from agentbus import config, registry
+from agentbus import registry
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery
-from agentbus.store import Store
+from agentbus.core import config
+from agentbus.core.store import Store
 from bench.report import Failed
 
 __all__ = ["STEPS", "Trace", "steps"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.store import Store
+from agentbus.core.store import Store
 from tests.helpers import RawClient, clients
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import anyio
 
-from agentbus import process
-from agentbus.envelope import Arrival, Envelope
-from agentbus.errors import DeliveryClosed, DeliveryFailed
-from agentbus.ports import Receipt, Settled, Wake
+from agentbus.core import process
+from agentbus.core.errors import DeliveryClosed, DeliveryFailed
+from agentbus.core.model import Arrival, Envelope
+from agentbus.core.ports import Receipt, Settled, Wake
 
 # Reached only when something is broken; a loaded machine needs a fraction of it.
 PATIENCE_S = 40.0
@@ -402,7 +402,7 @@ class FakeTrigger:
 
     @asynccontextmanager
     async def arm(self, endpoint: str) -> AsyncIterator[FakeWakes]:
-        from agentbus.errors import BrokenSetup
+        from agentbus.core.errors import BrokenSetup
 
         if endpoint in self.armed:
             raise BrokenSetup(f"{endpoint} is in use")

@@ -12,11 +12,12 @@ import sys
 
 import anyio
 
-from agentbus import config, process, registry
+from agentbus import registry
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
 from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.envelope import Arrival
-from agentbus.session import Checkpoints, Session
+from agentbus.core import config, process
+from agentbus.core.model import Arrival
+from agentbus.core.session import Checkpoints, Session
 
 
 class Fate:

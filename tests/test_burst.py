@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from agentbus.adapters.claude_mcp.burst import BurstGuard
-from agentbus.errors import TryAgain
+from agentbus.core.errors import TryAgain
 from tests.helpers import RawClient
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentbus import config
-from agentbus.errors import BrokenSetup, InvalidRequest
+from agentbus.core import config
+from agentbus.core.errors import BrokenSetup, InvalidRequest
 from agentbus.registry import Triggers
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger

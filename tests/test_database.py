@@ -9,10 +9,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from agentbus import database
-from agentbus.config import prepare_home
-from agentbus.errors import BrokenSetup, Busy, TryAgain
-from agentbus.store import Store
+from agentbus.core import database
+from agentbus.core.config import prepare_home
+from agentbus.core.errors import BrokenSetup, Busy, TryAgain
+from agentbus.core.store import Store
 from tests.helpers import clean_env
 
 
@@ -152,7 +152,7 @@ def test_opening_a_locked_new_file_gives_up_with_a_sentence(path: Path, monkeypa
 @pytest.mark.spec("STORE-1")
 def test_ten_processes_open_a_fresh_home_at_once(home: Path) -> None:
     code = (
-        "import sys; from agentbus import config, registry; sys.stdin.read()\n"
+        "import sys; from agentbus import registry; from agentbus.core import config; sys.stdin.read()\n"
         "bus, _ = registry.open_bus(config.load(), busy_ms=10000); bus.send('x', 'y', 'z')"
     )
     children = [

@@ -17,10 +17,10 @@ import pytest
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
 from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery
 from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.errors import DeliveryClosed
-from agentbus.library import _HandOver
-from agentbus.ports import Delivery, Receipt
-from agentbus.process import current
+from agentbus.core.errors import DeliveryClosed
+from agentbus.core.ports import Delivery, Receipt
+from agentbus.core.process import current
+from agentbus.member import _HandOver
 from tests.helpers import FakeDelivery, envelope
 from tests.inbox_stand_in import TOKEN, InboxStandIn
 

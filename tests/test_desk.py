@@ -24,7 +24,7 @@ from agentbus.adapters.claude_mcp.host import Way
 from agentbus.adapters.claude_mcp.protocol import _Settling, serve_mcp
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.adapters.claude_mcp.tools import Seat
-from agentbus.errors import Busy
+from agentbus.core.errors import Busy
 from tests.helpers import INITIALIZE, RawClient, agentbus, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from agentbus import config, doctor, registry
+from agentbus import doctor, registry
+from agentbus.core import config
+from agentbus.core.findings import Level
 from agentbus.doctor import environment
-from agentbus.findings import Level
 from tests.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path, clean_env, until
 from tests.test_reading import CLAUDE
 

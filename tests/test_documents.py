@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from agentbus import config, errors
 from agentbus.cli import app
+from agentbus.core import config, errors
 from tests.helpers import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process

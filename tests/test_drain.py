@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.drain import TRANSITIONS, Action, Drain, Fact, IllegalFact, Pace, State, Step
+from agentbus.core.drain import TRANSITIONS, Action, Drain, Fact, IllegalFact, Pace, State, Step
 
 PACE = Pace(safety_s=3.0, settle_s=(0.001, 0.05), retry_s=(0.005, 0.5))
 

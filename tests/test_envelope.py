@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentbus.envelope import check_body, fit_name, normalise_name, numbered_name, timestamp
-from agentbus.errors import InvalidRequest
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import check_body, fit_name, normalise_name, numbered_name, timestamp
 
 
 @pytest.mark.spec("NAME-1")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.bus import Bus
-from agentbus.config import prepare_home
-from agentbus.pump import BATCH
-from agentbus.store import Store
+from agentbus.core.bus import Bus
+from agentbus.core.config import prepare_home
+from agentbus.core.pump import BATCH
+from agentbus.core.store import Store
 from agentbus.triggers.socket import SocketTrigger
 from tests.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, clean_env, until
 from tests.test_e2e import present, rows, sockets
@@ -360,7 +360,7 @@ def test_a_database_locked_for_five_seconds_delays_and_breaks_nothing(start: Sta
 
 FAST_HEART = (
     "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
-    "from agentbus.session import Session\n"
+    "from agentbus.core.session import Session\n"
     "Session.__init__.__kwdefaults__['heartbeat_s'] = 0.1\n"
     "from agentbus.__main__ import main; main()\n"
 )

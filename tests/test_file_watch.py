@@ -19,9 +19,9 @@ import anyio
 import pytest
 import watchfiles._rust_notify as backend
 
-from agentbus.config import prepare_home
-from agentbus.errors import BrokenSetup
-from agentbus.ports import Wake
+from agentbus.core.config import prepare_home
+from agentbus.core.errors import BrokenSetup
+from agentbus.core.ports import Wake
 from agentbus.triggers import file_watch
 from agentbus.triggers.file_watch import FileWatchTrigger
 from tests.helpers import clean_env, until

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from agentbus import process
 from agentbus.adapters.claude_mcp.host import Way, find_host, judge
-from agentbus.process import Process
+from agentbus.core import process
+from agentbus.core.process import Process
 from tests.helpers import until
 
 FLAG = "--dangerously-load-development-channels"

@@ -20,9 +20,9 @@ import agentbus as package
 from agentbus.adapters.claude_mcp.channel import ReadyGate, channel_element
 from agentbus.adapters.claude_mcp.host import Way, bypasses_permissions, find_host
 from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery, compose
-from agentbus.envelope import Envelope
-from agentbus.errors import DeliveryFailed
-from agentbus.process import Process, current
+from agentbus.core.errors import DeliveryFailed
+from agentbus.core.model import Envelope
+from agentbus.core.process import Process, current
 from tests.helpers import RawClient, agentbus, envelope, until
 from tests.inbox_stand_in import TOKEN, InboxStandIn
 

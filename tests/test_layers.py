@@ -9,43 +9,33 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "agentbus"
 
-# A module may import what has a lower number. Everything up to 6 is the core.
+# Each core module may import those before it.
+CORE = (
+    *("errors", "process", "eventloop", "model", "findings", "ports", "config", "drain", "adapter", "wakes"),
+    *("database", "queries", "store", "bus", "pump", "session"),
+)
+# A room or a module at the top may import those with a lower number.
 LEVELS = {
-    "errors": 0,
-    "process": 0,
-    "eventloop": 0,
-    "envelope": 1,
-    "findings": 1,
-    "ports": 2,
-    "config": 2,
-    "drain": 2,
-    "modules": 2,
-    "notedwakes": 3,
-    "database": 3,
-    "ledger": 3,
-    "store": 4,
-    "bus": 5,
-    "pump": 5,
-    "session": 6,
+    "core": 6,
     "triggers": 7,
     "adapters": 7,
     "registry": 8,
-    "library": 9,
+    "member": 9,
     "looking": 9,
     "doctor": 10,
     "cli": 11,
     "__main__": 12,
     "__init__": 13,  # the front door: everything may be behind it
 }
-# What the triggers may use of ours, whatever their level.
-TRIGGERS_MAY_USE = 2
+# What the triggers may use of core.
+TRIGGERS_MAY_USE = "config"
 
 ONLY_IN = {
     "mcp": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
-    "apsw": {"database.py", "doctor/readonly.py"},
+    "apsw": {"core/database.py", "doctor/readonly.py"},
     "typer": {"cli/app.py"},
     "watchfiles": {"triggers/file_watch.py"},
-    "trio": {"eventloop.py"},
+    "trio": {"core/eventloop.py"},
     "pydantic": {"adapters/claude_mcp/protocol.py", "adapters/claude_mcp/demo.py"},
 }
 
@@ -59,9 +49,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "agentbus" else {module}
-            if module.startswith("agentbus."):
-                found |= {f"{module}.{alias.name}" for alias in node.names if (ROOT / as_path(module)).is_dir()}
+            is_package = module.split(".")[0] == "agentbus" and (ROOT / as_path(module)).is_dir()
+            found |= {f"{module}.{alias.name}" for alias in node.names} if is_package else {module}
     return found
 
 
@@ -87,18 +76,22 @@ def test_imports_point_down(path: Path) -> None:
         if top != "agentbus" or name in ("agentbus", "agentbus.__version__"):
             continue
         other = part(name)
+        if own == other == "core":
+            assert CORE.index(name.split(".")[2]) < CORE.index(relative.stem), f"{relative} imports {name}"
+            continue
         if own == other in ("doctor", "cli") or (own == "doctor" and name in ("agentbus.cli", "agentbus.cli.output")):
             continue
         if own == other == "adapters":
             assert name.startswith("agentbus.adapters." + relative.parts[1]), f"{relative} imports a sibling: {name}"
         elif own == "triggers":
-            assert LEVELS[other] <= TRIGGERS_MAY_USE, f"{relative} imports {name}"
+            assert other == "core", f"{relative} imports {name}"
+            assert CORE.index(name.split(".")[2]) <= CORE.index(TRIGGERS_MAY_USE), f"{relative} imports {name}"
         else:
             assert LEVELS[other] < LEVELS[own], f"{relative} imports {name}"
 
 
 def test_the_environment_has_one_reader() -> None:
-    allowed = {"config.py", "adapters/claude_mcp/demo.py"}  # the demo hands its environment to its children
+    allowed = {"core/config.py", "adapters/claude_mcp/demo.py"}  # the demo hands its environment to its children
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         if "os.environ" in text or "getenv" in text:

@@ -16,9 +16,9 @@ import pytest
 
 from agentbus.cli import output
 from agentbus.cli.messages import parse_since
-from agentbus.envelope import MessageState
-from agentbus.errors import InvalidRequest
-from agentbus.store import Store
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import MessageState
+from agentbus.core.store import Store
 from tests.helpers import PATIENCE_S, FakeClock, agentbus, clean_env
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -63,7 +63,7 @@ def test_the_ledger_tells_states_counts_and_ages(store: Store) -> None:
 
 @pytest.mark.spec("LEDGER-2")
 def test_history_goes_back_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentbus.ledger._PAGE", 2)
+    monkeypatch.setattr("agentbus.core.queries._PAGE", 2)
     ids = fill(store)
     assert [one.id for one in store.ledger.newest_first()] == ids[::-1]
     assert [one.id for one in store.ledger.newest_first(peer="c")] == ids[::-1][::2]

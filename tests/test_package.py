@@ -31,7 +31,7 @@ def test_the_wheel_works_when_installed_alone(home: Path, tmp_path: Path) -> Non
     source = {path.relative_to(ROOT).as_posix() for path in ROOT.joinpath("agentbus").rglob("*") if path.is_file()}
     packed = {name for name in files if name.startswith("agentbus/")}
     assert packed == {name for name in source if "__pycache__" not in name}
-    for needed in ("agentbus/migrations/0001_mailbox.sql", "agentbus/adapters/claude_mcp/module.json"):
+    for needed in ("agentbus/core/migrations/0001_mailbox.sql", "agentbus/adapters/claude_mcp/module.json"):
         assert needed in packed
     assert "agentbus/py.typed" in packed
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from agentbus import process
-from agentbus.process import Process
+from agentbus.core import process
+from agentbus.core.process import Process
 from tests.helpers import until
 
 

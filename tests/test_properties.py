@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from agentbus.adapters.claude_mcp import guard
 from agentbus.adapters.claude_mcp.channel import channel_element, channel_event, defused
 from agentbus.adapters.claude_mcp.lines import LineBuffer
-from agentbus.config import prepare_home
-from agentbus.envelope import MAX_NAME_CHARS, check_body, fit_name, normalise_name, numbered_name
-from agentbus.errors import InvalidRequest
-from agentbus.store import Store
+from agentbus.core.config import prepare_home
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import MAX_NAME_CHARS, check_body, fit_name, normalise_name, numbered_name
+from agentbus.core.store import Store
 from tests.helpers import RawClient, arrival, clients, envelope
 
 # A loaded machine takes its time; what is right does not depend on it.

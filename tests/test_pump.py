@@ -10,12 +10,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agentbus.config import prepare_home
-from agentbus.drain import Pace
-from agentbus.envelope import Envelope
-from agentbus.errors import Busy
-from agentbus.pump import BATCH, Pump
-from agentbus.store import Store
+from agentbus.core.config import prepare_home
+from agentbus.core.drain import Pace
+from agentbus.core.errors import Busy
+from agentbus.core.model import Envelope
+from agentbus.core.pump import BATCH, Pump
+from agentbus.core.store import Store
 from tests.helpers import FakeDelivery, FakeWakes, arrival
 
 pytestmark = pytest.mark.anyio

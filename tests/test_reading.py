@@ -147,7 +147,7 @@ def test_a_check_that_waits_returns_when_mail_comes(start: Start, home: Path, de
     # With a poll that never comes: it is the wake that ends the wait.
     spy = (
         "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
-        "import agentbus.session; agentbus.session._CHECK_POLL_S = 1e6\n"
+        "import agentbus.core.session; agentbus.core.session._CHECK_POLL_S = 1e6\n"
         "from agentbus.__main__ import main; main()\n"
     )
     bob = start("bob", command=[sys.executable, "-c", spy], AGENTBUS_DELIVERY=delivery)

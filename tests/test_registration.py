@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from agentbus import modules, registry
+from agentbus import registry
 from agentbus.adapters.claude_mcp.registration import ClaudeRegistration
-from agentbus.errors import BrokenSetup
-from agentbus.findings import Level
-from agentbus.modules import Standing
+from agentbus.core import adapter
+from agentbus.core.adapter import Standing
+from agentbus.core.errors import BrokenSetup
+from agentbus.core.findings import Level
 from tests.helpers import ClaudeOnPath, agentbus, claude_on_path, until
 
 pytestmark = pytest.mark.timeout(120)  # the real one takes half a second a call, on a machine of its own
@@ -255,12 +256,12 @@ def test_without_claude_it_says_what_to_type_and_what_to_paste(home: Path, stand
 def test_the_command_survives_every_way_of_installing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scripts = tmp_path / "bin"
     scripts.mkdir()
-    monkeypatch.setattr(modules.sysconfig, "get_path", lambda _name, _scheme=None: str(scripts))
+    monkeypatch.setattr(adapter.sysconfig, "get_path", lambda _name, _scheme=None: str(scripts))
     # No script (run from a source tree, or a zip): the interpreter runs the module.
-    assert modules.own_command() == [os.path.abspath(sys.executable), "-m", "agentbus"]
+    assert adapter.own_command() == [os.path.abspath(sys.executable), "-m", "agentbus"]
     scripts.joinpath("agentbus").write_text("#!/bin/sh\n")
     scripts.joinpath("agentbus").chmod(0o755)
-    assert modules.own_command() == [str(scripts / "agentbus")]
+    assert adapter.own_command() == [str(scripts / "agentbus")]
     for once in (
         "/home/u/.cache/uv/archive-v0/Xy12/",
         "/home/u/.cache/uv/environments-v2/x-1",
@@ -268,9 +269,9 @@ def test_the_command_survives_every_way_of_installing(monkeypatch: pytest.Monkey
         "/home/u/.cache/pipx/5b2c",
     ):
         with pytest.raises(BrokenSetup, match=r"will not stay: install it with `uv tool install` or `pipx install`"):
-            modules.own_command(once)
+            adapter.own_command(once)
     for stays in ("/home/u/.local/share/uv/tools/agentbus-local", "/home/u/.local/share/pipx/venvs/agentbus-local"):
-        assert modules.own_command(stays)
+        assert adapter.own_command(stays)
 
 
 @pytest.mark.spec("REG-3")

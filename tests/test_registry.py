@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentbus import registry
-from agentbus.errors import BrokenSetup
+from agentbus.core.errors import BrokenSetup
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
 

@@ -14,14 +14,14 @@ import anyio
 import apsw
 import pytest
 
-from agentbus import database, process
-from agentbus.bus import Bus, Sent, patiently
-from agentbus.config import prepare_home
-from agentbus.drain import Pace
-from agentbus.errors import BrokenSetup, Busy
-from agentbus.process import Process
-from agentbus.session import Checkpoints, Session
-from agentbus.store import SILENT_MS, Store
+from agentbus.core import database, process
+from agentbus.core.bus import Bus, Sent, patiently
+from agentbus.core.config import prepare_home
+from agentbus.core.drain import Pace
+from agentbus.core.errors import BrokenSetup, Busy
+from agentbus.core.process import Process
+from agentbus.core.session import Checkpoints, Session
+from agentbus.core.store import SILENT_MS, Store
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger

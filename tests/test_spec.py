@@ -48,7 +48,7 @@ def test_every_clause_that_the_code_names_exists_and_none_is_forgotten() -> None
 
 
 def test_every_variable_is_in_spec_and_readme_and_the_other_way_round() -> None:
-    source = ROOT.joinpath("agentbus", "config.py").read_text(encoding="utf-8")
+    source = ROOT.joinpath("agentbus", "core", "config.py").read_text(encoding="utf-8")
     source += ROOT.joinpath("agentbus", "registry.py").read_text(encoding="utf-8")
     read = set(re.findall(r"AGENTBUS_[A-Z_]+", source))
     for name in ("SPEC.md", "README.md"):

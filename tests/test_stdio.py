@@ -13,7 +13,7 @@ from agentbus.adapters.claude_mcp import stdio as module
 from agentbus.adapters.claude_mcp.guard import refusal, salvage
 from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.errors import Busy, DeliveryClosed
+from agentbus.core.errors import Busy, DeliveryClosed
 
 pytestmark = pytest.mark.anyio
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.bus import Bus
-from agentbus.config import prepare_home
-from agentbus.envelope import Peer
-from agentbus.errors import MailboxFull, Refused
-from agentbus.process import Process, current
-from agentbus.store import SILENT_MS, Store
+from agentbus.core.bus import Bus
+from agentbus.core.config import prepare_home
+from agentbus.core.errors import MailboxFull, Refused
+from agentbus.core.model import Peer
+from agentbus.core.process import Process, current
+from agentbus.core.store import SILENT_MS, Store
 from tests.helpers import arrival
 
 DEAD = Process(2**22 + 1, "0")

@@ -16,9 +16,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agentbus.config import prepare_home
-from agentbus.errors import BrokenSetup
-from agentbus.ports import Trigger, Wake
+from agentbus.core.config import prepare_home
+from agentbus.core.errors import BrokenSetup
+from agentbus.core.ports import Trigger, Wake
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger

@@ -24,10 +24,10 @@ import pytest
 
 from agentbus.cli import watch as watching
 from agentbus.cli.watch import Changes, MessageEvent, PeerEvent
-from agentbus.envelope import Arrival
-from agentbus.process import Process, current
+from agentbus.core.model import Arrival
+from agentbus.core.process import Process, current
+from agentbus.core.store import Store
 from agentbus.registry import Watchers
-from agentbus.store import Store
 from tests.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -195,7 +195,8 @@ def test_every_change_is_told_and_not_found_by_polling(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The safety poll cannot be what brings it: a test may not measure time, so it counts who was nudged.
-    from agentbus import config, registry
+    from agentbus import registry
+    from agentbus.core import config
 
     told: list[str] = []
     monkeypatch.setattr(Watchers, "tell", lambda self: told.append("told"))

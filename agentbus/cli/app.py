@@ -14,7 +14,7 @@ import typer
 
 from agentbus import __version__
 from agentbus.cli import common
-from agentbus.errors import AgentbusError, InvalidRequest
+from agentbus.core.errors import AgentbusError, InvalidRequest
 
 __all__ = ["app", "run"]
 

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agentbus import config, process, registry
-from agentbus.bus import PULL, Bus, Sent
-from agentbus.envelope import Peer, fit_name, normalise_name, timestamp
-from agentbus.errors import InvalidRequest
+from agentbus import registry
+from agentbus.core import config, process
+from agentbus.core.bus import PULL, Bus, Sent
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import Peer, fit_name, normalise_name, timestamp
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

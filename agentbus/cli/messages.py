@@ -11,10 +11,10 @@ from itertools import islice
 
 from rich.text import Text
 
-from agentbus.bus import now_ms
 from agentbus.cli import common, output
-from agentbus.envelope import MessageState, Status, normalise_name
-from agentbus.errors import InvalidRequest
+from agentbus.core.bus import now_ms
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import MessageState, Status, normalise_name
 
 __all__ = ["history", "inbox", "parse_since", "parse_whole", "status"]
 

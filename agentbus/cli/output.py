@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from agentbus.envelope import MessageState, Status, timestamp
+from agentbus.core.model import MessageState, Status, timestamp
 
 __all__ = [
     "age",

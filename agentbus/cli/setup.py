@@ -15,12 +15,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from agentbus import config, registry
+from agentbus import registry
 from agentbus.cli import output
 from agentbus.cli.common import bus_and_settings
-from agentbus.envelope import Peer
-from agentbus.errors import AgentbusError, BrokenSetup, Refused
-from agentbus.modules import Manifest, Registration, Standing
+from agentbus.core import config
+from agentbus.core.adapter import Manifest, Registration, Standing
+from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
+from agentbus.core.model import Peer
 
 __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 

@@ -13,14 +13,14 @@ from functools import partial
 import anyio
 import anyio.abc
 
-from agentbus.bus import Bus, Sent, now_ms
 from agentbus.cli import common, output
-from agentbus.config import Settings
-from agentbus.envelope import Envelope, MessageState, timestamp
-from agentbus.errors import DeliveryClosed, InvalidRequest, TryAgain
-from agentbus.library import present
+from agentbus.core.bus import Bus, Sent, now_ms
+from agentbus.core.config import Settings
+from agentbus.core.errors import DeliveryClosed, InvalidRequest, TryAgain
+from agentbus.core.model import Envelope, MessageState, timestamp
+from agentbus.core.ports import Receipt, Settled
 from agentbus.looking import SAFETY_S, looking, when_signalled
-from agentbus.ports import Receipt, Settled
+from agentbus.member import present
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]
 

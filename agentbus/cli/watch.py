@@ -19,13 +19,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agentbus import config
-from agentbus.bus import PULL, now_ms
 from agentbus.cli import common, output
-from agentbus.envelope import MessageState, Peer, Status, timestamp
+from agentbus.core import config
+from agentbus.core.bus import PULL, now_ms
+from agentbus.core.model import MessageState, Peer, Status, timestamp
+from agentbus.core.process import is_alive
+from agentbus.core.store import Store
 from agentbus.looking import SAFETY_S, looking, when_signalled
-from agentbus.process import is_alive
-from agentbus.store import Store
 
 __all__ = ["Changes", "MessageEvent", "PeerEvent", "watch"]
 

@@ -17,9 +17,14 @@ from pathlib import Path
 import anyio
 from rich.text import Text
 
-from agentbus import database, process, registry
+from agentbus import registry
 from agentbus.cli import output
-from agentbus.config import Settings
+from agentbus.core import database, process
+from agentbus.core.config import Settings
+from agentbus.core.errors import AgentbusError, BrokenSetup
+from agentbus.core.findings import Finding, Level, refused
+from agentbus.core.model import normalise_name
+from agentbus.core.ports import Trigger, Wake
 from agentbus.doctor.environment import (
     check_home,
     check_packages,
@@ -31,10 +36,6 @@ from agentbus.doctor.environment import (
 )
 from agentbus.doctor.peers import ask, check_mailboxes, check_peers
 from agentbus.doctor.readonly import Inspection
-from agentbus.envelope import normalise_name
-from agentbus.errors import AgentbusError, BrokenSetup
-from agentbus.findings import Finding, Level, refused
-from agentbus.ports import Trigger, Wake
 from agentbus.registry import Triggers
 
 __all__ = ["run"]

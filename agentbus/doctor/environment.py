@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from agentbus import config
+from agentbus.core import config
+from agentbus.core.errors import BrokenSetup, InvalidRequest
+from agentbus.core.findings import Finding, Level, refused
 from agentbus.doctor.readonly import sqlite_version
-from agentbus.errors import BrokenSetup, InvalidRequest
-from agentbus.findings import Finding, Level, refused
 
 __all__ = ["check_home", "check_packages", "check_place", "check_python", "check_settings", "check_sqlite", "settings"]
 

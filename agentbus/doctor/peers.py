@@ -9,18 +9,19 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from agentbus import process, registry
-from agentbus.bus import PULL, now_ms
+from agentbus import registry
 from agentbus.cli import output
-from agentbus.config import Settings
+from agentbus.core import process
+from agentbus.core.bus import PULL, now_ms
+from agentbus.core.config import Settings
+from agentbus.core.errors import AgentbusError
+from agentbus.core.findings import Finding, Level
+from agentbus.core.model import Peer
+from agentbus.core.ports import Wake
+from agentbus.core.queries import Counts
+from agentbus.core.store import MAX_PENDING, SILENT_MS
 from agentbus.doctor.readonly import Inspection
-from agentbus.envelope import Peer
-from agentbus.errors import AgentbusError
-from agentbus.findings import Finding, Level
-from agentbus.ledger import Counts
-from agentbus.ports import Wake
 from agentbus.registry import Triggers
-from agentbus.store import MAX_PENDING, SILENT_MS
 
 __all__ = ["ask", "check_mailboxes", "check_peers"]
 

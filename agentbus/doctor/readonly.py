@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import apsw
 
-from agentbus import database
-from agentbus.envelope import Peer
-from agentbus.ledger import Ledger
-from agentbus.store import peer_rows
+from agentbus.core import database
+from agentbus.core.model import Peer
+from agentbus.core.queries import Ledger
+from agentbus.core.store import peer_rows
 
 __all__ = ["Inspection", "sqlite_version"]
 

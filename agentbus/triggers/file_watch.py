@@ -18,10 +18,10 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentbus.config import prepare_folder
-from agentbus.errors import BrokenSetup
-from agentbus.eventloop import caller_from_threads
-from agentbus.ports import Wake
+from agentbus.core.config import prepare_folder
+from agentbus.core.errors import BrokenSetup
+from agentbus.core.eventloop import caller_from_threads
+from agentbus.core.ports import Wake
 
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agentbus.ports import Wake
+from agentbus.core.ports import Wake
 
 __all__ = ["PollTrigger"]
 

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from agentbus.config import check_private, prepare_folder
-from agentbus.errors import AgentbusError, BrokenSetup
-from agentbus.eventloop import asyncio_loop
-from agentbus.ports import Wake
+from agentbus.core.config import check_private, prepare_folder
+from agentbus.core.errors import AgentbusError, BrokenSetup
+from agentbus.core.eventloop import asyncio_loop
+from agentbus.core.ports import Wake
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

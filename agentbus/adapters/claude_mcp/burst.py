@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agentbus.errors import TryAgain
+from agentbus.core.errors import TryAgain
 
 __all__ = ["BurstGuard"]
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import anyio
 
-from agentbus.envelope import Envelope, timestamp
-from agentbus.ports import Receipt
+from agentbus.core.model import Envelope, timestamp
+from agentbus.core.ports import Receipt
 
 __all__ = ["ChannelDelivery", "ReadyGate", "Wire", "channel_element", "channel_event", "defused"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from agentbus.adapters.claude_mcp import guard, tools
 from agentbus.adapters.claude_mcp.channel import ReadyGate
-from agentbus.errors import Busy
+from agentbus.core.errors import Busy
 
 __all__ = ["Desk"]
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from agentbus import process
-from agentbus.process import Process
+from agentbus.core import process
+from agentbus.core.process import Process
 
 __all__ = ["Host", "Way", "find_host", "judge"]
 

@@ -26,11 +26,11 @@ import anyio
 
 from agentbus.adapters.claude_mcp.channel import ReadyGate, channel_element
 from agentbus.adapters.claude_mcp.stdio import unread_bytes, unread_ioctl
-from agentbus.config import foreign, prepare_folder
-from agentbus.envelope import Envelope, timestamp
-from agentbus.errors import AgentbusError, DeliveryFailed
-from agentbus.ports import Receipt
-from agentbus.process import Process, look_up
+from agentbus.core.config import foreign, prepare_folder
+from agentbus.core.errors import AgentbusError, DeliveryFailed
+from agentbus.core.model import Envelope, timestamp
+from agentbus.core.ports import Receipt
+from agentbus.core.process import Process, look_up
 
 __all__ = ["Address", "Bucket", "Inbox", "InboxDelivery", "address", "compose"]
 

@@ -25,7 +25,7 @@ from agentbus.adapters.claude_mcp.desk import Desk
 from agentbus.adapters.claude_mcp.host import SERVER_NAME
 from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.errors import DeliveryClosed, TryAgain
+from agentbus.core.errors import DeliveryClosed, TryAgain
 
 __all__ = ["serve_mcp"]
 

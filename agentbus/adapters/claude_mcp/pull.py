@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import anyio
 
-from agentbus.bus import PULL
-from agentbus.envelope import Envelope
-from agentbus.errors import DeliveryFailed
-from agentbus.ports import Receipt
+from agentbus.core.bus import PULL
+from agentbus.core.errors import DeliveryFailed
+from agentbus.core.model import Envelope
+from agentbus.core.ports import Receipt
 
 __all__ = ["PullDelivery"]
 

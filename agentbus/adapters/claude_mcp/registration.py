@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from agentbus import __version__
-from agentbus.config import foreign
-from agentbus.envelope import normalise_name
-from agentbus.errors import BrokenSetup
-from agentbus.findings import Finding, Level
-from agentbus.modules import Manifest, Registered, Registration, Standing, own_command
+from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
+from agentbus.core.config import foreign
+from agentbus.core.errors import BrokenSetup
+from agentbus.core.findings import Finding, Level
+from agentbus.core.model import normalise_name
 
 __all__ = ["ClaudeRegistration", "registration"]
 

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import anyio
 import anyio.to_thread
 
-from agentbus import process
 from agentbus.adapters.claude_mcp import guard
 from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
@@ -28,12 +27,13 @@ from agentbus.adapters.claude_mcp.inbox import Bucket, Inbox, InboxDelivery, add
 from agentbus.adapters.claude_mcp.pull import PullDelivery
 from agentbus.adapters.claude_mcp.stdio import Stdio
 from agentbus.adapters.claude_mcp.tools import Seat
-from agentbus.bus import PULL, Bus
-from agentbus.config import Settings
-from agentbus.envelope import Arrival
-from agentbus.errors import AgentbusError, DeliveryFailed, TryAgain
-from agentbus.ports import Delivery
-from agentbus.session import Checkpoints, Session
+from agentbus.core import process
+from agentbus.core.bus import PULL, Bus
+from agentbus.core.config import Settings
+from agentbus.core.errors import AgentbusError, DeliveryFailed, TryAgain
+from agentbus.core.model import Arrival
+from agentbus.core.ports import Delivery
+from agentbus.core.session import Checkpoints, Session
 
 __all__ = ["serve"]
 

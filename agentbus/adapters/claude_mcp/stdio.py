@@ -22,8 +22,8 @@ import anyio
 import anyio.lowlevel
 
 from agentbus.adapters.claude_mcp.lines import LineBuffer
-from agentbus.errors import Busy, DeliveryClosed
-from agentbus.eventloop import asyncio_loop
+from agentbus.core.errors import Busy, DeliveryClosed
+from agentbus.core.eventloop import asyncio_loop
 
 if TYPE_CHECKING:
     import asyncio

@@ -15,10 +15,10 @@ from agentbus.adapters.claude_mcp.burst import BurstGuard
 from agentbus.adapters.claude_mcp.channel import channel_element
 from agentbus.adapters.claude_mcp.guard import HANDSHAKE_VERSIONS
 from agentbus.adapters.claude_mcp.host import SERVER_NAME, Way
-from agentbus.bus import Sent
-from agentbus.envelope import Peer, Unread, normalise_name
-from agentbus.errors import AgentbusError, Busy, InvalidRequest
-from agentbus.session import Session
+from agentbus.core.bus import Sent
+from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
+from agentbus.core.model import Peer, Unread, normalise_name
+from agentbus.core.session import Session
 
 __all__ = ["TOOLS", "Seat", "Tool", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from agentbus import config, process, registry
-from agentbus.bus import Sent, patiently
-from agentbus.envelope import Arrival, Envelope, Peer, normalise_name
-from agentbus.errors import Refused, TryAgain
-from agentbus.ports import Delivery, Receipt, Settled
-from agentbus.session import Checkpoints, Session
+from agentbus import registry
+from agentbus.core import config, process
+from agentbus.core.bus import Sent, patiently
+from agentbus.core.errors import Refused, TryAgain
+from agentbus.core.model import Arrival, Envelope, Peer, normalise_name
+from agentbus.core.ports import Delivery, Receipt, Settled
+from agentbus.core.session import Checkpoints, Session
 
 __all__ = ["Member", "join", "present"]
 

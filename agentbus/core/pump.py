@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import anyio
 import anyio.lowlevel
 
-from agentbus.drain import Action, Drain, Fact, Pace, State, Step
-from agentbus.envelope import Envelope
-from agentbus.errors import DeliveryClosed, DeliveryFailed, TryAgain
-from agentbus.ports import Delivery, Receipt, Wakes
+from agentbus.core.drain import Action, Drain, Fact, Pace, State, Step
+from agentbus.core.errors import DeliveryClosed, DeliveryFailed, TryAgain
+from agentbus.core.model import Envelope
+from agentbus.core.ports import Delivery, Receipt, Wakes
 
 __all__ = ["Pump"]
 

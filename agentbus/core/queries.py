@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from agentbus.envelope import Status
-from agentbus.errors import InvalidRequest
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import Status
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
-from agentbus.errors import InvalidRequest
-from agentbus.process import Process
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.process import Process
 
 __all__ = [
     "MAX_NAME_CHARS",

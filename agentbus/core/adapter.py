@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from agentbus.errors import BrokenSetup
-from agentbus.findings import Finding
+from agentbus.core.errors import BrokenSetup
+from agentbus.core.findings import Finding
 
 __all__ = ["Manifest", "Registered", "Registration", "Standing", "own_command"]
 

@@ -18,16 +18,16 @@ import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
 
-from agentbus import database
-from agentbus.bus import PULL, Bus, Claimed, Sent, patiently
-from agentbus.config import prepare_home
-from agentbus.drain import Pace
-from agentbus.envelope import Arrival, Envelope, Peer, Unread
-from agentbus.errors import AgentbusError, BrokenSetup, Busy, TryAgain
-from agentbus.notedwakes import NotedWakes
-from agentbus.ports import Delivery, Trigger, Wakes
-from agentbus.process import is_alive
-from agentbus.pump import Pump
+from agentbus.core import database
+from agentbus.core.bus import PULL, Bus, Claimed, Sent, patiently
+from agentbus.core.config import prepare_home
+from agentbus.core.drain import Pace
+from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+from agentbus.core.model import Arrival, Envelope, Peer, Unread
+from agentbus.core.ports import Delivery, Trigger, Wakes
+from agentbus.core.process import is_alive
+from agentbus.core.pump import Pump
+from agentbus.core.wakes import NotedWakes
 
 __all__ = ["Checkpoints", "Session"]
 

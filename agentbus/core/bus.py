@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from agentbus.envelope import Arrival, Envelope, Peer, Unread, check_body, normalise_name
-from agentbus.errors import AgentbusError, Busy, InvalidRequest
-from agentbus.ports import Trigger, Wake
-from agentbus.process import Process, is_alive
-from agentbus.store import Store
+from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
+from agentbus.core.model import Arrival, Envelope, Peer, Unread, check_body, normalise_name
+from agentbus.core.ports import Trigger, Wake
+from agentbus.core.process import Process, is_alive
+from agentbus.core.store import Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import anyio
 
-from agentbus.ports import Wakes
+from agentbus.core.ports import Wakes
 
 __all__ = ["NotedWakes"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from agentbus.errors import AgentbusError
+from agentbus.core.errors import AgentbusError
 
 __all__ = ["Finding", "Level", "refused"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import apsw
 
-from agentbus.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

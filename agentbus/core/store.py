@@ -1,4 +1,4 @@
-"""What sessions do with the mailboxes and with presence, one method each; what people look at is in ledger.py.
+"""What sessions do with the mailboxes and with presence, one method each; what people look at is in queries.py.
 
 Synchronous; a method either commits whole or changes nothing. Knows nothing of triggers, deliveries or MCP.
 Instants are milliseconds since 1970 UTC. Every method raises Busy when another process holds the database for
@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from agentbus import database
-from agentbus.envelope import Address, Arrival, Envelope, Peer, Unread, numbered_name
-from agentbus.errors import MailboxFull, Refused
-from agentbus.ledger import Ledger
-from agentbus.process import Process, is_alive
+from agentbus.core import database
+from agentbus.core.errors import MailboxFull, Refused
+from agentbus.core.model import Address, Arrival, Envelope, Peer, Unread, numbered_name
+from agentbus.core.process import Process, is_alive
+from agentbus.core.queries import Ledger
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentbus.envelope import fit_name, normalise_name
-from agentbus.errors import BrokenSetup, InvalidRequest
+from agentbus.core.errors import BrokenSetup, InvalidRequest
+from agentbus.core.model import fit_name, normalise_name
 
 __all__ = [
     "DEFAULT_NAME",
