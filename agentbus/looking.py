@@ -1,41 +1,38 @@
-"""How a command hears of what happens: on the bus by a socket of its own, from its user by signals.
+"""What changes on a bus: how a reader is told to look again, and what has happened since it last looked.
 
-Looks and never writes. Knows nothing of what is looked for. Implements [WATCH-1].
+Reads and never writes. Knows no trigger by name, and not who shows what it finds. Implements [WATCH-1], [WATCH-2].
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from dataclasses import dataclass
 
 import anyio
-import anyio.abc
 
-from agentbus.core.config import Settings
+from agentbus.core.bus import now_ms
 from agentbus.core.errors import BrokenSetup
-from agentbus.registry import Watchers
+from agentbus.core.model import MessageState, Peer, Status
+from agentbus.core.ports import Wakes
+from agentbus.core.process import is_alive
+from agentbus.core.store import Store
+from agentbus.core.watchers import Watchers
 
-__all__ = ["SAFETY_S", "Glances", "looking", "when_signalled"]
+__all__ = ["SAFETY_S", "Changes", "MessageEvent", "PeerEvent", "watching"]
 
-# What a lost wake costs at most; as long as the safety poll of a drain. [DRAIN-5]
+# The price of a lost nudge; as long as the safety poll of a drain. [DRAIN-5]
 SAFETY_S = 3.0
-
-
-class Glances(Protocol):
-    """When to look again."""
-
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """Return True once something may have changed, False after `timeout_s`; see Wakes."""
-
-    def is_reachable(self) -> bool:
-        """Whether who changes something still finds us; see Wakes."""
+# Messages whose next step is waited for. Of more than this, the oldest are no longer followed: a mailbox that nobody
+# reads must not make each look slower and slower.
+_MAX_FOLLOWED = 5_000
+_PAGE = 1_000
+_STAGES = (MessageState.PENDING, MessageState.DELIVERED, MessageState.READ)
 
 
 class _Polled:
-    """Where no socket can be had: look every now and then."""
+    """The wakes of a reader that no socket can wake: it looks every `poll_s` seconds."""
 
     def __init__(self, poll_s: float) -> None:
         self._poll_s = poll_s
@@ -48,31 +45,122 @@ class _Polled:
         return True
 
 
-async def when_signalled(
-    act: Callable[[int], None], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-) -> None:
-    """Call `act` with the number of each SIGINT, SIGTERM and SIGHUP, until cancelled."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        task_status.started()
-        async for number in signals:
-            act(number)
-
-
 @asynccontextmanager
-async def looking(settings: Settings, say: Callable[[str], None]) -> AsyncIterator[Glances]:
-    """Be told of every change, until the block ends. Look once after entering: what came before is not told. [WATCH-1]
+async def watching(watchers: Watchers, *, poll_ms: int, say: Callable[[str], None]) -> AsyncIterator[Wakes]:
+    """Yields a `Wakes` that fires on every change. Earlier changes are not reported, so read the database once first.
 
-    Where no socket can be bound, `say` is told, and the wait is a poll.
+    Where no socket can be bound, it polls every `poll_ms` milliseconds, and `say` gets the reason. [WATCH-1]
     """
-    watchers = Watchers(settings.home)
     trigger = watchers.trigger()
     async with AsyncExitStack() as stack:
         stack.callback(watchers.close)
-        glances: Glances
+        wakes: Wakes
         try:
             # Random, not our pid: a watcher that was killed leaves its socket, and its pid may be used again.
-            glances = await stack.enter_async_context(trigger.arm(trigger.endpoint(os.urandom(6).hex())))
+            wakes = await stack.enter_async_context(trigger.arm(trigger.endpoint(os.urandom(6).hex())))
         except BrokenSetup as error:
-            say(f"looking every {settings.poll_ms} ms, as nothing can wake this command ({error})")
-            glances = _Polled(settings.poll_ms / 1_000)
-        yield glances
+            say(f"looking every {poll_ms} ms, as nothing can wake this command ({error})")
+            wakes = _Polled(poll_ms / 1_000)
+        yield wakes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEvent:
+    """A message that has become `state`, at an instant in ms since 1970 UTC."""
+
+    at: int
+    state: MessageState
+    message: Status
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEvent:
+    """A peer that came (`online`), went (`offline`), or is called otherwise than `was` from now on (`renamed`)."""
+
+    at: int
+    what: str
+    peer: Peer
+    was: str = ""
+
+
+def _instant(message: Status, state: MessageState) -> int | None:
+    return {
+        MessageState.PENDING: message.sent_at,
+        MessageState.DELIVERED: message.delivered_at,
+        MessageState.READ: message.read_at,
+    }[state]
+
+
+class Changes:
+    """What has happened on a bus since it was last asked. `store` is read, never written. [WATCH-2]"""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._version = -1
+        self._newest = 0
+        self._followed: dict[int, MessageState] = {}
+        self.peers: dict[str, Peer] = {}
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Follow what is there now: what is older is no news."""
+        ledger = self._store.ledger
+        self._version = ledger.version()
+        self._newest = ledger.newest_id()
+        self._followed = {one.id: one.state for one in ledger.unsettled(_MAX_FOLLOWED)}
+        self.peers = {}
+
+    def look(self, *, thoroughly: bool = False) -> list[MessageEvent | PeerEvent]:
+        """What has happened, in its order. Unless `thoroughly`, nothing is read when nobody has written."""
+        version = self._store.ledger.version()
+        if version == self._version and not thoroughly:
+            return []
+        self._version = version
+        found: list[MessageEvent | PeerEvent] = [*self._peers(), *self._steps(), *self._arrived()]
+        return sorted(found, key=lambda event: event.at)
+
+    def _peers(self) -> Iterator[PeerEvent]:
+        # [PRES-4] A row may outlive its process, and who only looks reaps nobody.
+        present = {peer.session: peer for peer in self._store.present() if is_alive(peer.process)}
+        for session, before in self.peers.items():
+            if session not in present:
+                yield PeerEvent(now_ms(), "offline", before)
+        for session, peer in present.items():
+            known = self.peers.get(session)
+            if known is None:
+                yield PeerEvent(peer.started_at, "online", peer)
+            elif known.name != peer.name:
+                yield PeerEvent(now_ms(), "renamed", peer, was=known.name)
+        self.peers = present
+
+    def _steps(self) -> Iterator[MessageEvent]:
+        ids = list(self._followed)
+        there: set[int] = set()
+        for start in range(0, len(ids), _PAGE):
+            for message in self._store.ledger.among(ids[start : start + _PAGE]):
+                there.add(message.id)
+                yield from self._steps_of(message, self._followed[message.id])
+        for pruned in set(ids) - there:
+            self._followed.pop(pruned, None)
+
+    def _arrived(self) -> Iterator[MessageEvent]:
+        while True:
+            messages = self._store.ledger.after(self._newest, _PAGE)
+            for message in messages:
+                self._newest = message.id
+                yield MessageEvent(message.sent_at, MessageState.PENDING, message)
+                yield from self._steps_of(message, MessageState.PENDING)
+            if len(messages) < _PAGE:
+                break
+        while len(self._followed) > _MAX_FOLLOWED:
+            del self._followed[next(iter(self._followed))]
+
+    def _steps_of(self, message: Status, known: MessageState) -> Iterator[MessageEvent]:
+        for state in _STAGES[_STAGES.index(known) + 1 : _STAGES.index(message.state) + 1]:
+            at = _instant(message, state)
+            if at is not None:
+                yield MessageEvent(at, state, message)
+        if message.state is MessageState.READ:
+            self._followed.pop(message.id, None)
+        else:
+            self._followed[message.id] = message.state

@@ -6,7 +6,6 @@ manifests. Implements [WAKE-5], [WATCH-1], [MOD-1], [CONF-2].
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,17 +13,17 @@ from pathlib import Path
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import BrokenSetup, InvalidRequest
-from agentbus.core.ports import Trigger, Wake
+from agentbus.core.ports import Trigger
 from agentbus.core.store import Store
+from agentbus.core.watchers import Watchers
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
     from agentbus.core.adapter import Manifest, Registration
-    from agentbus.triggers.socket import SocketTrigger
 
-__all__ = ["Triggers", "Watchers", "manifest", "manifests", "open_bus", "registration", "serve"]
+__all__ = ["Triggers", "manifest", "manifests", "open_bus", "registration", "serve", "watchers"]
 
 # In the order of preference when AGENTBUS_TRIGGER is unset.
 _TRIGGERS = ("socket", "file-watch", "poll")
@@ -51,7 +50,7 @@ class Triggers(Mapping[str, Trigger]):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: dict[str, Trigger] = {}
-        self.watchers = Watchers(settings.home)
+        self.watchers = watchers(settings)
 
     def __getitem__(self, name: str) -> Trigger:
         if name not in _TRIGGERS:
@@ -87,36 +86,15 @@ class Triggers(Mapping[str, Trigger]):
         return [self[asked]]
 
 
-class Watchers:
-    """Who looks on, each with a socket in `home`/watch: they wait, and who changes something tells them. [WATCH-1]"""
+def watchers(settings: Settings) -> Watchers:
+    """The watchers of the home, each with a socket in `watch/`. [WATCH-1]"""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._folder = f"{home}/watch"
-        self._made: SocketTrigger | None = None
+    def make() -> Trigger:
+        from agentbus.triggers.socket import SocketTrigger
 
-    def trigger(self) -> SocketTrigger:
-        """By which they are woken."""
-        if self._made is None:
-            from agentbus.triggers.socket import SocketTrigger
+        return SocketTrigger(settings.home, folder="watch")
 
-            self._made = SocketTrigger(self._home, folder="watch")
-        return self._made
-
-    def tell(self) -> None:
-        """Nudge everybody who looks on. Never blocks, never raises; costs 2 us where nobody does."""
-        try:
-            endpoints = os.listdir(self._folder)
-        except OSError:
-            return  # the usual case: nobody ever looked on
-        for endpoint in endpoints:
-            if self.trigger().notify(endpoint) is Wake.STALE:
-                self.trigger().clear(endpoint)
-
-    def close(self) -> None:
-        """Give back what telling keeps open."""
-        if self._made is not None:
-            self._made.close()
+    return Watchers(settings.home / "watch", make)
 
 
 def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] | None = None) -> tuple[Bus, Triggers]:

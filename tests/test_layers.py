@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "agentbus"
 # Each core module may import those before it.
 CORE = (
     *("errors", "process", "eventloop", "model", "findings", "ports", "config", "drain", "adapter", "wakes"),
-    *("database", "queries", "store", "bus", "pump", "session"),
+    *("watchers", "database", "queries", "store", "bus", "pump", "session"),
 )
 # A room or a module at the top may import those with a lower number.
 LEVELS = {

@@ -21,7 +21,19 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["broadcast", "bus_and_settings", "known_names", "own_name", "peers", "send", "serve", "text_or_stdin"]
+    from anyio.abc import TaskStatus
+
+__all__ = [
+    "broadcast",
+    "bus_and_settings",
+    "known_names",
+    "own_name",
+    "peers",
+    "send",
+    "serve",
+    "text_or_stdin",
+    "when_signalled",
+]
 
 # As long as a session waits. [STORE-4]
 _BUSY_MS = 10_000
@@ -165,6 +177,18 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
     for peer in present:
         if peer.delivery == PULL:
             print(f"nothing can be pushed to {peer.name}, it reads with check_messages: {peer.delivery_reason}")
+
+
+async def when_signalled(act: Callable[[int], None], *, task_status: TaskStatus[None]) -> None:
+    """Call `act` with the number of each SIGINT, SIGTERM and SIGHUP, until cancelled. To be started in a task group."""
+    import signal
+
+    import anyio
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            act(number)
 
 
 def serve(name: str) -> None:

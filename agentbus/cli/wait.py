@@ -13,13 +13,14 @@ from functools import partial
 import anyio
 import anyio.abc
 
+from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core.bus import Bus, Sent, now_ms
 from agentbus.core.config import Settings
 from agentbus.core.errors import DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState, timestamp
 from agentbus.core.ports import Receipt, Settled
-from agentbus.looking import SAFETY_S, looking, when_signalled
+from agentbus.looking import SAFETY_S, watching
 from agentbus.member import present
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]
@@ -119,7 +120,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
         present(settings, printed, runtime=RUNTIME, reason=_REASON, say=output.say, other_name=False) as session,
         anyio.create_task_group() as tasks,
     ):
-        await tasks.start(when_signalled, end_by)
+        await tasks.start(common.when_signalled, end_by)
         tasks.start_soon(end_with_the_session)
         with anyio.move_on_after(timeout_s):
             await printed.done.wait()
@@ -151,7 +152,7 @@ def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> Non
 
 async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: float) -> None:
     give_up_at = anyio.current_time() + seconds
-    async with looking(settings, output.say) as glances:
+    async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=output.say) as wakes:
         while True:
             status = bus.store.ledger.status(row_id)
             if status.state is MessageState.READ:
@@ -165,4 +166,4 @@ async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: f
                     f'#{row_id} for "{status.recipient}" is {what} after {seconds:g} s',
                     hint=f"agentbus doctor {status.recipient} says why, agentbus status {row_id} where it is",
                 )
-            await glances.wait(min(left_s, SAFETY_S))
+            await wakes.wait(min(left_s, SAFETY_S))

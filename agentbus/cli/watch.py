@@ -1,15 +1,13 @@
 """`agentbus watch`: who is there, and each message as it becomes pending, delivered and read, while it happens.
 
-Woken by a socket, as sessions are; reads, and changes nothing. `Changes` finds out what has happened, a display shows
-it. Implements [WATCH-1] to [WATCH-4].
+Woken by a socket, as sessions are; reads, and changes nothing. core/changes finds out what has
+happened, a display shows it. Implements [WATCH-1] to [WATCH-4].
 """
 
 from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
@@ -19,127 +17,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core import config
-from agentbus.core.bus import PULL, now_ms
-from agentbus.core.model import MessageState, Peer, Status, timestamp
-from agentbus.core.process import is_alive
+from agentbus.core.bus import PULL
+from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
-from agentbus.looking import SAFETY_S, looking, when_signalled
+from agentbus.looking import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
 
-__all__ = ["Changes", "MessageEvent", "PeerEvent", "watch"]
+__all__ = ["watch"]
 
-# Messages whose next step is waited for. Of more than this, the oldest are no longer followed: a mailbox that nobody
-# reads must not make each look slower and slower.
-_MAX_FOLLOWED = 5_000
-_PAGE = 1_000
 # Between two looks: a burst of messages is one look, and the eye sees no difference.
 _PAUSE_S = 0.02
-_STAGES = (MessageState.PENDING, MessageState.DELIVERED, MessageState.READ)
-
-
-@dataclass(frozen=True, slots=True)
-class MessageEvent:
-    """A message that has become `state`, at an instant in ms since 1970 UTC."""
-
-    at: int
-    state: MessageState
-    message: Status
-
-
-@dataclass(frozen=True, slots=True)
-class PeerEvent:
-    """A peer that came (`online`), went (`offline`), or is called otherwise than `was` from now on (`renamed`)."""
-
-    at: int
-    what: str
-    peer: Peer
-    was: str = ""
-
-
-def _instant(message: Status, state: MessageState) -> int | None:
-    return {
-        MessageState.PENDING: message.sent_at,
-        MessageState.DELIVERED: message.delivered_at,
-        MessageState.READ: message.read_at,
-    }[state]
-
-
-class Changes:
-    """What has happened on a bus since it was last asked. `store` is read, never written. [WATCH-2]"""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._version = -1
-        self._newest = 0
-        self._followed: dict[int, MessageState] = {}
-        self.peers: dict[str, Peer] = {}
-        self.start_anew()
-
-    def start_anew(self) -> None:
-        """Follow what is there now: what is older is no news."""
-        ledger = self._store.ledger
-        self._version = ledger.version()
-        self._newest = ledger.newest_id()
-        self._followed = {one.id: one.state for one in ledger.unsettled(_MAX_FOLLOWED)}
-        self.peers = {}
-
-    def look(self, *, thoroughly: bool = False) -> list[MessageEvent | PeerEvent]:
-        """What has happened, in its order. Unless `thoroughly`, nothing is read when nobody has written."""
-        version = self._store.ledger.version()
-        if version == self._version and not thoroughly:
-            return []
-        self._version = version
-        found: list[MessageEvent | PeerEvent] = [*self._peers(), *self._steps(), *self._arrived()]
-        return sorted(found, key=lambda event: event.at)
-
-    def _peers(self) -> Iterator[PeerEvent]:
-        # [PRES-4] A row may outlive its process, and who only looks reaps nobody.
-        present = {peer.session: peer for peer in self._store.present() if is_alive(peer.process)}
-        for session, before in self.peers.items():
-            if session not in present:
-                yield PeerEvent(now_ms(), "offline", before)
-        for session, peer in present.items():
-            known = self.peers.get(session)
-            if known is None:
-                yield PeerEvent(peer.started_at, "online", peer)
-            elif known.name != peer.name:
-                yield PeerEvent(now_ms(), "renamed", peer, was=known.name)
-        self.peers = present
-
-    def _steps(self) -> Iterator[MessageEvent]:
-        ids = list(self._followed)
-        there: set[int] = set()
-        for start in range(0, len(ids), _PAGE):
-            for message in self._store.ledger.among(ids[start : start + _PAGE]):
-                there.add(message.id)
-                yield from self._steps_of(message, self._followed[message.id])
-        for pruned in set(ids) - there:
-            self._followed.pop(pruned, None)
-
-    def _arrived(self) -> Iterator[MessageEvent]:
-        while True:
-            messages = self._store.ledger.after(self._newest, _PAGE)
-            for message in messages:
-                self._newest = message.id
-                yield MessageEvent(message.sent_at, MessageState.PENDING, message)
-                yield from self._steps_of(message, MessageState.PENDING)
-            if len(messages) < _PAGE:
-                break
-        while len(self._followed) > _MAX_FOLLOWED:
-            del self._followed[next(iter(self._followed))]
-
-    def _steps_of(self, message: Status, known: MessageState) -> Iterator[MessageEvent]:
-        for state in _STAGES[_STAGES.index(known) + 1 : _STAGES.index(message.state) + 1]:
-            at = _instant(message, state)
-            if at is not None:
-                yield MessageEvent(at, state, message)
-        if message.state is MessageState.READ:
-            self._followed.pop(message.id, None)
-        else:
-            self._followed[message.id] = message.state
-
-
 # -- how it is shown ---------------------------------------------------------------------------------------
 
 
@@ -280,7 +169,7 @@ def watch(*, as_json: bool) -> None:
 async def _watch(store: Store, settings: config.Settings, display: _Display) -> None:
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(when_signalled, lambda _number: tasks.cancel_scope.cancel())
+            await tasks.start(common.when_signalled, lambda _number: tasks.cancel_scope.cancel())
             await _follow(store, settings, display)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -291,10 +180,10 @@ async def _watch(store: Store, settings: config.Settings, display: _Display) -> 
 async def _follow(store: Store, settings: config.Settings, display: _Display) -> None:
     changes = Changes(store)
     while True:
-        async with looking(settings, display.say) as glances:
+        async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=display.say) as wakes:
             thoroughly = True
             # Armed anew where the socket was removed under us. [WAKE-6]
-            while glances.is_reachable():
+            while wakes.is_reachable():
                 if store.is_replaced():
                     config.prepare_home(settings.home)
                     store.reopen()
@@ -308,7 +197,7 @@ async def _follow(store: Store, settings: config.Settings, display: _Display) ->
                 if _is_unread():
                     return
                 await anyio.sleep(_PAUSE_S)
-                thoroughly = not await glances.wait(SAFETY_S)
+                thoroughly = not await wakes.wait(SAFETY_S)
         await anyio.sleep(_PAUSE_S)
 
 
