@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "agentbus"
 # Each core module may import those before it.
 CORE = (
     *("errors", "process", "eventloop", "model", "findings", "ports", "config", "drain", "adapter", "wakes"),
-    *("watchers", "database", "queries", "store", "bus", "pump", "session"),
+    *("watchers", "database", "queries", "store", "bus", "pump", "session", "changes"),
 )
 # A room or a module at the top may import those with a lower number.
 LEVELS = {
@@ -21,7 +21,6 @@ LEVELS = {
     "adapters": 7,
     "registry": 8,
     "member": 9,
-    "looking": 9,
     "doctor": 10,
     "cli": 11,
     "__main__": 12,

@@ -22,12 +22,12 @@ from typing import Any
 
 import pytest
 
-from agentbus import looking
+from agentbus.core import changes as module
+from agentbus.core.changes import Changes, MessageEvent, PeerEvent
 from agentbus.core.model import Arrival
 from agentbus.core.process import Process, current
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
-from agentbus.looking import Changes, MessageEvent, PeerEvent
 from tests.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -129,8 +129,8 @@ def test_each_step_of_a_message_is_found_once_and_in_its_order(store: Store) -> 
 
 @pytest.mark.spec("WATCH-2")
 def test_of_too_many_messages_the_newest_are_followed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "_MAX_FOLLOWED", 3)
-    monkeypatch.setattr(looking, "_PAGE", 2)
+    monkeypatch.setattr(module, "_MAX_FOLLOWED", 3)
+    monkeypatch.setattr(module, "_PAGE", 2)
     changes = Changes(store)
     ids = [store.send("a", "b", "x", now=1_000 + n)[0] for n in range(7)]
     assert steps(changes.look(thoroughly=True)) == [(one, "pending") for one in ids]

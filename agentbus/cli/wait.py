@@ -16,11 +16,11 @@ import anyio.abc
 from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core.bus import Bus, Sent, now_ms
+from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.config import Settings
 from agentbus.core.errors import DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState, timestamp
 from agentbus.core.ports import Receipt, Settled
-from agentbus.looking import SAFETY_S, watching
 from agentbus.member import present
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]

@@ -21,9 +21,9 @@ from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core import config
 from agentbus.core.bus import PULL
+from agentbus.core.changes import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
-from agentbus.looking import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
 
 __all__ = ["watch"]
 
