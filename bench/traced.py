@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentbus import registry
-from agentbus.adapters.claude_mcp.channel import ChannelDelivery
+from agentbus.adapters.mcp.channel import ChannelDelivery
 from agentbus.core import config
 from agentbus.core.store import Store
 from bench.report import Failed

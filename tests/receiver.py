@@ -13,8 +13,8 @@ import sys
 import anyio
 
 from agentbus import registry
-from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
-from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.adapters.mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core import config, process
 from agentbus.core.model import Arrival
 from agentbus.core.session import Checkpoints, Session

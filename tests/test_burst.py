@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agentbus.adapters.claude_mcp.burst import BurstGuard
+from agentbus.adapters.mcp.rate_limit import BurstGuard
 from agentbus.core.errors import TryAgain
 from tests.helpers import RawClient
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
 from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery
-from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.adapters.mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed
 from agentbus.core.ports import Delivery, Receipt
 from agentbus.core.process import current

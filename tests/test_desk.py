@@ -16,20 +16,20 @@ from typing import Any
 import anyio
 import pytest
 
-from agentbus.adapters.claude_mcp import guard
-from agentbus.adapters.claude_mcp.burst import BurstGuard
-from agentbus.adapters.claude_mcp.channel import ReadyGate
-from agentbus.adapters.claude_mcp.desk import Desk
-from agentbus.adapters.claude_mcp.host import Way
-from agentbus.adapters.claude_mcp.protocol import _Settling, serve_mcp
-from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.adapters.claude_mcp.tools import Seat
+from agentbus.adapters.mcp import jsonrpc
+from agentbus.adapters.mcp.channel import ReadyGate
+from agentbus.adapters.mcp.fast_path import Desk
+from agentbus.adapters.mcp.hosts import Way
+from agentbus.adapters.mcp.rate_limit import BurstGuard
+from agentbus.adapters.mcp.sdk import _Settling, serve_mcp
+from agentbus.adapters.mcp.tools import Seat
+from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import Busy
 from tests.helpers import INITIALIZE, RawClient, agentbus, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
-VERSIONS = [*guard.HANDSHAKE_VERSIONS, "1999-01-01", "2026-07-28", ""]
+VERSIONS = [*jsonrpc.HANDSHAKE_VERSIONS, "1999-01-01", "2026-07-28", ""]
 
 
 def line(method: str, params: dict[str, Any] | None = None, **more: Any) -> bytes:
@@ -78,7 +78,7 @@ async def test_desk_and_sdk_answer_alike(version: str) -> None:
     desk = Desk(seat, ReadyGate())
     ours, far = socket.socketpair()
     with ours, far:
-        stdio = Stdio(ours.fileno(), os.dup(ours.fileno()), guard.refusal)
+        stdio = Stdio(ours.fileno(), os.dup(ours.fileno()), jsonrpc.refusal)
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stdio.run)
@@ -397,7 +397,7 @@ def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> No
 @pytest.mark.spec("DESK-1")
 def test_the_desk_imports_no_sdk() -> None:
     code = (
-        "import sys, agentbus.adapters.claude_mcp.server, agentbus.adapters.claude_mcp.desk\n"
+        "import sys, agentbus.adapters.claude_mcp.server, agentbus.adapters.mcp.fast_path\n"
         "print(sorted({'mcp', 'mcp_types', 'pydantic', 'typer'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

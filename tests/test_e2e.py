@@ -270,7 +270,7 @@ def test_a_client_that_lists_tools_need_not_wait_for_the_time_of_those_that_do_n
     agentbus(home, "send", "bob", "early")
     endless = (
         "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
-        "from agentbus.adapters.claude_mcp.channel import ReadyGate\n"
+        "from agentbus.adapters.mcp.channel import ReadyGate\n"
         "ReadyGate.__init__.__kwdefaults__['unlisted_s'] = 1e6\n"
         "from agentbus.__main__ import main; main()\n"
     )

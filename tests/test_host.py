@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from agentbus.adapters.claude_mcp.host import Way, find_host, judge
+from agentbus.adapters.mcp.hosts import Way, find_host, judge
 from agentbus.core import process
 from agentbus.core.process import Process
 from tests.helpers import until

@@ -17,9 +17,9 @@ import anyio
 import pytest
 
 import agentbus as package
-from agentbus.adapters.claude_mcp.channel import ReadyGate, channel_element
-from agentbus.adapters.claude_mcp.host import Way, bypasses_permissions, find_host
 from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery, compose
+from agentbus.adapters.mcp.channel import ReadyGate, channel_element
+from agentbus.adapters.mcp.hosts import Way, bypasses_permissions, find_host
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.process import Process, current

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentbus.adapters.claude_mcp import guard
-from agentbus.adapters.claude_mcp.channel import channel_element, channel_event, defused
-from agentbus.adapters.claude_mcp.lines import LineBuffer
+from agentbus.adapters.mcp import jsonrpc
+from agentbus.adapters.mcp.channel import channel_element, channel_event, defused
+from agentbus.adapters.mcp.lines import LineBuffer
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import MAX_NAME_CHARS, check_body, fit_name, normalise_name, numbered_name
@@ -119,7 +119,7 @@ def test_lines_come_out_however_they_are_cut(data: bytes, cuts: list[int]) -> No
 @given(ANY_JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
 @PATIENT
 def test_any_line_is_refused_or_answered_in_one_line(line: bytes) -> None:
-    for answer in (guard.refusal(line), guard.salvage(line, "why")):
+    for answer in (jsonrpc.refusal(line), jsonrpc.salvage(line, "why")):
         if answer is not None:
             assert answer.count(b"\n") == 1
             assert json.loads(answer)["error"]["code"] in (-32700, -32600, -32601, -32022)

@@ -326,11 +326,11 @@ def test_many_clients_check_at_once(start: Start, home: Path) -> None:
 @pytest.mark.spec("READ-1")
 async def test_a_request_that_is_never_answered_gives_its_messages_back() -> None:
     """Cancelled between the end of the tool and the write of its result: a gap that no client can hit at will."""
-    from agentbus.adapters.claude_mcp.channel import ReadyGate
-    from agentbus.adapters.claude_mcp.desk import Desk
-    from agentbus.adapters.claude_mcp.host import Way
-    from agentbus.adapters.claude_mcp.protocol import _Settling
-    from agentbus.adapters.claude_mcp.tools import Seat
+    from agentbus.adapters.mcp.channel import ReadyGate
+    from agentbus.adapters.mcp.fast_path import Desk
+    from agentbus.adapters.mcp.hosts import Way
+    from agentbus.adapters.mcp.sdk import _Settling
+    from agentbus.adapters.mcp.tools import Seat
 
     settled: list[bool] = []
 

@@ -51,7 +51,7 @@ def test_the_strangers_session_is_as_shown(home: Path) -> None:
 
 
 def test_the_tools_and_commands_are_those_that_there_are() -> None:
-    from agentbus.adapters.claude_mcp.tools import TOOLS
+    from agentbus.adapters.mcp.tools import TOOLS
 
     shown = re.findall(r"^\| `(\w+)\{(.*?)\}` \|", README, re.MULTILINE)
     assert [(tool.name, ", ".join(tool.arguments)) for tool in TOOLS] == shown

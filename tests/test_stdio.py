@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from agentbus.adapters.claude_mcp import stdio as module
-from agentbus.adapters.claude_mcp.guard import refusal, salvage
-from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
-from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.adapters.mcp import transport as module
+from agentbus.adapters.mcp.jsonrpc import refusal, salvage
+from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
+from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import Busy, DeliveryClosed
 
 pytestmark = pytest.mark.anyio

@@ -327,6 +327,6 @@ def demo() -> None:
 
     Example: agentbus demo
     """
-    from agentbus.adapters.claude_mcp import demo as show
+    from agentbus.cli import demo as show
 
     raise typer.Exit(show.run())

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import anyio
 
-from agentbus.adapters.claude_mcp.channel import ReadyGate, channel_element
-from agentbus.adapters.claude_mcp.stdio import unread_bytes, unread_ioctl
+from agentbus.adapters.mcp.channel import ReadyGate, channel_element
+from agentbus.adapters.mcp.transport import unread_bytes, unread_ioctl
 from agentbus.core.config import foreign, prepare_folder
 from agentbus.core.errors import AgentbusError, DeliveryFailed
 from agentbus.core.model import Envelope, timestamp

@@ -18,15 +18,15 @@ from typing import Any, NoReturn
 import anyio
 import anyio.to_thread
 
-from agentbus.adapters.claude_mcp import guard
-from agentbus.adapters.claude_mcp.burst import BurstGuard
-from agentbus.adapters.claude_mcp.channel import ChannelDelivery, ReadyGate
-from agentbus.adapters.claude_mcp.desk import Desk
-from agentbus.adapters.claude_mcp.host import Host, Way, find_host
 from agentbus.adapters.claude_mcp.inbox import Bucket, Inbox, InboxDelivery, address
-from agentbus.adapters.claude_mcp.pull import PullDelivery
-from agentbus.adapters.claude_mcp.stdio import Stdio
-from agentbus.adapters.claude_mcp.tools import Seat
+from agentbus.adapters.mcp import jsonrpc
+from agentbus.adapters.mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.mcp.fast_path import Desk
+from agentbus.adapters.mcp.hosts import Host, Way, find_host
+from agentbus.adapters.mcp.pull import PullDelivery
+from agentbus.adapters.mcp.rate_limit import BurstGuard
+from agentbus.adapters.mcp.tools import Seat
+from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core import process
 from agentbus.core.bus import PULL, Bus
 from agentbus.core.config import Settings
@@ -60,12 +60,12 @@ def serve(settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> None:
     host = find_host(settings.delivery)
     if host.way is Way.HEALTH_CHECK:
         # Asked whether the server starts: no home, no database, no name, no socket. [VOID-3]
-        stdio = Stdio.claim(guard.refusal)
+        stdio = Stdio.claim(jsonrpc.refusal)
         _run(stdio, _serve_nobody, host, stdio)
     checkpoints = Checkpoints(settings.home / "bus.db")
     bus, triggers = open_bus(settings, busy_ms=0, on_wal=checkpoints)
     preferred = triggers.preferred()
-    stdio = Stdio.claim(guard.refusal)
+    stdio = Stdio.claim(jsonrpc.refusal)
     _run(stdio, _serve, settings, host, bus, preferred, stdio, checkpoints)
 
 
@@ -191,9 +191,7 @@ async def _import_sdk() -> Any:
     gc.disable()
     sys.setswitchinterval(_IMPORT_SWITCH_S)
     try:
-        return await anyio.to_thread.run_sync(
-            import_module, "agentbus.adapters.claude_mcp.protocol", abandon_on_cancel=True
-        )
+        return await anyio.to_thread.run_sync(import_module, "agentbus.adapters.mcp.sdk", abandon_on_cancel=True)
     finally:
         sys.setswitchinterval(before_s)
         # The SDK's models are there for good: the collector need not walk through them again and again.

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentbus import __version__
-from agentbus.adapters.claude_mcp.burst import BurstGuard
-from agentbus.adapters.claude_mcp.channel import channel_element
-from agentbus.adapters.claude_mcp.guard import HANDSHAKE_VERSIONS
-from agentbus.adapters.claude_mcp.host import SERVER_NAME, Way
+from agentbus.adapters.mcp.channel import channel_element
+from agentbus.adapters.mcp.hosts import SERVER_NAME, Way
+from agentbus.adapters.mcp.jsonrpc import HANDSHAKE_VERSIONS
+from agentbus.adapters.mcp.rate_limit import BurstGuard
 from agentbus.core.bus import Sent
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
 from agentbus.core.model import Peer, Unread, normalise_name

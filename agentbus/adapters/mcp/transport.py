@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
-from agentbus.adapters.claude_mcp.lines import LineBuffer
+from agentbus.adapters.mcp.lines import LineBuffer
 from agentbus.core.errors import Busy, DeliveryClosed
 from agentbus.core.eventloop import asyncio_loop
 

@@ -14,8 +14,8 @@ import sys
 import time
 from typing import Any
 
-from agentbus.adapters.claude_mcp import guard, tools
-from agentbus.adapters.claude_mcp.channel import ReadyGate
+from agentbus.adapters.mcp import jsonrpc, tools
+from agentbus.adapters.mcp.channel import ReadyGate
 from agentbus.core.errors import Busy
 
 __all__ = ["Desk"]
@@ -45,12 +45,12 @@ class Desk:
 
         Raises Busy where it is to be asked again in the next turn of the event loop.
         """
-        refused = guard.refusal(line)
+        refused = jsonrpc.refusal(line)
         # Once the SDK has taken over only tools are run here. Looked for as bytes first: of the rest, nothing is parsed
         # twice.
         if refused is not None or (self._has_sdk and b"tools/call" not in line):
             return refused
-        message = guard.parse(line)
+        message = jsonrpc.parse(line)
         if message is None or message.get("jsonrpc") != "2.0":
             return None
         method, params = message.get("method"), message.get("params", {})
@@ -58,7 +58,7 @@ class Desk:
             return None
         if "id" not in message:
             return self._take_notification(line, method)
-        result = self._result(line, method, params, message["id"]) if guard.is_id(message["id"]) else None
+        result = self._result(line, method, params, message["id"]) if jsonrpc.is_id(message["id"]) else None
         return None if result is None else _answer(message["id"], result)
 
     def _call(self, params: dict[str, Any], request_id: int | str) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.extension import ClientExtension, NotificationBinding
 from pydantic import BaseModel
 
-from agentbus.adapters.claude_mcp.channel import METHOD, SETTLE_S
+from agentbus.adapters.mcp.channel import METHOD, SETTLE_S
 
 __all__ = ["run"]
 

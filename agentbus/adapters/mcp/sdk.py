@@ -19,12 +19,12 @@ from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import ValidationError
 
 from agentbus import __version__
-from agentbus.adapters.claude_mcp import guard, tools
-from agentbus.adapters.claude_mcp.channel import ReadyGate
-from agentbus.adapters.claude_mcp.desk import Desk
-from agentbus.adapters.claude_mcp.host import SERVER_NAME
-from agentbus.adapters.claude_mcp.lines import MAX_LINE_BYTES
-from agentbus.adapters.claude_mcp.stdio import Stdio
+from agentbus.adapters.mcp import jsonrpc, tools
+from agentbus.adapters.mcp.channel import ReadyGate
+from agentbus.adapters.mcp.fast_path import Desk
+from agentbus.adapters.mcp.hosts import SERVER_NAME
+from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
+from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed, TryAgain
 
 __all__ = ["serve_mcp"]
@@ -101,17 +101,17 @@ class _Incoming(_Stream):
             line = next(self._handshake, b"") or await self._stdio.next_line()
             if line is None:
                 problem = f"the line is over the limit of {MAX_LINE_BYTES:,} bytes"
-                await self._answer(guard.error_line(None, guard.INVALID_REQUEST, problem))
+                await self._answer(jsonrpc.error_line(None, jsonrpc.INVALID_REQUEST, problem))
                 continue
             try:
                 message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
             except ValidationError as error:
                 # Whatever it was, the SDK will not be busy with it.
-                await self._settling.settle((guard.parse(line) or {}).get("id"), reached=False)
-                await self._answer(guard.salvage(line, error.errors(include_url=False)[0]["msg"]))
+                await self._settling.settle((jsonrpc.parse(line) or {}).get("id"), reached=False)
+                await self._answer(jsonrpc.salvage(line, error.errors(include_url=False)[0]["msg"]))
                 continue
             if isinstance(message, types.JSONRPCRequest):
-                refused = guard.refuse(message.id, message.method, message.params)
+                refused = jsonrpc.refuse(message.id, message.method, message.params)
                 if refused is not None:
                     await self._answer(refused)
                     continue
