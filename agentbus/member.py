@@ -41,6 +41,7 @@ class _HandOver:
     """The delivery of a program: one envelope at a time, when it asks for it."""
 
     carrier = "python"
+    trouble = ""
 
     def __init__(self) -> None:
         # No buffer: an envelope leaves the mailbox when the program takes it, not before.

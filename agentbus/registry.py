@@ -1,7 +1,7 @@
 """Which triggers and adapters there are, by name; each is imported when it is first used.
 
-Joins settings, store and triggers to a bus. The only module that knows triggers by name; adapters are found by their
-manifests. Implements [WAKE-5], [WATCH-1], [MOD-1], [CONF-2].
+Joins settings, store and triggers to a bus. The only door from the core to its edges: the table below names the
+triggers, and each adapter is found by its manifest. Implements [WAKE-5], [WATCH-1], [MOD-1], [CONF-2].
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
+from agentbus.core import config
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import BrokenSetup, InvalidRequest
@@ -23,25 +24,32 @@ if TYPE_CHECKING:
 
     from agentbus.core.adapter import Manifest, Registration
 
-__all__ = ["Triggers", "manifest", "manifests", "open_bus", "registration", "serve", "watchers"]
+__all__ = [
+    "TRIGGERS",
+    "Triggers",
+    "folders",
+    "manifest",
+    "manifests",
+    "open_bus",
+    "registration",
+    "serve",
+    "variables",
+    "watchers",
+]
 
-# In the order of preference when AGENTBUS_TRIGGER is unset.
-_TRIGGERS = ("socket", "file-watch", "poll")
+# Every trigger, in the order of preference when AGENTBUS_TRIGGER is unset, with the function that makes it. [WAKE-5]
+TRIGGERS = {
+    "socket": "agentbus.triggers.socket:make",
+    "file-watch": "agentbus.triggers.file_watch:make",
+    "poll": "agentbus.triggers.poll:make",
+}
 _ADAPTERS = Path(__file__).with_name("adapters")
 
 
-def _make_trigger(name: str, home: Path, poll_ms: int) -> Trigger:
-    if name == "socket":
-        from agentbus.triggers.socket import SocketTrigger
-
-        return SocketTrigger(home)
-    if name == "file-watch":
-        from agentbus.triggers.file_watch import FileWatchTrigger
-
-        return FileWatchTrigger(home)
-    from agentbus.triggers.poll import PollTrigger
-
-    return PollTrigger(home, poll_ms=poll_ms)
+def _load(dotted: str) -> Any:
+    """The function that `module:function` names. Raises ImportError and AttributeError."""
+    module, _, function = dotted.partition(":")
+    return getattr(import_module(module), function)
 
 
 class Triggers(Mapping[str, Trigger]):
@@ -53,23 +61,26 @@ class Triggers(Mapping[str, Trigger]):
         self.watchers = watchers(settings)
 
     def __getitem__(self, name: str) -> Trigger:
-        if name not in _TRIGGERS:
-            raise KeyError(name)
         if name not in self._made:
-            self._made[name] = _make_trigger(name, self._settings.home, self._settings.poll_ms)
+            self._made[name] = _load(TRIGGERS[name])(self._settings)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_TRIGGERS)
+        return iter(TRIGGERS)
 
     def __len__(self) -> int:
-        return len(_TRIGGERS)
+        return len(TRIGGERS)
 
     def close(self) -> None:
         """Give back what the triggers that were used keep open."""
         for trigger in self._made.values():
             trigger.close()
         self.watchers.close()
+
+    @property
+    def usual(self) -> str:
+        """The name of the trigger that a session has when it can choose."""
+        return next(iter(TRIGGERS))
 
     def preferred(self) -> list[Trigger]:
         """What a session tries, in order: the one that AGENTBUS_TRIGGER names, or all. [WAKE-5]
@@ -78,23 +89,22 @@ class Triggers(Mapping[str, Trigger]):
         """
         asked = self._settings.trigger
         if asked is None:
-            return [self[name] for name in _TRIGGERS]
-        if asked not in _TRIGGERS:
+            return list(self.values())
+        if asked not in TRIGGERS:
             raise InvalidRequest(
-                f"AGENTBUS_TRIGGER is {asked[:40]!r}", hint=f"set it to {' or '.join(_TRIGGERS)}, or unset it"
+                f"AGENTBUS_TRIGGER is {asked[:40]!r}", hint=f"set it to {' or '.join(TRIGGERS)}, or unset it"
             )
         return [self[asked]]
 
 
 def watchers(settings: Settings) -> Watchers:
-    """The watchers of the home, each with a socket in `watch/`. [WATCH-1]"""
+    """The watchers of the home: sockets wake them, and where none can be had, they poll. [WATCH-1]"""
 
     def make() -> Trigger:
-        from agentbus.triggers.socket import SocketTrigger
+        trigger: Trigger = _load(TRIGGERS["socket"])(settings, folder=config.WATCH_FOLDER)
+        return trigger
 
-        return SocketTrigger(settings.home, folder="watch")
-
-    return Watchers(settings.home / "watch", make)
+    return Watchers(settings.home / config.WATCH_FOLDER, make)
 
 
 def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] | None = None) -> tuple[Bus, Triggers]:
@@ -116,23 +126,15 @@ def _read_manifest(path: Path) -> Manifest:
     from agentbus.core.adapter import Manifest
 
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        lists = {key: tuple(fields[key]) for key in ("serve", "launch_flags")}
-        manifest = Manifest(**{**fields, **lists})
-        texts = [value for value in fields.values() if not isinstance(value, list)]
-        if not all(isinstance(value, str) for value in (*texts, *manifest.serve, *manifest.launch_flags)):
-            raise ValueError("what should be text is not")
-        if not (":" in manifest.entry and ":" in manifest.registration):
-            raise ValueError("entry and registration are module:function")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BrokenSetup(
             f"{path} is not the manifest of a module ({error})", hint="install agentbus anew, or remove that folder"
         ) from error
-    return manifest
 
 
 def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
-    """The manifests of all modules, by id, and what is wrong with the broken ones; imports no adapter. [MOD-1]"""
+    """The manifests of all adapters, by id, and what is wrong with the broken ones; imports no adapter. [MOD-1]"""
     found: list[Manifest] = []
     broken: list[BrokenSetup] = []
     for path in sorted(_ADAPTERS.glob("*/module.json")):
@@ -144,7 +146,7 @@ def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
 
 
 def manifest(module: str) -> Manifest:
-    """The manifest of the module with that id.
+    """The manifest of the adapter with that id.
 
     Raises InvalidRequest when there is none, BrokenSetup when it may be the one whose manifest is broken.
     """
@@ -158,24 +160,38 @@ def manifest(module: str) -> Manifest:
     raise InvalidRequest(f"there is no module {module[:40]!r}", hint=f"use {known}")
 
 
+def variables() -> tuple[str, ...]:
+    """Every AGENTBUS_* variable: the core's, and those that belong to adapters. [CONF-1]"""
+    found, _ = manifests()
+    return tuple(sorted({*config.VARIABLES, *(name for one in found for name in one.variables)}))
+
+
+def folders(settings: Settings) -> list[str]:
+    """The names of the folders in the home: those of the triggers, of the watchers, of the adapters."""
+    of_triggers = [trigger.folder for trigger in Triggers(settings).values()]
+    of_adapters = [one.folder for one in manifests()[0]]
+    return [name for name in dict.fromkeys([*of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
+
+
 def registration(of: Manifest) -> Registration:
-    """What its client knows of a module. Raises BrokenSetup when the module is not what its manifest says."""
-    made: Registration = _named(of, of.registration)(of)
+    """What its client knows about an adapter. Raises BrokenSetup when the adapter is not what its manifest says."""
+    made: Registration = _part(of, of.registration)(of)
     return made
 
 
-def _named(of: Manifest, dotted: str) -> Any:
-    module, _, function = dotted.partition(":")
+def _part(of: Manifest, dotted: str) -> Any:
     try:
-        return getattr(import_module(module), function)
+        return _load(dotted)
     except (ImportError, AttributeError) as error:
         raise BrokenSetup(f"the module {of.id} cannot be loaded ({error})", hint="install agentbus anew") from error
 
 
-def serve(module: str, settings: Settings) -> None:
+def serve(module: str) -> None:
     """Be a peer for the runtime of `module` until it goes; does not return.
 
-    Raises InvalidRequest when there is no such module, and what its entry raises before it serves.
+    Raises InvalidRequest when there is no such adapter or a setting is not usable, and what its entry raises before it
+    serves.
     """
     of = manifest(module)
-    _named(of, of.entry)(settings, open_bus)
+    settings = config.load(folder=config.other_program(of.folder_variable) if of.folder_variable else "")
+    _part(of, of.entry)(of, settings, open_bus)

@@ -36,10 +36,16 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def start(home: Path) -> Iterator[Callable[..., RawClient]]:
-    """Starts `agentbus serve claude-mcp` on `home` under a name: start("backend")."""
+def adapter() -> str:
+    """The adapter that `start` serves; modules whose tests hold for all of them take each."""
+    return "claude-mcp"
+
+
+@pytest.fixture
+def start(home: Path, adapter: str) -> Iterator[Callable[..., RawClient]]:
+    """Starts `agentbus serve` on `home` under a name: start("backend")."""
     with clients() as start_client:
-        yield lambda name=None, **options: start_client(home, name, **options)
+        yield lambda name=None, **options: start_client(home, name, **{"adapter": adapter, **options})
 
 
 @pytest.fixture

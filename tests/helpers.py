@@ -17,6 +17,10 @@ from typing import Any
 
 import anyio
 
+from agentbus.adapters.claude_mcp.server import PROFILE
+from agentbus.adapters.mcp.hosts import Choice, Mode
+from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.adapters.mcp.tools import ToolContext
 from agentbus.core import process
 from agentbus.core.errors import DeliveryClosed, DeliveryFailed
 from agentbus.core.model import Arrival, Envelope
@@ -134,6 +138,7 @@ class RawClient:
         stdout: str = "pipe",
         read: bool = True,
         command: Sequence[str] = (),
+        adapter: str = "claude-mcp",
         **variables: str,
     ) -> None:
         if name is not None:
@@ -144,7 +149,7 @@ class RawClient:
         variables.setdefault("AGENTBUS_BURST", "0")
         ours, theirs = socket.socketpair() if stdout == "socketpair" else (None, None)
         self.process = subprocess.Popen(
-            list(command) or [sys.executable, "-m", "agentbus", "serve", "claude-mcp"],
+            list(command) or [sys.executable, "-m", "agentbus", "serve", adapter],
             env=clean_env(home, **variables),
             cwd=cwd,
             stdin=subprocess.PIPE,
@@ -350,6 +355,19 @@ def arrival(name: str = "alice", **changes: Any) -> Arrival:
     return Arrival(**fields)
 
 
+def tool_context(session: Any = None, *, limit: int = 0) -> ToolContext:
+    """What the tools of a session whose mail is pushed act for; no session by default."""
+    choice = Choice(host=process.current(), mode=Mode.PUSHED, delivery="channel", reason="a test")
+    return ToolContext(
+        runtime="claude-mcp",
+        server_name="agentbus",
+        profile=PROFILE,
+        choice=choice,
+        session=session,
+        rate_limit=RateLimit(limit),
+    )
+
+
 def envelope(number: int, text: str = "hello", **changes: Any) -> Envelope:
     fields: dict[str, Any] = {
         "id": number,
@@ -392,6 +410,7 @@ class FakeTrigger:
     """A trigger in memory, for one event loop. Endpoints in `dead` have been left by a process that died."""
 
     name = "fake"
+    folder = None
 
     def __init__(self) -> None:
         self.armed: dict[str, FakeWakes] = {}
@@ -424,6 +443,9 @@ class FakeTrigger:
     def clear(self, endpoint: str) -> None:
         self.dead.discard(endpoint)
 
+    def leftovers(self) -> Iterator[str]:
+        yield from sorted({*self.armed, *self.dead})
+
     def close(self) -> None:
         pass
 
@@ -442,6 +464,7 @@ class FakeDelivery:
     """Keeps what it is handed. `take` says that the far end has taken everything so far; `holds` that it does not."""
 
     carrier = "fake"
+    trouble = ""
 
     def __init__(self, *, most: int = 1_000, holds: bool = False) -> None:
         self.handed: list[Envelope] = []

@@ -13,7 +13,8 @@ import sys
 import anyio
 
 from agentbus import registry
-from agentbus.adapters.mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.mcp.channel import ChannelDelivery
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core import config, process
 from agentbus.core.model import Arrival
@@ -54,10 +55,10 @@ def cursed(stdio: Stdio, session: Session, fate: Fate) -> None:
             fate.kill()
         return found
 
-    def fated_mark(ids) -> None:
+    def fated_mark(ids, carrier) -> None:
         if fate.strike("mark"):
             fate.kill()
-        mark(ids)
+        mark(ids, carrier)
 
     stdio.write = fated_write  # type: ignore[method-assign]
     session._read = fated_read  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agentbus.adapters.mcp.rate_limit import BurstGuard
+from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.core.errors import TryAgain
 from tests.helpers import RawClient
 
@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def send(guard: BurstGuard, name: str, error: Exception | None = None) -> None:
+def send(guard: RateLimit, name: str, error: Exception | None = None) -> None:
     with guard.one(name):
         if error:
             raise error
@@ -25,7 +25,7 @@ def send(guard: BurstGuard, name: str, error: Exception | None = None) -> None:
 @pytest.mark.spec("BURST-1")
 def test_so_many_to_one_name_and_then_a_pause() -> None:
     clock = Clock()
-    guard = BurstGuard(3, clock)
+    guard = RateLimit(3, clock)
     for _ in range(3):
         send(guard, "bob")
         clock.now += 1
@@ -41,7 +41,7 @@ def test_so_many_to_one_name_and_then_a_pause() -> None:
 
 @pytest.mark.spec("BURST-1")
 def test_what_was_not_sent_does_not_count() -> None:
-    guard = BurstGuard(1, Clock())
+    guard = RateLimit(1, Clock())
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             send(guard, "bob", ZeroDivisionError())
@@ -50,7 +50,7 @@ def test_what_was_not_sent_does_not_count() -> None:
 
 @pytest.mark.spec("BURST-1")
 def test_zero_is_no_limit() -> None:
-    guard = BurstGuard(0, Clock())
+    guard = RateLimit(0, Clock())
     for _ in range(1_000):
         send(guard, "bob")
 

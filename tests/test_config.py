@@ -27,8 +27,8 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.spec("NAME-3")
 def test_a_session_in_the_root_folder_has_a_name() -> None:
-    assert config.load({"CLAUDE_PROJECT_DIR": "/"}).name == "agent"
-    assert config.load({"CLAUDE_PROJECT_DIR": "/日本"}).name == "agent"
+    assert config.load({}, folder="/").name == "agent"
+    assert config.load({}, folder="/日本").name == "agent"
 
 
 def test_a_home_may_be_relative_or_in_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery
-from agentbus.adapters.mcp.channel import ChannelDelivery, ReadyGate
+from agentbus.adapters.claude_mcp.inbox import Address, Inbox, InboxDelivery, PostBudget
+from agentbus.adapters.mcp.channel import ChannelDelivery
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed
 from agentbus.core.ports import Delivery, Receipt
@@ -122,7 +123,7 @@ async def inbox() -> AsyncIterator[FarEnd]:
             return re.findall(r'msg_id="(\d+)"', "".join(new))
 
         ours = current()
-        bucket = Bucket(home, ours, burst=10_000)
+        bucket = PostBudget(home, ours, burst=10_000)
         yield FarEnd(InboxDelivery(Inbox(Address(far.path, TOKEN), ours), bucket, gate, report), take, None)
         far.close()
 

@@ -17,15 +17,12 @@ import anyio
 import pytest
 
 from agentbus.adapters.mcp import jsonrpc
-from agentbus.adapters.mcp.channel import ReadyGate
-from agentbus.adapters.mcp.fast_path import Desk
-from agentbus.adapters.mcp.hosts import Way
-from agentbus.adapters.mcp.rate_limit import BurstGuard
+from agentbus.adapters.mcp.fast_path import FastPath
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.sdk import _Settling, serve_mcp
-from agentbus.adapters.mcp.tools import Seat
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import Busy
-from tests.helpers import INITIALIZE, RawClient, agentbus, until
+from tests.helpers import INITIALIZE, RawClient, agentbus, tool_context, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
@@ -74,8 +71,8 @@ class Speaker:
 @pytest.mark.spec("DESK-1", "MCP-2")
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_desk_and_sdk_answer_alike(version: str) -> None:
-    seat = Seat(None, Way.CHANNEL, "a test")
-    desk = Desk(seat, ReadyGate())
+    context = tool_context()
+    desk = FastPath(context, ReadyGate())
     ours, far = socket.socketpair()
     with ours, far:
         stdio = Stdio(ours.fileno(), os.dup(ours.fileno()), jsonrpc.refusal)
@@ -83,7 +80,7 @@ async def test_desk_and_sdk_answer_alike(version: str) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stdio.run)
                 # A desk that nobody has asked has nothing to hand over: the SDK answers all of it.
-                tasks.start_soon(serve_mcp, seat, stdio, ReadyGate(), Desk(seat, ReadyGate()))
+                tasks.start_soon(serve_mcp, context, stdio, ReadyGate(), FastPath(context, ReadyGate()))
                 speaker = Speaker(far)
                 for request in conversation(version):
                     answer = desk.take(request)
@@ -98,7 +95,7 @@ async def test_desk_and_sdk_answer_alike(version: str) -> None:
     [
         line("tools/call", {"name": "whoami", "arguments": {}}, id=5),
         line("tools/list", {"cursor": "next"}, id=5),
-        line("tools/list", [], id=5),  # type: ignore[arg-type]
+        line("tools/list", [], id=5),
         line("tools/list", id=True),
         line("ping", id=None),
         line("ping", id=1.5),
@@ -115,7 +112,7 @@ async def test_desk_and_sdk_answer_alike(version: str) -> None:
     ],
 )
 def test_what_is_not_the_desks_to_answer_is_left_to_the_sdk(request_line: bytes) -> None:
-    desk = Desk(Seat(None, Way.CHANNEL, "a test"), ReadyGate())
+    desk = FastPath(tool_context(), ReadyGate())
     for one in conversation("2025-11-25"):
         assert desk.take(one) is not None
     handshake = list(desk.hand_over())
@@ -126,7 +123,7 @@ def test_what_is_not_the_desks_to_answer_is_left_to_the_sdk(request_line: bytes)
 @pytest.mark.spec("DESK-1")
 @pytest.mark.parametrize("missing", ["protocolVersion", "capabilities", "clientInfo"])
 def test_an_incomplete_handshake_is_left_to_the_sdk(missing: str) -> None:
-    desk = Desk(Seat(None, Way.CHANNEL, "a test"), ReadyGate())
+    desk = FastPath(tool_context(), ReadyGate())
     params = {key: value for key, value in INITIALIZE.items() if key != missing}
     assert desk.take(line("initialize", params, id=1)) is None
     assert desk.take(line("notifications/initialized")) is None
@@ -317,8 +314,8 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
             sent.append(text)
             return "sent"
 
-    seat = Seat(Taker(), Way.CHANNEL, "a test")  # type: ignore[arg-type]
-    desk = Desk(seat, ReadyGate())
+    context = tool_context(Taker())
+    desk = FastPath(context, ReadyGate())
     settling = _Settling(desk)
 
     async def settle(request_id: object) -> None:
@@ -353,7 +350,7 @@ def test_a_fault_of_ours_fails_one_call_and_is_said(capsys: pytest.CaptureFixtur
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             raise ZeroDivisionError("nobody saw this coming")
 
-    desk = Desk(Seat(Faulty(), Way.CHANNEL, "a test"), ReadyGate())  # type: ignore[arg-type]
+    desk = FastPath(tool_context(Faulty()), ReadyGate())
     desk.initialize_id = 0
     call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
     answer = json.loads(desk.take(call) or b"{}")
@@ -373,8 +370,8 @@ def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> No
             return "sent"
 
     taker = Taker()
-    seat = Seat(taker, Way.CHANNEL, "a test", burst=BurstGuard(1))  # type: ignore[arg-type]
-    desk = Desk(seat, ReadyGate())
+    context = tool_context(taker, limit=1)
+    desk = FastPath(context, ReadyGate())
     desk.initialize_id = 0
     desk.hand_over()
     call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import typer.main
 
+from agentbus import registry
 from agentbus.cli import app
-from agentbus.core import config, errors
+from agentbus.core import errors
 from tests.helpers import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -80,7 +81,7 @@ def test_exit_codes_are_the_same_everywhere(home: Path) -> None:
 def test_help_shows_no_variable_that_there_is_not(home: Path) -> None:
     for name in COMMANDS:
         shown = agentbus(home, name, "--help", COLUMNS="200").stdout
-        assert set(re.findall(r"AGENTBUS_[A-Z_]+", shown)) <= set(config.VARIABLES), name
+        assert set(re.findall(r"AGENTBUS_[A-Z_]+", shown)) <= set(registry.variables()), name
         assert len(re.findall(r"Example: ", shown)) == 1, name
         # The example is a command line that makes sense.
         example = " ".join(shown.split("Example: ")[1].split("╭")[0].split())
@@ -90,7 +91,7 @@ def test_help_shows_no_variable_that_there_is_not(home: Path) -> None:
 def test_every_variable_is_known_and_documented_with_its_values() -> None:
     for name, text in (("SPEC.md", SPEC), ("README.md", README)):
         rows = set(re.findall(r"^\| `(AGENTBUS_[A-Z_]+)` \|", text, re.MULTILINE))
-        assert rows == set(config.VARIABLES), name
+        assert rows == set(registry.variables()), name
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "SPEC.md", "bench/README.md"])

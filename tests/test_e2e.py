@@ -1,4 +1,4 @@
-"""Real server processes, real sockets, a real database, a raw JSON-RPC client over real stdio."""
+"""Real server processes, real sockets, a real database, a raw JSON-RPC client over real stdio, for every adapter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from pathlib import Path
 import apsw
 import pytest
 
+from agentbus import registry
 from tests.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, clean_env, until
 
 # Several sessions start in each test, and a loaded machine takes seconds for one.
 pytestmark = pytest.mark.timeout(90)
 
 Start = Callable[..., RawClient]
+ADAPTERS = [manifest.id for manifest in registry.manifests()[0]]
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def rows(home: Path, sql: str, *values: object) -> list[tuple]:
@@ -48,7 +55,7 @@ def sockets(home: Path) -> list[str]:
 
 
 @pytest.mark.spec("MCP-1", "MCP-2", "TOOL-1", "TOOL-4")
-def test_what_claude_code_does_first(start: Start) -> None:
+def test_what_a_client_does_first(start: Start, adapter: str) -> None:
     client = start("alice")
     result = client.initialize(discover=True)
     assert result["protocolVersion"] == "2025-11-25"
@@ -70,7 +77,7 @@ def test_what_claude_code_does_first(start: Start) -> None:
         "message_status": ["id"],
     }
     for tool in tools:
-        assert tool["_meta"] == {"anthropic/alwaysLoad": True}
+        assert tool.get("_meta") == ({"anthropic/alwaysLoad": True} if adapter == "claude-mcp" else None)
         assert tool["inputSchema"]["additionalProperties"] is False
         assert "outputSchema" not in tool
 
@@ -266,11 +273,13 @@ def test_without_initialized_nothing_is_pushed(start: Start, home: Path) -> None
 
 
 @pytest.mark.spec("CHAN-1")
-def test_a_client_that_lists_tools_need_not_wait_for_the_time_of_those_that_do_not(start: Start, home: Path) -> None:
+def test_a_client_that_lists_tools_need_not_wait_for_the_time_of_those_that_do_not(
+    start: Start, home: Path, adapter: str
+) -> None:
     agentbus(home, "send", "bob", "early")
     endless = (
-        "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
-        "from agentbus.adapters.mcp.channel import ReadyGate\n"
+        f"import sys; sys.argv = ['agentbus', 'serve', '{adapter}']\n"
+        "from agentbus.adapters.mcp.gate import ReadyGate\n"
         "ReadyGate.__init__.__kwdefaults__['unlisted_s'] = 1e6\n"
         "from agentbus.__main__ import main; main()\n"
     )
@@ -294,20 +303,24 @@ def test_a_client_that_never_lists_tools_is_ready_after_two_seconds(start: Start
 
 
 @pytest.mark.spec("NAME-3")
-def test_the_default_name_is_the_projects_folder(start: Start, home: Path) -> None:
+def test_the_default_name_is_the_projects_folder(start: Start, home: Path, adapter: str) -> None:
     project = home.parent / "My Project"
     project.mkdir()
     by_cwd = start(None, cwd=project)
     by_cwd.handshake()
     assert by_cwd.call("whoami").startswith('you are "my-project"')
-    by_variable = start(None, cwd=project, CLAUDE_PROJECT_DIR="/src/web.shop")
-    by_variable.handshake()
-    assert by_variable.call("whoami").startswith('you are "web-shop"')
+    variable = registry.manifest(adapter).folder_variable
+    if variable:
+        by_variable = start(None, cwd=project, **{variable: "/src/web.shop"})
+        by_variable.handshake()
+        assert by_variable.call("whoami").startswith('you are "web-shop"')
 
 
 @pytest.mark.spec("NAME-3")
 def test_an_unusable_name_is_replaced_and_that_is_said(start: Start, home: Path) -> None:
-    client = start("***", CLAUDE_PROJECT_DIR="/src/shop")
+    shop = home.parent / "shop"
+    shop.mkdir()
+    client = start("***", cwd=shop)
     instructions = client.handshake()["instructions"]
     assert 'AGENTBUS_NAME is not usable ("***" is no name' in instructions
     assert client.call("whoami").startswith('you are "shop"')
@@ -542,7 +555,7 @@ def test_who_must_leave_while_the_database_is_locked_leaves_and_is_reaped(start:
 
 
 @pytest.mark.spec("LIFE-3")
-def test_mailbox_name_and_socket_are_up_before_the_sdk_is_imported(start: Start, home: Path) -> None:
+def test_mailbox_name_and_socket_are_up_before_the_sdk_is_imported(start: Start, home: Path, adapter: str) -> None:
     spy = (
         "import sys, pathlib, sqlite3, os\n"
         "class Spy:\n"
@@ -552,7 +565,7 @@ def test_mailbox_name_and_socket_are_up_before_the_sdk_is_imported(start: Start,
         "            names = sqlite3.connect(home / 'bus.db').execute('SELECT name FROM peers').fetchall()\n"
         "            print('SPY', names, len(list((home / 'sock').iterdir())), file=sys.stderr, flush=True)\n"
         "sys.meta_path.insert(0, Spy())\n"
-        "sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
+        f"sys.argv = ['agentbus', 'serve', '{adapter}']\n"
         "from agentbus.__main__ import main; main()\n"
     )
     client = start("alice", command=[sys.executable, "-c", spy])
@@ -584,11 +597,11 @@ def test_delivered_means_that_the_client_has_read_it(start: Start, home: Path, s
 
 
 @pytest.mark.spec("LIFE-4")
-def test_stdin_and_stdout_may_be_files(home: Path) -> None:
+def test_stdin_and_stdout_may_be_files(home: Path, adapter: str) -> None:
     home.parent.joinpath("in").write_text('{"jsonrpc":"2.0","id":1,"method":"server/discover"}\n')
     with open(home.parent / "in") as stdin, open(home.parent / "out", "w") as stdout:
         done = subprocess.run(
-            [sys.executable, "-m", "agentbus", "serve", "claude-mcp"],
+            [sys.executable, "-m", "agentbus", "serve", adapter],
             env=clean_env(home),
             stdin=stdin,
             stdout=stdout,
@@ -598,7 +611,7 @@ def test_stdin_and_stdout_may_be_files(home: Path) -> None:
     assert done.returncode == 0
     assert json.loads(home.parent.joinpath("out").read_text())["error"]["code"] == -32601
     nothing = subprocess.run(
-        [sys.executable, "-m", "agentbus", "serve", "claude-mcp"],
+        [sys.executable, "-m", "agentbus", "serve", adapter],
         env=clean_env(home),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -610,10 +623,10 @@ def test_stdin_and_stdout_may_be_files(home: Path) -> None:
 
 
 @pytest.mark.spec("LIFE-4")
-def test_a_stray_print_does_not_reach_the_client(start: Start) -> None:
+def test_a_stray_print_does_not_reach_the_client(start: Start, adapter: str) -> None:
     noisy = (
         "import sys, threading, os\n"
-        "sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
+        f"sys.argv = ['agentbus', 'serve', '{adapter}']\n"
         "def shout():\n"
         "    while True: print('stray', flush=True); os.system('echo child'); import time; time.sleep(0.05)\n"
         "threading.Timer(0.5, shout).start()\n"
@@ -640,9 +653,9 @@ def test_a_stray_print_does_not_reach_the_client(start: Start) -> None:
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_one_line(
-    home: Path, variables: dict[str, str], code: int, sentence: str
+    home: Path, variables: dict[str, str], code: int, sentence: str, adapter: str
 ) -> None:
-    done = agentbus(home, "serve", "claude-mcp", **variables)
+    done = agentbus(home, "serve", adapter, **variables)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("agentbus: ")
     assert sentence in done.stderr or variables.get("AGENTBUS_HOME", "?") in done.stderr

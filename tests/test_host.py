@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from agentbus.adapters.mcp.hosts import Way, find_host, judge
+from agentbus.adapters.claude_mcp.host import choose, judge
+from agentbus.adapters.mcp.hosts import Mode
 from agentbus.core import process
 from agentbus.core.process import Process
 from tests.helpers import until
@@ -19,37 +20,37 @@ FLAG = "--dangerously-load-development-channels"
 
 @pytest.mark.spec("VOID-1")
 @pytest.mark.parametrize(
-    ("command", "way"),
+    ("command", "mode"),
     [
-        (f"claude {FLAG} server:agentbus", Way.CHANNEL),
-        (f"/usr/bin/claude {FLAG}=server:agentbus", Way.CHANNEL),
-        ("claude --channels server:agentbus", Way.CHANNEL),
-        ("claude --channels server:other server:agentbus --model opus", Way.CHANNEL),
-        ("claude --channels plugin:agentbus@market", Way.CHANNEL),
-        (f"claude.exe -c {FLAG} server:agentbus", Way.CHANNEL),
-        (f"node /opt/bin/claude {FLAG} server:agentbus", Way.CHANNEL),
-        (f"node --max-old-space-size=4096 /x/@anthropic-ai/claude-code/cli.js {FLAG} server:agentbus", Way.CHANNEL),
-        (f"/bin/sh /home/me/bin/claude {FLAG} server:agentbus", Way.CHANNEL),
-        ("claude", Way.PULL),
-        ("claude -p hello", Way.PULL),
-        ("claude --resume", Way.PULL),
-        (f"claude {FLAG} server:other", Way.PULL),
-        (f"claude {FLAG}", Way.PULL),
-        (f"claude --model server:agentbus {FLAG} server:other", Way.PULL),
-        ("claude server:agentbus", Way.PULL),
-        ("claude --channels server:agentbusx", Way.PULL),
-        ("node /opt/bin/claude", Way.PULL),
-        ("claude mcp list", Way.HEALTH_CHECK),
-        ("claude mcp get agentbus", Way.HEALTH_CHECK),
-        ("claude --debug mcp list", Way.HEALTH_CHECK),
-        ("node /opt/bin/claude mcp list", Way.HEALTH_CHECK),
-        ("claude mcp serve", Way.PULL),
+        (f"claude {FLAG} server:agentbus", Mode.PUSHED),
+        (f"/usr/bin/claude {FLAG}=server:agentbus", Mode.PUSHED),
+        ("claude --channels server:agentbus", Mode.PUSHED),
+        ("claude --channels server:other server:agentbus --model opus", Mode.PUSHED),
+        ("claude --channels plugin:agentbus@market", Mode.PUSHED),
+        (f"claude.exe -c {FLAG} server:agentbus", Mode.PUSHED),
+        (f"node /opt/bin/claude {FLAG} server:agentbus", Mode.PUSHED),
+        (f"node --max-old-space-size=4096 /x/@anthropic-ai/claude-code/cli.js {FLAG} server:agentbus", Mode.PUSHED),
+        (f"/bin/sh /home/me/bin/claude {FLAG} server:agentbus", Mode.PUSHED),
+        ("claude", Mode.PULL),
+        ("claude -p hello", Mode.PULL),
+        ("claude --resume", Mode.PULL),
+        (f"claude {FLAG} server:other", Mode.PULL),
+        (f"claude {FLAG}", Mode.PULL),
+        (f"claude --model server:agentbus {FLAG} server:other", Mode.PULL),
+        ("claude server:agentbus", Mode.PULL),
+        ("claude --channels server:agentbusx", Mode.PULL),
+        ("node /opt/bin/claude", Mode.PULL),
+        ("claude mcp list", Mode.HEALTH_CHECK),
+        ("claude mcp get agentbus", Mode.HEALTH_CHECK),
+        ("claude --debug mcp list", Mode.HEALTH_CHECK),
+        ("node /opt/bin/claude mcp list", Mode.HEALTH_CHECK),
+        ("claude mcp serve", Mode.PULL),
     ],
 )
-def test_claude_is_judged_by_its_arguments(command: str, way: Way) -> None:
+def test_claude_is_judged_by_its_arguments(command: str, mode: Mode) -> None:
     judged = judge(command.split())
     assert judged is not None
-    assert judged[0] is way
+    assert judged[0] is mode
     assert 0 < len(judged[1]) < 120
 
 
@@ -57,7 +58,7 @@ def test_claude_is_judged_by_its_arguments(command: str, way: Way) -> None:
 def test_a_prompt_is_no_subcommand() -> None:
     judged = judge(["claude", "mcp list"])
     assert judged is not None
-    assert judged[0] is Way.PULL
+    assert judged[0] is Mode.PULL
 
 
 @pytest.mark.parametrize(
@@ -75,33 +76,33 @@ def chain(*commands: str) -> tuple[list[Process], dict[Process, Sequence[str]]]:
 
 @pytest.mark.spec("VOID-1")
 @pytest.mark.parametrize(
-    ("commands", "host", "way"),
+    ("commands", "host", "delivery"),
     [
-        (["claude", "bash"], 1, Way.PULL),
-        (["uv run agentbus serve claude-mcp", f"claude {FLAG} server:agentbus", "bash"], 2, Way.CHANNEL),
-        (["sh -c agentbus", "env X=1 y", "node /x/claude", "zsh"], 3, Way.PULL),
-        (["zed", "claude"], 1, Way.UNSURE),
-        (["python x.py", "bash", "claude"], 1, Way.UNSURE),
-        (["-bash", "tmux", "claude"], 2, Way.UNSURE),
-        (["", "claude"], 1, Way.UNSURE),
-        (["bash"], 1, Way.UNSURE),
-        (["uv run agentbus", "claude mcp list"], 2, Way.HEALTH_CHECK),
+        (["claude", "bash"], 1, "pull"),
+        (["uv run agentbus serve claude-mcp", f"claude {FLAG} server:agentbus", "bash"], 2, "channel"),
+        (["sh -c agentbus", "env X=1 y", "node /x/claude", "zsh"], 3, "pull"),
+        (["zed", "claude"], 1, "channel?"),
+        (["python x.py", "bash", "claude"], 1, "channel?"),
+        (["-bash", "tmux", "claude"], 2, "channel?"),
+        (["", "claude"], 1, "channel?"),
+        (["bash"], 1, "channel?"),
+        (["uv run agentbus", "claude mcp list"], 2, "none"),
     ],
 )
-def test_wrappers_are_seen_through_and_nothing_else_is(commands: list[str], host: int, way: Way) -> None:
+def test_wrappers_are_seen_through_and_nothing_else_is(commands: list[str], host: int, delivery: str) -> None:
     above, lines = chain(*commands)
-    found = find_host("auto", chain=above, arguments=lambda one: lines[one])
-    assert (found.process.pid, found.way) == (host, way)
+    found = choose("auto", chain=above, arguments=lambda one: lines[one])
+    assert (found.host.pid, found.delivery) == (host, delivery)
     assert found.reason
 
 
 @pytest.mark.spec("VOID-1")
 def test_the_variable_stands_above_the_host_but_not_above_a_health_check() -> None:
     above, lines = chain("claude")
-    found = find_host("channel", chain=above, arguments=lambda one: lines[one])
-    assert (found.process, found.way, found.reason) == (above[0], Way.CHANNEL, "AGENTBUS_DELIVERY is channel")
-    assert find_host("pull", chain=above, arguments=lambda one: ["zed"]).way is Way.PULL
-    assert find_host("channel", chain=above, arguments=lambda one: ["claude", "mcp", "list"]).way is Way.HEALTH_CHECK
+    found = choose("channel", chain=above, arguments=lambda one: lines[one])
+    assert (found.host, found.delivery, found.reason) == (above[0], "channel", "AGENTBUS_DELIVERY is channel")
+    assert choose("pull", chain=above, arguments=lambda one: ["zed"]).delivery == "pull"
+    assert choose("channel", chain=above, arguments=lambda one: ["claude", "mcp", "list"]).delivery == "none"
 
 
 def test_the_arguments_of_a_process_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +117,6 @@ def test_the_arguments_of_a_process_are_read(monkeypatch: pytest.MonkeyPatch) ->
         assert process.arguments(Process(2**22 + 1, "x")) == []
         monkeypatch.undo()
         assert process.arguments(Process(2**22 + 1, "x")) == []
-        assert find_host("auto").process.pid == os.getppid() or find_host("auto").way is not Way.HEALTH_CHECK
+        assert choose("auto").host.pid == os.getppid() or choose("auto").delivery != "none"
     finally:
         child.communicate(b"\n")

@@ -17,9 +17,10 @@ import anyio
 import pytest
 
 import agentbus as package
-from agentbus.adapters.claude_mcp.inbox import Address, Bucket, Inbox, InboxDelivery, compose
-from agentbus.adapters.mcp.channel import ReadyGate, channel_element
-from agentbus.adapters.mcp.hosts import Way, bypasses_permissions, find_host
+from agentbus.adapters.claude_mcp.host import bypasses_permissions, choose
+from agentbus.adapters.claude_mcp.inbox import Address, Inbox, InboxDelivery, PostBudget, compose
+from agentbus.adapters.mcp.element import element
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.process import Process, current
@@ -52,7 +53,7 @@ def delivery_to(path: Path, home: Path, *, host: Process | None = None, **bucket
     home.mkdir(mode=0o700, exist_ok=True)
     at = Address(path, TOKEN)
     ours = host or current()
-    return InboxDelivery(Inbox(at, ours), Bucket(home, ours, **bucket), ReadyGate(), report)
+    return InboxDelivery(Inbox(at, ours), PostBudget(home, ours, **bucket), ReadyGate(), report)
 
 
 async def post(delivery: InboxDelivery, batch: list[Envelope]) -> None:
@@ -77,7 +78,7 @@ def test_one_text_says_who_we_are_and_holds_each_message_as_an_element() -> None
     )
     assert "send_message" in head
     assert "reply_to" in head
-    assert rest == "\n".join(channel_element(one) for one in batch)
+    assert rest == "\n".join(element(one) for one in batch)
     assert len(MESSAGE.findall(text)) == 2
     assert compose(batch, "other mark")[0] != text
 
@@ -137,8 +138,8 @@ def test_the_bucket_is_kept_over_a_restart_and_forgotten_with_its_host(home: Pat
     now = 1_000.0
     host = current()
 
-    def bucket() -> Bucket:
-        return Bucket(home, host, burst=3, refill_s=2.0, clock=lambda: now)
+    def bucket() -> PostBudget:
+        return PostBudget(home, host, burst=3, refill_s=2.0, clock=lambda: now)
 
     first = bucket()
     assert [first.take() for _ in range(4)] == [True, True, True, False]
@@ -244,14 +245,17 @@ async def test_a_socket_that_has_vanished_is_looked_up_anew(folder: Path, home: 
 )
 def test_when_the_inbox_may_be_used(command: str, may: bool) -> None:
     above = [Process(1, "x")]
-    assert find_host("auto", chain=above, arguments=lambda _one: command.split()).may_use_inbox is may
+    # Where it may be used, it is missed: the tests have none.
+    missing = "there is no CLAUDE_CODE_MESSAGING_SOCKET"
+    assert (missing in choose("auto", chain=above, arguments=lambda _one: command.split()).reason) is may
     for asked in ("channel", "pull"):
-        assert not find_host(asked, chain=above, arguments=lambda _one: command.split()).may_use_inbox
+        assert missing not in choose(asked, chain=above, arguments=lambda _one: command.split()).reason
 
 
 def test_what_a_prompt_says_is_no_mode() -> None:
     assert not bypasses_permissions(["claude", "say bypassPermissions", "--permission-mode", "plan"])
-    assert find_host("inbox", chain=[Process(1, "x")], arguments=lambda _one: ["claude"]).way is Way.INBOX
+    asked = choose("inbox", chain=[Process(1, "x")], arguments=lambda _one: ["claude"])
+    assert asked.reason == "AGENTBUS_DELIVERY is inbox, and there is no CLAUDE_CODE_MESSAGING_SOCKET"
 
 
 # -- whole sessions ----------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentbus.adapters.mcp import jsonrpc
-from agentbus.adapters.mcp.channel import channel_element, channel_event, defused
+from agentbus.adapters.mcp.channel import channel_event
+from agentbus.adapters.mcp.element import defused, element
 from agentbus.adapters.mcp.lines import LineBuffer
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest
@@ -99,7 +100,7 @@ def test_no_text_makes_a_second_element_or_line(text: str, reply_to: int | None)
     assert line.count(b"\n") == 1
     params = json.loads(line)["params"]
     assert all(isinstance(value, str) and re.fullmatch(r"[\w:.-]+", value) for value in params["meta"].values())
-    for shown in (params["content"], channel_element(one).removeprefix("<channel ").removesuffix("</channel>")):
+    for shown in (params["content"], element(one).removeprefix("<channel ").removesuffix("</channel>")):
         assert not re.search(r"<\s*/?\s*channel", shown, re.IGNORECASE)
     assert params["content"].replace("&lt;", "<") == text.replace("&lt;", "<")
     assert defused(defused(text)) == defused(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, until
+from tests.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, tool_context, until
 from tests.test_e2e import present, rows, sockets
 
 pytestmark = pytest.mark.timeout(90)  # several sessions start in each test, and a loaded machine takes seconds for one
@@ -326,18 +326,16 @@ def test_many_clients_check_at_once(start: Start, home: Path) -> None:
 @pytest.mark.spec("READ-1")
 async def test_a_request_that_is_never_answered_gives_its_messages_back() -> None:
     """Cancelled between the end of the tool and the write of its result: a gap that no client can hit at will."""
-    from agentbus.adapters.mcp.channel import ReadyGate
-    from agentbus.adapters.mcp.fast_path import Desk
-    from agentbus.adapters.mcp.hosts import Way
+    from agentbus.adapters.mcp.fast_path import FastPath
+    from agentbus.adapters.mcp.gate import ReadyGate
     from agentbus.adapters.mcp.sdk import _Settling
-    from agentbus.adapters.mcp.tools import Seat
 
     settled: list[bool] = []
 
     async def settle(reached: bool) -> None:
         settled.append(reached)
 
-    settling = _Settling(Desk(Seat(None, Way.CHANNEL, "a test"), ReadyGate()))
+    settling = _Settling(FastPath(tool_context(), ReadyGate()))
     settling.add(7, settle)
     await settling.settle(8, reached=True)
     assert settled == []

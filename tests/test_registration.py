@@ -45,8 +45,14 @@ def run(home: Path, claude: ClaudeOnPath, *arguments: str, **variables: str) -> 
     return agentbus(home, *arguments, cwd=claude.folder, **{**claude.variables, **variables})
 
 
+def row_of_claude(listed: str) -> dict[str, str]:
+    """What `agentbus list --json` says about the adapter for Claude Code."""
+    (row,) = (row for row in map(json.loads, listed.splitlines()) if row["id"] == "claude-mcp")
+    return dict(row)
+
+
 def standing(home: Path, claude: ClaudeOnPath) -> tuple[str, str]:
-    row = json.loads(run(home, claude, "list", "--json").stdout)
+    row = row_of_claude(run(home, claude, "list", "--json").stdout)
     return row["standing"], row["seen"]
 
 
@@ -116,7 +122,7 @@ def test_an_entry_for_the_folder_alone_shadows(home: Path, claude: ClaudeOnPath)
     claude.run("mcp", "add-json", "-s", "local", "agentbus", json.dumps(ELSEWHERE))
     for folder in (claude.folder, deep):
         done = agentbus(home, "list", "--json", cwd=folder, **claude.variables)
-        row = json.loads(done.stdout)
+        row = row_of_claude(done.stdout)
         assert row["standing"] == "shadowed"
         assert row["remedy"] == f"cd {claude.folder} && claude mcp remove agentbus -s local"
     assert f"but an entry for {claude.folder} alone stands above it" in run(home, claude, "enable", "claude-mcp").stdout

@@ -15,12 +15,16 @@ README = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="
 
 
 def test_the_manifest_says_what_there_is() -> None:
-    (manifest,), broken = registry.manifests()
+    found, broken = registry.manifests()
     assert not broken
-    assert manifest.id == "claude-mcp"
-    module, function = manifest.entry.split(":")
-    assert callable(getattr(import_module(module), function))
-    assert "claude " + " ".join(manifest.launch_flags) in README
+    assert {"claude-mcp", "mcp"} <= {one.id for one in found}
+    for manifest in found:
+        for part in (manifest.entry, manifest.registration):
+            module, function = part.split(":")
+            assert callable(getattr(import_module(module), function))
+        assert f"agentbus serve {manifest.id}" in README
+        if manifest.launch_flags:
+            assert f"{manifest.client} {' '.join(manifest.launch_flags)}" in README
 
 
 def test_reading_manifests_imports_no_adapter() -> None:

@@ -39,7 +39,7 @@ class World:
         self.path = path
         self.clock = FakeClock()
         self.trigger = FakeTrigger()
-        self.triggers = {"fake": self.trigger, "poll": PollTrigger(path.parent, poll_ms=10)}
+        self.triggers = {"fake": self.trigger, "poll": PollTrigger(poll_ms=10)}
         self.checkpoints = Checkpoints(path)
         self.store = Store(path, busy_ms=0, on_wal=self.checkpoints)
         self.bus = Bus(self.store, self.triggers, max_bytes=1_000, clock=self.clock)

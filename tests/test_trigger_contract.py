@@ -68,7 +68,7 @@ TRIGGERS: dict[str, Callable[[Path], Trigger]] = {
     "socket, long home": make_long_socket,
     "socket, long home, no /proc": make_symlinked_socket,
     "file-watch": make_file_watch,
-    "poll": lambda home: PollTrigger(home, poll_ms=10),
+    "poll": lambda home: PollTrigger(poll_ms=10),
     "fake": lambda home: FakeTrigger(),
 }
 SOCKETS = {name: make for name, make in TRIGGERS.items() if name.startswith("socket")}
@@ -123,7 +123,7 @@ def opened() -> tuple[int, int]:
 
 def file_of(home: Path, trigger: Trigger) -> Path:
     """What the one armed listener of a home has put into the file system."""
-    (file,) = home.rglob(f"{'wake' if trigger.name == 'file-watch' else 'sock'}/*")
+    (file,) = home.rglob(f"{trigger.folder}/*")
     return file
 
 

@@ -195,4 +195,4 @@ def serve(name: str) -> None:
     """Be a peer for the agent runtime that started this process. Does not return."""
     if sys.stdin.isatty():
         print("agentbus: waiting for an MCP client on stdin; Ctrl-D ends it", file=sys.stderr)
-    registry.serve(name, config.load())
+    registry.serve(name)

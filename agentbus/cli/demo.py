@@ -20,10 +20,12 @@ from mcp import Client, StdioServerParameters
 from mcp.client.extension import ClientExtension, NotificationBinding
 from pydantic import BaseModel
 
-from agentbus.adapters.mcp.channel import METHOD, SETTLE_S
-
 __all__ = ["run"]
 
+# What the client of the demo listens to, as Claude Code does. [CHAN-2]
+METHOD = "notifications/claude/channel"
+# The ready gate opens 0.25 s after the tools were listed; twice that is on the safe side. [CHAN-1]
+_GATE_S = 0.5
 # Far more than a loaded machine needs: reached only when something is broken.
 _PATIENCE_S = 30.0
 
@@ -153,7 +155,7 @@ async def _play(home: str, show: _Show) -> None:
             _check(await seat.list_tools() > 0, f"{seat.name} has no tools")
         show.line(f"both are up after {time.perf_counter() - began:.1f} s")
         # The ready gate: nothing is pushed before a client has had time to register its handler.
-        await anyio.sleep(2 * SETTLE_S)
+        await anyio.sleep(_GATE_S)
 
         show.step("frontend asks who is there")
         peers = await frontend.call("list_peers")

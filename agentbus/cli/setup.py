@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from rich.text import Text
@@ -52,11 +53,16 @@ def _modules() -> list[tuple[Manifest, Registration]]:
 
 
 def install() -> None:
-    """Register every module, and say what to run next. Raises BrokenSetup, having said what to do by hand."""
-    modules = _modules()
+    """Register every adapter whose client is on PATH, and say what to run next.
+
+    Raises BrokenSetup, having said what to do by hand.
+    """
+    modules = [one for one in _modules() if one[0].client]
     if not modules:
         raise BrokenSetup("no module can be loaded", hint="install agentbus anew")
-    for manifest, registration in modules:
+    # Those whose client is here. Where none is, the first says what to do by hand, and fails.
+    there = [one for one in modules if shutil.which(one[0].client)]
+    for manifest, registration in there or modules:
         _enable(registration)
         print()
         print(f"Start each session of {manifest.title} under a name, each in a terminal of its own:")
@@ -97,7 +103,7 @@ def launch(module: str, name: str | None) -> None:
     if stands.standing is not Standing.ENABLED:
         remedy = f" ({stands.remedy})" if stands.remedy else ""
         output.say(f"{module} is {stands.standing.value}: {stands.seen}{remedy}")
-    if shutil.which(manifest.client) is None:
+    if manifest.client and shutil.which(manifest.client) is None:
         output.say(f"{manifest.client} is not on PATH")
 
 
@@ -146,10 +152,12 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
             hint="end them first, or say --force",
         )
     for manifest, registration in _modules():
+        if not manifest.client:
+            continue  # nobody knows where it is registered
         if shutil.which(manifest.client) is None and registration.registered().standing is Standing.DISABLED:
             continue
         print("\n".join(registration.disable()))
-    removed = list(_remove(home, keep_mail=keep_mail))
+    removed = list(_remove(settings, keep_mail=keep_mail))
     for path in removed:
         lost = f" ({waiting:,} {'message' if waiting == 1 else 'messages'} waited in it)" if waiting else ""
         print(f"removed {path}{lost if path.name == config.HOME_FILES[0] else ''}")
@@ -179,18 +187,30 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
         return [], 0
 
 
-def _remove(home: Path, *, keep_mail: bool) -> Iterator[Path]:
-    """Delete what is ours in `home`, and `home` itself if nothing is left in it."""
+def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Iterable[str]]]]:
+    """Each folder of the home that is ours, and what finds the names in it that are."""
+    triggers = registry.Triggers(settings)
+    for trigger in (*triggers.values(), triggers.watchers.trigger()):
+        if trigger.folder is not None:
+            yield settings.home / trigger.folder, trigger.leftovers
+    for manifest in registry.manifests()[0]:
+        if manifest.folder:
+            folder = settings.home / manifest.folder
+            yield folder, partial(os.listdir, folder)
+
+
+def _remove(settings: config.Settings, *, keep_mail: bool) -> Iterator[Path]:
+    """Delete what is ours in the home, and the home itself if nothing is left in it."""
+    home = settings.home
     if not keep_mail:
         for name in (*config.HOME_FILES, _JOURNAL):
-            yield from _unlink(home / name, stat.S_ISREG)
-    for name in config.HOME_FOLDERS:
-        folder = home / name
+            yield from _unlink(home / name)
+    for folder, files in _folders(settings):
         # Not through a symlink: what is there is not ours.
         if folder.is_symlink() or not folder.is_dir():
             continue
-        for path in sorted(folder.iterdir()):
-            yield from _unlink(path, stat.S_ISREG if name in ("wake", "rate") else stat.S_ISSOCK)
+        for name in sorted(files()):
+            yield from _unlink(folder / name)
         with suppress(OSError):  # something else is in it, and stays
             folder.rmdir()
             yield folder
@@ -199,9 +219,10 @@ def _remove(home: Path, *, keep_mail: bool) -> Iterator[Path]:
         yield home
 
 
-def _unlink(path: Path, is_ours: Callable[[int], bool]) -> Iterator[Path]:
+def _unlink(path: Path) -> Iterator[Path]:
     try:
-        if is_ours(os.lstat(path).st_mode):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
             path.unlink()
             yield path
     except FileNotFoundError:

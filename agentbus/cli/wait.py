@@ -50,6 +50,7 @@ class _Printed:
     """The delivery of a shell: one envelope, printed. What cannot be printed was not handed over."""
 
     carrier = "shell"
+    trouble = ""
 
     def __init__(self, show: Callable[[Envelope], None]) -> None:
         self._show = show

@@ -10,14 +10,17 @@ import os
 import re
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
+from agentbus.core import config
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding
+from agentbus.core.model import Peer
 
-__all__ = ["Manifest", "Registered", "Registration", "Standing", "own_command"]
+__all__ = ["Manifest", "Registered", "Registration", "Standing", "Variable", "own_command"]
 
 # Where uv and pipx keep what they run once: gone with the next clean-up of their caches.
 _RUN_ONCE = re.compile(r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pipx)/|/pipx/\.cache/")
@@ -45,11 +48,30 @@ def own_command(prefix: str = sys.prefix) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """What an adapter says of itself in its module.json. `entry` and `registration` are `module:function`.
+class Variable:
+    """A variable of an adapter: one of `choices`, by default the first, or a whole number from `low` to `high`."""
 
-    `client` is the program that the module belongs to, `server_name` what it is registered as there, `serve` the
-    arguments with which the client starts `agentbus`, `launch_flags` what the client is started with.
+    choices: tuple[str, ...] = ()
+    low: int = 0
+    high: int = 0
+    default: int = 0
+
+    def read(self, name: str) -> str | int:
+        """What the environment says. Raises InvalidRequest, naming the variable, its value and its range. [CONF-1]"""
+        if self.choices:
+            return config.choice(name, self.choices)
+        return config.integer(name, self.default, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an adapter says about itself in its module.json. `entry` and `registration` are `module:function`.
+
+    `client` is the program that the adapter belongs to, empty where that can be any; `server_name` what it is
+    registered as there, `serve` the arguments with which the client starts `agentbus`, `launch_flags` what the client
+    is started with. `folder_variable` is the client's variable that holds the folder of its project, and `folder` the
+    one in the home that the adapter keeps files of its own in; both may be empty. `variables` are the settings that
+    belong to the adapter.
     """
 
     id: str
@@ -61,6 +83,33 @@ class Manifest:
     server_name: str
     serve: tuple[str, ...]
     launch_flags: tuple[str, ...]
+    folder_variable: str
+    folder: str
+    variables: Mapping[str, Variable]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Manifest:
+        """The manifest that a module.json holds. Raises ValueError, TypeError, KeyError and AttributeError."""
+        variables = {
+            name: Variable(**{**stated, "choices": tuple(stated.get("choices", ()))})
+            for name, stated in fields.get("variables", {}).items()
+        }
+        lists = {key: tuple(fields[key]) for key in ("serve", "launch_flags")}
+        manifest = cls(**{"folder_variable": "", "folder": "", **fields, **lists, "variables": variables})
+        texts = [value for key, value in fields.items() if key not in (*lists, "variables")]
+        if not all(isinstance(value, str) for value in (*texts, *manifest.serve, *manifest.launch_flags)):
+            raise ValueError("what should be text is not")
+        if not (":" in manifest.entry and ":" in manifest.registration):
+            raise ValueError("entry and registration are module:function")
+        return manifest
+
+    def word(self, variable: str) -> str:
+        """What a variable with choices says. Raises InvalidRequest."""
+        return str(self.variables[variable].read(variable))
+
+    def number(self, variable: str) -> int:
+        """What a variable with a range says. Raises InvalidRequest."""
+        return int(self.variables[variable].read(variable))
 
 
 class Standing(Enum):
@@ -111,4 +160,16 @@ class Registration(Protocol):
         """
 
     def findings(self) -> list[Finding]:
-        """What `doctor` says of the client and the registration. Never raises."""
+        """What `doctor` says about the client and the registration. Never raises."""
+
+    def delivery(self, peer: Peer) -> Finding:
+        """What `doctor` says about how a live session of this adapter receives, as a finding `delivery`. Never raises.
+
+        Whether a session to which nothing is pushed is wrong, or just as its client is, the adapter knows.
+        """
+
+    def gate(self, peer: Peer, *, delivered: int, read: int) -> Finding | None:
+        """What `doctor PEER` says about a gate of the client that cannot be seen from here; None where there is none.
+
+        `delivered` and `read` count the messages of the peer's mailbox that are in these states. Never raises.
+        """

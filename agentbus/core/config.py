@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from agentbus.core.model import fit_name, normalise_name
 __all__ = [
     "DEFAULT_NAME",
     "HOME_FILES",
-    "HOME_FOLDERS",
     "VARIABLES",
+    "WATCH_FOLDER",
     "Settings",
     "check_private",
-    "foreign",
+    "choice",
+    "integer",
     "load",
+    "other_program",
     "prepare_folder",
     "prepare_home",
     "unknown",
@@ -37,14 +39,11 @@ HIGHEST_MAX_BYTES = 1_048_576
 DEFAULT_POLL_MS = 1_000
 DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
-DEFAULT_BURST = 30
-DELIVERIES = ("auto", "channel", "inbox", "pull")
-# What is agentbus's in its home: the database with what SQLite puts beside it, and the folders.
+# The database, and what SQLite puts beside it. The folders of the home belong to triggers, watchers and adapters.
 HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm")
-HOME_FOLDERS = ("sock", "wake", "watch", "rate")
+# Where watchers bind their sockets. [WATCH-1]
+WATCH_FOLDER = "watch"
 VARIABLES = (
-    "AGENTBUS_BURST",
-    "AGENTBUS_DELIVERY",
     "AGENTBUS_HOME",
     "AGENTBUS_MAX_BYTES",
     "AGENTBUS_NAME",
@@ -71,20 +70,20 @@ class Settings:
     sync: str
     max_bytes: int
     retention_hours: int
-    delivery: str
-    burst: int
     cwd: str
 
 
-def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = None) -> Settings:
-    """The settings in `environ` (os.environ by default); `home` stands above AGENTBUS_HOME.
+def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = None, folder: str = "") -> Settings:
+    """The settings in `environ` (os.environ by default). `home` stands above AGENTBUS_HOME.
+
+    A session that is not told its name is called after `folder`, by default the working folder. [NAME-3]
 
     Raises InvalidRequest, naming the variable, its value and its range.
     """
     env = os.environ if environ is None else environ
     cwd = os.getcwd()
     asked = env.get("AGENTBUS_NAME", "")
-    name, note = _wished_name(asked, env.get("CLAUDE_PROJECT_DIR") or cwd)
+    name, note = _wished_name(asked, folder or cwd)
     root = str(home) if home is not None else env.get("AGENTBUS_HOME") or "~/.agentbus"
     return Settings(
         home=Path(os.path.abspath(os.path.expanduser(root))),
@@ -96,20 +95,28 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
         sync=_choice(env, "AGENTBUS_SYNC", SYNC_MODES),
         max_bytes=_integer(env, "AGENTBUS_MAX_BYTES", DEFAULT_MAX_BYTES, 1, HIGHEST_MAX_BYTES),
         retention_hours=_integer(env, "AGENTBUS_RETENTION_HOURS", DEFAULT_RETENTION_HOURS, 1, 8_760),
-        burst=_integer(env, "AGENTBUS_BURST", DEFAULT_BURST, 0, 10_000),
-        delivery=_choice(env, "AGENTBUS_DELIVERY", DELIVERIES),
         cwd=cwd,
     )
 
 
-def unknown() -> list[str]:
-    """The AGENTBUS_* variables that are set and mean nothing: misspelt, as likely as not."""
-    return sorted(name for name in os.environ if name.startswith("AGENTBUS_") and name not in VARIABLES)
+def unknown(known: Collection[str]) -> list[str]:
+    """The AGENTBUS_* variables that are set and not among `known`: misspelt, as likely as not."""
+    return sorted(name for name in os.environ if name.startswith("AGENTBUS_") and name not in known)
 
 
-def foreign(variable: str) -> str:
-    """What another program's variable says (CLAUDE_CONFIG_DIR, say), empty when it is unset. Not for ours."""
+def other_program(variable: str) -> str:
+    """The value of another program's variable (its folder of settings, say); empty when it is unset."""
     return os.environ.get(variable, "")
+
+
+def integer(variable: str, default: int, low: int, high: int) -> int:
+    """The whole number that a variable holds. Raises InvalidRequest for one that is not from `low` to `high`."""
+    return _integer(os.environ, variable, default, low, high)
+
+
+def choice(variable: str, choices: tuple[str, ...]) -> str:
+    """The word that a variable holds, by default the first of `choices`. Raises InvalidRequest for any other."""
+    return _choice(os.environ, variable, choices)
 
 
 def _wished_name(asked: str, folder: str) -> tuple[str, str]:

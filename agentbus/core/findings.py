@@ -10,7 +10,7 @@ from enum import Enum
 
 from agentbus.core.errors import AgentbusError
 
-__all__ = ["Finding", "Level", "refused"]
+__all__ = ["Finding", "Level", "from_error"]
 
 
 class Level(Enum):
@@ -34,6 +34,6 @@ class Finding:
     remedy: str = ""
 
 
-def refused(code: str, error: AgentbusError) -> Finding:
+def from_error(code: str, error: AgentbusError) -> Finding:
     """What an error of ours is as a finding: its sentence, and its hint as the remedy."""
     return Finding(code, Level.WRONG, str(error.args[0]), error.hint or "")

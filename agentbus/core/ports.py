@@ -8,7 +8,7 @@ tests/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -57,6 +57,10 @@ class Trigger(Protocol):
     def name(self) -> str:
         """What `AGENTBUS_TRIGGER` and the `trigger` column call it."""
 
+    @property
+    def folder(self) -> str | None:
+        """The folder in the home that holds what its listeners listen on; None where there is nothing to hold."""
+
     def endpoint(self, session: str) -> str:
         """The address under which `session` will listen. The same session always has the same one."""
 
@@ -76,6 +80,12 @@ class Trigger(Protocol):
 
     def clear(self, endpoint: str) -> None:
         """Remove what a dead peer has left at `endpoint`. Nothing there is no error."""
+
+    def leftovers(self) -> Iterator[str]:
+        """Every endpoint that has something of this trigger's in `folder`: of live listeners and of dead ones.
+
+        `notify` tells the two apart. What somebody else has put there is not among them.
+        """
 
     def close(self) -> None:
         """Give back what `notify` keeps open. What is armed stays armed, and the trigger can be used again."""
@@ -112,6 +122,10 @@ class Delivery(Protocol):
     @property
     def carrier(self) -> str:
         """What the `carrier` column calls it."""
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be handed over just now, in a sentence without a full stop; empty when it can."""
 
     async def ready(self) -> None:
         """Return once the far end can take messages; nothing is handed over before."""

@@ -19,7 +19,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core import database
-from agentbus.core.bus import PULL, Bus, Claimed, Sent, patiently
+from agentbus.core.bus import Bus, Claimed, Sent, patiently
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
@@ -73,7 +73,8 @@ class Checkpoints:
 class Session:
     """One peer. Call `claim`, then `run` in a task; `stop` and `close` end it.
 
-    `triggers` are tried in order until one can be armed. `say` takes one line for whoever watches (stderr, say).
+    `delivery` is None where nothing is pushed: mail waits for `check`. `triggers` are tried in order until one can be
+    armed. `say` takes one line for whoever watches (stderr, say).
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Session:
         arrival: Arrival,
         *,
         triggers: Sequence[Trigger],
-        delivery: Delivery,
+        delivery: Delivery | None,
         checkpoints: Checkpoints,
         say: Callable[[str], None],
         retention_hours: int,
@@ -129,7 +130,7 @@ class Session:
     @property
     def pulls(self) -> bool:
         """Whether nothing is pushed to this session: its mail waits for `check`. [VOID-1]"""
-        return self._arrival.delivery == PULL
+        return self._delivery is None
 
     async def claim(self) -> Peer:
         """Become a peer, waiting up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
@@ -160,14 +161,16 @@ class Session:
         try:
             with self._scope:
                 wakes = self._wakes = NotedWakes(await self._arm(self._arming))
-                self._pump = self._make_pump(wakes)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
-                    if self.pulls:
-                        tasks.start_soon(wakes.listen)
-                    task_status.started()
-                    await self._pump.run()
+                    if self._delivery is None:
+                        task_status.started()
+                        await wakes.listen()
+                    else:
+                        self._pump = self._make_pump(wakes, self._delivery)
+                        task_status.started()
+                        await self._pump.run()
                     tasks.cancel_scope.cancel()
         finally:
             # Disarming awaits nothing, so a cancelled task can do it too.
@@ -191,8 +194,11 @@ class Session:
         if self._claimed is not None:
             self.bus.leave(self.peer)
 
-    def _make_pump(self, wakes: Wakes) -> Pump:
-        return Pump(read=self._read, mark=self._mark, delivery=self._delivery, wakes=wakes, pace=self._pace)
+    def _make_pump(self, wakes: Wakes, delivery: Delivery) -> Pump:
+        def mark(ids: Iterable[int]) -> None:
+            self._mark(ids, delivery.carrier)
+
+        return Pump(read=self._read, mark=mark, delivery=delivery, wakes=wakes, pace=self._pace)
 
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
@@ -205,9 +211,9 @@ class Session:
         self._troubles.pop("read", None)
         return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
 
-    def _mark(self, ids: Iterable[int]) -> None:
+    def _mark(self, ids: Iterable[int], carrier: str) -> None:
         try:
-            self.bus.mark(self.peer, ids, self._delivery.carrier)
+            self.bus.mark(self.peer, ids, carrier)
         except Busy:
             raise
         except AgentbusError as error:

@@ -22,7 +22,7 @@ from agentbus.cli import output
 from agentbus.core import database, process
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, BrokenSetup
-from agentbus.core.findings import Finding, Level, refused
+from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.model import normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.doctor.environment import (
@@ -43,8 +43,6 @@ __all__ = ["run"]
 _STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
 _PINGS = 20
 _PING_PATIENCE_S = 2.0
-# Where each trigger has what it listens on, in the home.
-_FOLDERS = {"socket": "sock", "file-watch": "wake"}
 # A WAL that is merged has 4 MiB; one of this size is not merged any more.
 _LARGE_WAL_BYTES = 64 << 20
 
@@ -76,7 +74,7 @@ def _safely(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
     try:
         yield from check()
     except AgentbusError as error:
-        yield refused(what, error)
+        yield from_error(what, error)
     except Exception as error:  # noqa: BLE001 - a doctor that falls over its patient helps nobody: it is said instead
         seen = f"this could not be looked at ({type(error).__name__}: {error})"
         yield Finding(what, Level.WRONG, seen, "agentbus doctor --json, and report it")
@@ -87,7 +85,7 @@ def _examine(here: Settings) -> Iterator[Finding]:
     yield from _safely("packages", check_packages)
     yield from _safely("sqlite", check_sqlite)
     yield from _safely("settings", check_settings)
-    yield from _safely("home", lambda: check_home(here.home))
+    yield from _safely("home", lambda: check_home(here))
     yield from _safely("path", lambda: check_place(here.home))
     yield from _safely("database", lambda: _check_database(here.home))
     yield from _safely("trigger", lambda: _check_triggers(here))
@@ -176,11 +174,11 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
     """Arm what a session would arm, and nudge it."""
     # Arming makes the folder of its trigger: where there is none, another place has to do. [DOCTOR-2]
     with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
-        for name in [trigger.name for trigger in Triggers(here).preferred()]:
-            is_there = (here.home / _FOLDERS.get(name, "")).is_dir()
+        for trigger in Triggers(here).preferred():
+            is_there = (here.home / (trigger.folder or "")).is_dir()
             triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
             try:
-                finding = anyio.run(_ping, triggers[name])
+                finding = anyio.run(_ping, triggers[trigger.name])
             finally:
                 triggers.close()
             yield finding
@@ -213,7 +211,7 @@ def _check_modules() -> Iterator[Finding]:
     """What each module says of its client. [DOCTOR-4]"""
     found, broken = registry.manifests()
     for error in broken:
-        yield refused("module", error)
+        yield from_error("module", error)
     for manifest in found:
         yield from _safely("module", lambda manifest=manifest: registry.registration(manifest).findings())  # type: ignore[misc]
 
@@ -225,7 +223,7 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     """What keeps a message to `name` from its model: of everything what is wrong, of the peer all. [DOCTOR-6]"""
     around = [
         *_safely("settings", check_settings),
-        *_safely("home", lambda: check_home(here.home)),
+        *_safely("home", lambda: check_home(here)),
         *_safely("path", lambda: check_place(here.home)),
         *_safely("database", lambda: _check_database(here.home)),
     ]

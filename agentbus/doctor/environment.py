@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from agentbus import registry
 from agentbus.core import config
+from agentbus.core.config import Settings
 from agentbus.core.errors import BrokenSetup, InvalidRequest
-from agentbus.core.findings import Finding, Level, refused
+from agentbus.core.findings import Finding, Level, from_error
 from agentbus.doctor.readonly import sqlite_version
 
 __all__ = ["check_home", "check_packages", "check_place", "check_python", "check_settings", "check_sqlite", "settings"]
@@ -34,12 +36,12 @@ _NETWORK = frozenset(
 _LEAST_FREE_BYTES = 64 << 20
 
 
-def settings() -> config.Settings:
+def settings() -> Settings:
     """The settings; where one cannot be used, those of the home folder alone."""
     try:
         return config.load()
     except InvalidRequest:
-        return config.load({"AGENTBUS_HOME": config.foreign("AGENTBUS_HOME")})
+        return config.load({"AGENTBUS_HOME": config.other_program("AGENTBUS_HOME")})
 
 
 def check_python() -> Iterator[Finding]:
@@ -103,37 +105,44 @@ def check_sqlite() -> Iterator[Finding]:
 def check_settings() -> Iterator[Finding]:
     """The AGENTBUS_* variables."""
     is_right = True
+    for manifest in registry.manifests()[0]:
+        for name, variable in manifest.variables.items():
+            try:
+                variable.read(name)
+            except InvalidRequest as error:
+                is_right = False
+                yield from_error("settings", error)
     try:
         loaded = config.load()
         if loaded.name_note:
             yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to 1 to 32 of a-z, 0-9, _ and -")
     except InvalidRequest as error:
         is_right = False
-        yield refused("settings", error)
-    for name in config.unknown():
-        yield Finding(
-            "settings", Level.NOTE, f"{name} is set, and means nothing", f"use one of {', '.join(config.VARIABLES)}"
-        )
-    said = {name: config.foreign(name) for name in config.VARIABLES if config.foreign(name)}
+        yield from_error("settings", error)
+    known = registry.variables()
+    for name in config.unknown(known):
+        yield Finding("settings", Level.NOTE, f"{name} is set, and means nothing", f"use one of {', '.join(known)}")
+    said = {name: config.other_program(name) for name in known if config.other_program(name)}
     if is_right:
         shown = ", ".join(f"{name}={value}" for name, value in said.items())
         yield Finding("settings", Level.OK, shown or "no AGENTBUS_* variable is set")
 
 
-def check_home(home: Path) -> Iterator[Finding]:
+def check_home(here: Settings) -> Iterator[Finding]:
     """The home folder, its files and folders: whose they are, and who can write them. [TRUST-1]"""
+    home = here.home
     if not home.exists() and not home.is_symlink():
         yield Finding("home", Level.NOTE, f"{home} is not there yet", "the first message or session makes it")
         return
     is_right = True
-    folders = [home, *(home / name for name in config.HOME_FOLDERS)]
+    folders = [home, *(home / name for name in registry.folders(here))]
     files = [home / name for name in config.HOME_FILES]
     for path in (*folders, *files):
         try:
             config.check_private(path, is_folder=path in folders)
         except BrokenSetup as error:
             is_right = False
-            yield refused("home", error)
+            yield from_error("home", error)
     if not is_right:
         return
     mode = stat.S_IMODE(home.stat().st_mode)

@@ -12,6 +12,7 @@ from pathlib import Path
 from agentbus import registry
 from agentbus.cli import output
 from agentbus.core import process
+from agentbus.core.adapter import Registration
 from agentbus.core.bus import PULL, now_ms
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
@@ -29,7 +30,6 @@ __all__ = ["ask", "check_mailboxes", "check_peers"]
 _STUCK_MS = 10_000
 _MAX_MAILBOXES = 20
 _REAP = "agentbus peers clears it away"
-_AS_MEANT = "nothing, if that was meant; else start it without AGENTBUS_DELIVERY"
 
 
 def check_peers(here: Settings) -> Iterator[Finding]:
@@ -48,10 +48,12 @@ def check_peers(here: Settings) -> Iterator[Finding]:
                 last = inspection.ledger.last_delivered(peer.session)
                 yield from _check_peer(peer, counts.get(peer.name), last, triggers)
         endpoints = {peer.endpoint for peer in peers}
-        for orphan in sorted((here.home / "sock").glob("*")):
-            if orphan.name not in endpoints and triggers["socket"].notify(orphan.name) is Wake.STALE:
-                seen = f"{orphan} was left behind by a process that is dead"
-                yield Finding("orphan", Level.NOTE, seen, f"rm '{orphan}'")
+        for trigger in triggers.values():
+            for endpoint in trigger.leftovers():
+                if endpoint not in endpoints and trigger.notify(endpoint) is Wake.STALE:
+                    path = here.home / (trigger.folder or "") / endpoint
+                    seen = f"{path} was left behind by a process that is dead"
+                    yield Finding("orphan", Level.NOTE, seen, f"rm '{path}'")
     finally:
         triggers.close()
 
@@ -71,7 +73,7 @@ def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: T
         yield Finding("peer", Level.WRONG, seen, "end that session and start it again")
         return
     yield from _check_wake(peer, triggers)
-    yield from _check_way(peer)
+    yield _check_delivery(peer)
     heard = "it got nothing yet" if last is None else f"it got something {output.age(last, now)} ago"
     if counts is not None and counts.oldest_pending_at is not None:
         waited = now - counts.oldest_pending_at
@@ -98,26 +100,27 @@ def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
         case _:
             seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it looks every 3 s by itself'
             yield Finding("wake", Level.WRONG, seen, "wait 15 s: a session that lives listens again by then")
-    if peer.trigger != "socket":
+    if peer.trigger != triggers.usual:
         remedy = "agentbus doctor says under `trigger` why a socket cannot be had, if that was not chosen"
         yield Finding(
             "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {peer.trigger}, which is slower', remedy
         )
 
 
-def _check_way(peer: Peer) -> Iterator[Finding]:
-    """Whether what is sent to a peer is pushed. [VOID-1]"""
-    seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
-    if peer.delivery != PULL:
-        is_sure = not peer.delivery.endswith("?")
-        yield Finding(
-            "delivery", Level.OK if is_sure else Level.NOTE, seen, "" if is_sure else "it can call check_messages"
-        )
-    elif "AGENTBUS_DELIVERY" in peer.delivery_reason:
-        yield Finding("delivery", Level.NOTE, f"{seen}; it reads when it calls check_messages", _AS_MEANT)
-    else:
-        remedy = f"end that session, and start it with: {_launch(peer.runtime, peer.name)}"
-        yield Finding("delivery", Level.WRONG, f"{seen}; nothing is pushed, it has to call check_messages", remedy)
+def _check_delivery(peer: Peer) -> Finding:
+    """Whether messages are pushed to a peer, as its adapter judges it. [VOID-1]"""
+    adapter = _adapter(peer.runtime)
+    if adapter is not None:
+        return adapter.delivery(peer)
+    return Finding("delivery", Level.OK, f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}')
+
+
+def _adapter(runtime: str) -> Registration | None:
+    """The adapter of a runtime; None for a program, a shell, or an adapter that cannot be loaded."""
+    try:
+        return registry.registration(registry.manifest(runtime))
+    except AgentbusError:
+        return None
 
 
 def _launch(module: str, name: str, *, flags: bool = True) -> str:
@@ -188,12 +191,11 @@ def ask(here: Settings, name: str) -> Iterator[Finding]:
                 yield from _check_peer(peer, counts, inspection.ledger.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
-            if peer.delivery == "channel":
-                seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
-                if counts is not None and counts.delivered and not counts.read:
-                    seen += f"; of {counts.delivered:,} delivered, none is known to be read"
-                remedy = "if it said at its start that channels are not available, start it with: "
-                yield Finding("gate", Level.NOTE, seen, remedy + _launch(peer.runtime, peer.name, flags=False))
+            adapter = _adapter(peer.runtime)
+            delivered, read = (counts.delivered, counts.read) if counts is not None else (0, 0)
+            gate = adapter.gate(peer, delivered=delivered, read=read) if adapter is not None else None
+            if gate is not None:
+                yield gate
         if counts is not None:
             yield _mailbox(counts)
 
@@ -204,5 +206,5 @@ def _absent(name: str, counts: Counts | None, similar: str, *, was_there: bool) 
     seen += f"; {waiting:,} {'message waits' if waiting == 1 else 'messages wait'} for it" if waiting else ""
     if similar:
         return Finding("running", Level.WRONG, seen, similar)
-    found, _ = registry.manifests()
-    return Finding("running", Level.WRONG, seen, " or ".join(_launch(one.id, name, flags=False) for one in found))
+    starts = [_launch(one.id, name, flags=False) for one in registry.manifests()[0] if one.client]
+    return Finding("running", Level.WRONG, seen, " or ".join(starts))

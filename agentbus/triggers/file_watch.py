@@ -13,12 +13,12 @@ import os
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentbus.core.config import prepare_folder
+from agentbus.core.config import Settings, prepare_folder
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.eventloop import caller_from_threads
 from agentbus.core.ports import Wake
@@ -26,7 +26,7 @@ from agentbus.core.ports import Wake
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
-__all__ = ["FileWatchTrigger"]
+__all__ = ["FileWatchTrigger", "make"]
 
 _SUFFIX = ".wake"
 # watchfiles sleeps this long between two looks at what inotify has told it, and reports a change once a second look
@@ -49,6 +49,11 @@ _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ENDED = "the thread that watches has ended"
 _INSTEAD = "AGENTBUS_TRIGGER=poll"
+
+
+def make(settings: Settings) -> FileWatchTrigger:
+    """The trigger of the bus with these settings."""
+    return FileWatchTrigger(settings.home)
 
 
 class _WakeFile:
@@ -272,9 +277,10 @@ class FileWatchTrigger:
     """Wakes peers by touching files in `home`/wake. `step_ms` is how long a listener sleeps between two looks."""
 
     name = "file-watch"
+    folder = "wake"
 
     def __init__(self, home: Path, *, step_ms: int = _STEP_MS) -> None:
-        self._folder = home / "wake"
+        self._folder = home / self.folder
         self._step_ms = step_ms
 
     def endpoint(self, session: str) -> str:
@@ -326,6 +332,16 @@ class FileWatchTrigger:
         if file.lock(fcntl.LOCK_SH) is not False:
             file.remove()
         file.close()
+
+    def leftovers(self) -> Iterator[str]:
+        """The files in the folder that are named as ours are."""
+        try:
+            found = sorted(os.scandir(self._folder), key=lambda entry: entry.name)
+        except OSError:
+            return  # no folder, or none that can be looked into: nothing there can be told
+        for entry in found:
+            if entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False):
+                yield entry.name
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -5,13 +5,18 @@ Works wherever the database does. Knows nothing of the mailbox: a wake is the pa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
+from agentbus.core.config import Settings
 from agentbus.core.ports import Wake
 
-__all__ = ["PollTrigger"]
+__all__ = ["PollTrigger", "make"]
+
+
+def make(settings: Settings) -> PollTrigger:
+    """The trigger of the bus with these settings."""
+    return PollTrigger(poll_ms=settings.poll_ms)
 
 
 class _Ticks:
@@ -33,8 +38,9 @@ class PollTrigger:
     """Wakes its peer every `poll_ms` milliseconds, whether there is anything or not."""
 
     name = "poll"
+    folder = None
 
-    def __init__(self, home: Path, *, poll_ms: int) -> None:
+    def __init__(self, *, poll_ms: int) -> None:
         self._poll_s = poll_ms / 1000
 
     def endpoint(self, session: str) -> str:
@@ -52,6 +58,10 @@ class PollTrigger:
 
     def clear(self, endpoint: str) -> None:
         """Nothing is ever left behind."""
+
+    def leftovers(self) -> Iterator[str]:
+        """Nothing is ever left behind."""
+        yield from ()
 
     def close(self) -> None:
         """Nothing is kept open."""

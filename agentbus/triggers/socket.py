@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from agentbus.core.config import check_private, prepare_folder
+from agentbus.core.config import Settings, check_private, prepare_folder
 from agentbus.core.errors import AgentbusError, BrokenSetup
 from agentbus.core.eventloop import asyncio_loop
 from agentbus.core.ports import Wake
@@ -24,7 +24,13 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["SocketTrigger"]
+__all__ = ["SocketTrigger", "make"]
+
+
+def make(settings: Settings, folder: str = "sock") -> SocketTrigger:
+    """The trigger of the bus with these settings, with its sockets in `folder` of the home."""
+    return SocketTrigger(settings.home, folder=folder)
+
 
 # Linux reaches a folder of any depth through a descriptor of its own; elsewhere a short symlink has to do.
 _FD_FOLDER = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None
@@ -203,6 +209,7 @@ class SocketTrigger:
         max_path_bytes: int = _MAX_PATH_BYTES,
         fd_folder: str | None = _FD_FOLDER,
     ) -> None:
+        self.folder = folder
         self._folder = home / folder
         self._fd_folder = fd_folder
         self._max_path_bytes = max_path_bytes
@@ -269,10 +276,24 @@ class SocketTrigger:
 
     def clear(self, endpoint: str) -> None:
         """Remove the socket file of a dead peer, and nothing that is not a socket."""
+        if self._is_socket(endpoint):
+            with suppress(OSError):  # removed by somebody else just now
+                (self._folder / endpoint).unlink()
+
+    def leftovers(self) -> Iterator[str]:
+        """The sockets in the folder that are named as ours are."""
+        try:
+            names = sorted(os.listdir(self._folder))
+        except OSError:
+            return  # no folder, or none that can be looked into: nothing there can be told
+        yield from (name for name in names if name.endswith(_SUFFIX) and self._is_socket(name))
+
+    def _is_socket(self, endpoint: str) -> bool:
         path = self._folder / endpoint
-        with suppress(OSError):
-            if path.name == endpoint and stat.S_ISSOCK(os.lstat(path).st_mode):
-                path.unlink()
+        try:
+            return path.name == endpoint and stat.S_ISSOCK(os.lstat(path).st_mode)
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the sending socket, and the descriptor of the folder."""

@@ -24,15 +24,16 @@ from pathlib import Path
 
 import anyio
 
-from agentbus.adapters.mcp.channel import ReadyGate, channel_element
+from agentbus.adapters.mcp.element import element
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import unread_bytes, unread_ioctl
-from agentbus.core.config import foreign, prepare_folder
+from agentbus.core.config import other_program, prepare_folder
 from agentbus.core.errors import AgentbusError, DeliveryFailed
 from agentbus.core.model import Envelope, timestamp
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process, look_up
 
-__all__ = ["Address", "Bucket", "Inbox", "InboxDelivery", "address", "compose"]
+__all__ = ["Address", "Inbox", "InboxDelivery", "PostBudget", "address", "compose"]
 
 # One post: enough for a burst, and a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
@@ -60,7 +61,7 @@ class Address:
 
 def address() -> Address | None:
     """What Claude Code has told us of its inbox; None where it has told nothing."""
-    path, token = foreign("CLAUDE_CODE_MESSAGING_SOCKET"), foreign("CLAUDE_CODE_MESSAGING_TOKEN")
+    path, token = other_program("CLAUDE_CODE_MESSAGING_SOCKET"), other_program("CLAUDE_CODE_MESSAGING_TOKEN")
     return Address(Path(path), token) if path and token else None
 
 
@@ -138,7 +139,7 @@ def _check(path: Path) -> None:
         raise DeliveryFailed(f"{path.parent} can be written by other users, or is a symlink")
 
 
-class Bucket:
+class PostBudget:
     """How many posts may go out now: `burst` at once, then one in `refill_s`, for all servers of a host, in a file.
 
     What cannot be read counts as empty: a post too late is late, one too many is lost. [INBOX-4]
@@ -212,15 +213,15 @@ def compose(batch: Sequence[Envelope], mark: str) -> tuple[str, int]:
     elements: list[str] = []
     size = 0
     for envelope in batch:
-        element = channel_element(envelope)
-        if len(json.dumps(element, ensure_ascii=False)) > _MAX_LINE_CHARS:
+        shown = element(envelope)
+        if len(json.dumps(shown, ensure_ascii=False)) > _MAX_LINE_CHARS:
             # It would be dropped whole. Pushed as this, it is what check_messages returns whole.
             note = f"a message of {len(envelope.text):,} characters, too long for here: call check_messages to read it"
-            element = channel_element(replace(envelope, text=note))
-        size += len(element.encode()) + 1
+            shown = element(replace(envelope, text=note))
+        size += len(shown.encode()) + 1
         if elements and size > _MAX_TEXT_BYTES:
             break
-        elements.append(element)
+        elements.append(shown)
     count = len(elements)
     messages = "a message" if count == 1 else f"{count} messages"
     head = (
@@ -258,9 +259,11 @@ class InboxDelivery:
 
     carrier = "inbox"
 
-    def __init__(self, inbox: Inbox, bucket: Bucket, gate: ReadyGate, report: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self, inbox: Inbox, budget: PostBudget, gate: ReadyGate, report: Callable[[str], Awaitable[None]]
+    ) -> None:
         self._inbox = inbox
-        self._bucket = bucket
+        self._budget = budget
         self._gate = gate
         self._report = report
         self._posts = 0
@@ -279,7 +282,7 @@ class InboxDelivery:
             await self._fails(str(error))
             raise
         try:
-            if not self._bucket.take():
+            if not self._budget.take():
                 raise DeliveryFailed("no post may go out just now, what is pending goes with the next one")
             self._posts += 1
             text, count = compose(batch, f"{timestamp(time.time_ns() // 1_000_000)}, {os.getpid()}/{self._posts}")

@@ -7,29 +7,36 @@ Knows the command line and the files of Claude Code, as recorded with 2.1.331, a
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentbus import __version__
+from agentbus.adapters.mcp.registration import (
+    Unreadable,
+    check_command,
+    command_of,
+    is_same,
+    launch_line,
+    paste,
+    read_object,
+    run_program,
+    servers,
+    strings,
+)
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
-from agentbus.core.config import foreign
+from agentbus.core.bus import PULL
+from agentbus.core.config import other_program
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
-from agentbus.core.model import normalise_name
+from agentbus.core.model import Peer
 
 __all__ = ["ClaudeRegistration", "registration"]
 
 # `claude mcp` takes 0.3 to 0.6 s; one that has not answered by then will not.
 _PATIENCE_S = 15.0
-# A command of ours answers `--version` in 0.05 s.
-_OWN_PATIENCE_S = 10.0
 # The first Claude Code that has channels.
 _LEAST_VERSION = (2, 1, 80)
 
@@ -37,10 +44,6 @@ _LEAST_VERSION = (2, 1, 80)
 def registration(manifest: Manifest) -> Registration:
     """The registration of the module that `manifest` describes."""
     return ClaudeRegistration(manifest)
-
-
-class _Unreadable(Exception):
-    """Claude's file is there and cannot be made sense of."""
 
 
 class ClaudeRegistration:
@@ -59,7 +62,7 @@ class ClaudeRegistration:
         self._own = own
         self._patience_s = patience_s
         self._name = manifest.server_name
-        self._file = Path(foreign("CLAUDE_CONFIG_DIR") or "~").expanduser() / ".claude.json"
+        self._file = Path(other_program("CLAUDE_CONFIG_DIR") or "~").expanduser() / ".claude.json"
 
     # -- how it stands -------------------------------------------------------------------------------------
 
@@ -67,17 +70,17 @@ class ClaudeRegistration:
         """How the module stands, by Claude's own files. Never raises. [REG-3]"""
         try:
             state = self._state()
-            entry = _servers(state).get(self._name)
+            entry = servers(state).get(self._name)
             shadow = self._shadow(state)
-        except _Unreadable as error:
+        except Unreadable as error:
             return Registered(Standing.UNKNOWN, str(error), "start claude once: it says what is wrong with that file")
         if shadow is not None:
             return shadow
         if entry is None:
             return Registered(Standing.DISABLED, f"not registered in {self._file}", self._mend)
-        command = _command(entry)
+        command = command_of(entry)
         try:
-            is_own = _is_same(command, self._wanted())
+            is_own = is_same(command, self._wanted())
         except BrokenSetup as error:
             return Registered(Standing.STALE, str(error))
         if is_own:
@@ -96,7 +99,7 @@ class ClaudeRegistration:
         return [*self._own(), *self._manifest.serve]
 
     def _state(self) -> dict[str, Any]:
-        return _read_object(self._file)
+        return read_object(self._file)
 
     def _projects(self, state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """What Claude keeps for the folder we are in: under the folder, or the root of its git repository."""
@@ -112,29 +115,29 @@ class ClaudeRegistration:
         """The entry that stands above the user's in this folder, unless it runs this very agentbus."""
         approved: set[str] = set()
         for folder, project in self._projects(state):
-            if self._name in _strings(project.get("disabledMcpServers")):
+            if self._name in strings(project.get("disabledMcpServers")):
                 return Registered(
                     Standing.SHADOWED,
                     f"switched off in {folder}",
                     f"in a session there: /mcp, then enable {self._name}",
                 )
-            entry = _servers(project).get(self._name)
+            entry = servers(project).get(self._name)
             if entry is not None and not self._is_own(entry):
-                seen = f"an entry for {folder} alone stands above it: {shlex.join(_command(entry))}"
+                seen = f"an entry for {folder} alone stands above it: {shlex.join(command_of(entry))}"
                 remedy = f"cd {shlex.quote(folder)} && claude mcp remove {self._name} -s local"
                 return Registered(Standing.SHADOWED, seen, remedy)
-            approved |= _strings(project.get("enabledMcpjsonServers"))
+            approved |= strings(project.get("enabledMcpjsonServers"))
         for folder_path in (self._cwd, *self._cwd.parents):
-            entry = _servers(_read_object(folder_path / ".mcp.json")).get(self._name)
+            entry = servers(read_object(folder_path / ".mcp.json")).get(self._name)
             if entry is not None and self._name in approved and not self._is_own(entry):
-                seen = f"{folder_path / '.mcp.json'} stands above it: {shlex.join(_command(entry))}"
+                seen = f"{folder_path / '.mcp.json'} stands above it: {shlex.join(command_of(entry))}"
                 remedy = f"cd {shlex.quote(str(folder_path))} && claude mcp remove {self._name} -s project"
                 return Registered(Standing.SHADOWED, seen, remedy)
         return None
 
     def _is_own(self, entry: dict[str, Any]) -> bool:
         try:
-            return _is_same(_command(entry), self._wanted())
+            return is_same(command_of(entry), self._wanted())
         except BrokenSetup:
             return False
 
@@ -144,7 +147,7 @@ class ClaudeRegistration:
         """Register the module for all projects of the user. See Registration. [REG-1], [REG-2]"""
         wanted = self._wanted()
         entry, old = self._entry(wanted), self._user_entry()
-        if old is not None and _is_same(_command(old), wanted):
+        if old is not None and is_same(command_of(old), wanted):
             return [f"{self._name} is registered with Claude Code already, nothing was changed", *self._shadow_notes()]
         if old is not None:
             entry["env"] = old.get("env", {})  # what the user has set there is the user's
@@ -155,7 +158,7 @@ class ClaudeRegistration:
             if old is not None:
                 self._add(old)
             raise
-        mended = "" if old is None else f", in place of {shlex.join(_command(old))}"
+        mended = "" if old is None else f", in place of {shlex.join(command_of(old))}"
         return [f"registered {self._name} with Claude Code for all projects{mended}", *self._shadow_notes()]
 
     def _add(self, entry: dict[str, Any]) -> None:
@@ -177,18 +180,11 @@ class ClaudeRegistration:
         """What to type where `claude` is, and what to paste for another MCP client. [REG-4]"""
         entry = self._entry(self._wanted())
         typed = shlex.join(["claude", "mcp", "add-json", "-s", "user", self._name, json.dumps(entry)])
-        pasted = {"mcpServers": {self._name: {key: entry[key] for key in ("command", "args")}}}
-        return [
-            "To register it with Claude Code by hand:",
-            f"  {typed}",
-            "For any other MCP client, paste this into its configuration:",
-            *("  " + line for line in json.dumps(pasted, indent=2).splitlines()),
-        ]
+        return ["To register it with Claude Code by hand:", f"  {typed}", *paste(self._name, self._wanted())]
 
     def launch(self, name: str | None, *, flags: bool = True) -> str:
         """See Registration. Raises InvalidRequest for a bad name."""
-        words = [self._manifest.client, *(self._manifest.launch_flags if flags else ())]
-        return (f"AGENTBUS_NAME={normalise_name(name)} " if name is not None else "") + shlex.join(words)
+        return launch_line([self._manifest.client, *(self._manifest.launch_flags if flags else ())], name)
 
     @staticmethod
     def _entry(command: Sequence[str]) -> dict[str, Any]:
@@ -197,8 +193,8 @@ class ClaudeRegistration:
 
     def _user_entry(self) -> dict[str, Any] | None:
         try:
-            return _servers(self._state()).get(self._name)
-        except _Unreadable as error:
+            return servers(self._state()).get(self._name)
+        except Unreadable as error:
             raise BrokenSetup(str(error), hint="start claude once: it says what is wrong with that file") from error
 
     def _shadow_notes(self) -> list[str]:
@@ -207,7 +203,7 @@ class ClaudeRegistration:
 
     def _mcp(self, *arguments: str) -> str:
         command = ["claude", "mcp", *arguments]
-        code, output = self._run(command, self._patience_s)
+        code, output = run_program(command, self._patience_s)
         if code:
             said = output.strip().splitlines()[-1:] or ["no output"]
             raise BrokenSetup(
@@ -215,33 +211,6 @@ class ClaudeRegistration:
                 hint=f"run it by hand to see why: {shlex.join(command)}",
             )
         return output
-
-    def _run(self, command: Sequence[str], patience_s: float) -> tuple[int, str]:
-        """Run a program to its end; its exit code and what it printed. Raises BrokenSetup."""
-        program = shutil.which(command[0])
-        if program is None:
-            raise BrokenSetup(
-                f"{command[0]} is not on PATH, nothing was changed", hint=f"where it is, run {shlex.join(command)}"
-            )
-        # A session of its own, so that what it starts ends with it and cannot hold our pipe open.
-        with subprocess.Popen(
-            [program, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as child:
-            try:
-                output, _ = child.communicate(timeout=patience_s)
-            except subprocess.TimeoutExpired:
-                raise BrokenSetup(
-                    f"{shlex.join(command)[:100]} did not end within {patience_s:g} s and was stopped",
-                    hint="run it by hand to see why",
-                ) from None
-            finally:
-                if child.returncode is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-        return child.returncode, output.decode(errors="replace")
 
     # -- what doctor says ----------------------------------------------------------------------------------
 
@@ -259,12 +228,13 @@ class ClaudeRegistration:
         level = Level.WRONG if is_wrong else Level.OK if stands.standing is Standing.ENABLED else Level.NOTE
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
         if stands.standing is Standing.ENABLED:
-            found.append(self._command_works())
+            command = command_of(servers(self._state()).get(self._name) or {})
+            found.append(check_command("Claude Code", command, len(self._manifest.serve), self._mend))
         return found
 
     def _version(self) -> Finding:
         try:
-            _, output = self._run(["claude", "--version"], self._patience_s)
+            _, output = run_program(["claude", "--version"], self._patience_s)
         except (BrokenSetup, OSError) as error:
             return Finding("claude", Level.WRONG, str(error), "run claude --version by hand to see why")
         numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
@@ -278,64 +248,32 @@ class ClaudeRegistration:
             )
         return Finding("claude", Level.OK, f"{where} is version {numbers[0]} (channels need {least})")
 
-    def _command_works(self) -> Finding:
-        command = _command(_servers(self._state()).get(self._name) or {})
-        asked = [*command[: -len(self._manifest.serve)], "--version"]
-        try:
-            code, output = self._run(asked, _OWN_PATIENCE_S)
-        except (BrokenSetup, OSError) as error:
-            return Finding("command", Level.WRONG, str(error), self._mend)
-        if code or not output.startswith("agentbus "):
-            said = output.strip().splitlines()[-1:] or ["no output"]
-            return Finding("command", Level.WRONG, f"{shlex.join(asked)} fails: {said[0][:200]}", self._mend)
-        version = output.split()[1]
-        if version != __version__:
-            seen = f"what Claude Code starts is agentbus {version}, and this is {__version__}"
-            return Finding("command", Level.NOTE, seen, self._mend)
-        return Finding("command", Level.OK, f"what Claude Code starts runs, and is agentbus {version}")
+    def delivery(self, peer: Peer) -> Finding:
+        """See Registration. A session without the channel and an inbox was not meant to be so. [VOID-1]"""
+        seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
+        if peer.delivery != PULL:
+            is_sure = not peer.delivery.endswith("?")
+            return Finding(
+                "delivery", Level.OK if is_sure else Level.NOTE, seen, "" if is_sure else "it can call check_messages"
+            )
+        if "AGENTBUS_DELIVERY" in peer.delivery_reason:
+            seen += "; it reads when it calls check_messages"
+            return Finding(
+                "delivery", Level.NOTE, seen, "nothing, if that was meant; else start it without AGENTBUS_DELIVERY"
+            )
+        seen += "; nothing is pushed, it has to call check_messages"
+        remedy = f"end that session, and start it with: {self.launch(peer.name)}"
+        return Finding("delivery", Level.WRONG, seen, remedy)
 
-
-# -- Claude's files ----------------------------------------------------------------------------------------
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file. Raises _Unreadable."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise _Unreadable(f"{path} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise _Unreadable(f"{path} holds no JSON object")
-    return found
-
-
-def _servers(of: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    servers = of.get("mcpServers")
-    if not isinstance(servers, dict):
-        return {}
-    return {name: entry for name, entry in servers.items() if isinstance(entry, dict)}
-
-
-def _strings(value: object) -> set[str]:
-    return {one for one in value if isinstance(one, str)} if isinstance(value, list) else set()
-
-
-def _command(entry: dict[str, Any]) -> list[str]:
-    arguments = entry.get("args")
-    words = [entry.get("command") or entry.get("url") or "", *(arguments if isinstance(arguments, list) else [])]
-    return [str(word) for word in words]
-
-
-def _is_same(command: list[str], wanted: list[str]) -> bool:
-    """Whether both run one program with the same arguments: a name on PATH, or a link to it, is as good as its path."""
-    if command == wanted:
-        return True
-    found = shutil.which(command[0])
-    # Not where an interpreter runs us: that of a virtual environment is a link to one that knows nothing of us.
-    is_script = len(command) == len(wanted) and command[1:] == wanted[1:] and "-m" not in command
-    return is_script and found is not None and os.path.realpath(found) == os.path.realpath(wanted[0])
+    def gate(self, peer: Peer, *, delivered: int, read: int) -> Finding | None:
+        """See Registration. Whether an account has channels only `claude` knows."""
+        if peer.delivery != "channel":
+            return None
+        seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
+        if delivered and not read:
+            seen += f"; of {delivered:,} delivered, none is known to be read"
+        remedy = "if it said at its start that channels are not available, start it with: "
+        return Finding("gate", Level.NOTE, seen, remedy + self.launch(peer.name, flags=False))
 
 
 def _git_roots(folder: Path) -> Iterator[Path]:

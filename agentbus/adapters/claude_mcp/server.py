@@ -1,255 +1,29 @@
-"""The life of one `agentbus serve claude-mcp`: mailbox, name and socket first, then MCP, then a quick end.
-
-Implements [LIFE-1] to [LIFE-4], [VOID-1] to [VOID-3].
-"""
+"""`agentbus serve claude-mcp`: what Claude Code has to be told, and how its sessions receive. Implements [MCP-2]."""
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
-import sys
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-import anyio
-import anyio.to_thread
-
-from agentbus.adapters.claude_mcp.inbox import Bucket, Inbox, InboxDelivery, address
-from agentbus.adapters.mcp import jsonrpc
-from agentbus.adapters.mcp.channel import ChannelDelivery, ReadyGate
-from agentbus.adapters.mcp.fast_path import Desk
-from agentbus.adapters.mcp.hosts import Host, Way, find_host
-from agentbus.adapters.mcp.pull import PullDelivery
-from agentbus.adapters.mcp.rate_limit import BurstGuard
-from agentbus.adapters.mcp.tools import Seat
-from agentbus.adapters.mcp.transport import Stdio
-from agentbus.core import process
-from agentbus.core.bus import PULL, Bus
+from agentbus.adapters.claude_mcp.host import choose
+from agentbus.adapters.mcp import channel, server
+from agentbus.adapters.mcp.profile import Profile
+from agentbus.core.adapter import Manifest
+from agentbus.core.bus import Bus
 from agentbus.core.config import Settings
-from agentbus.core.errors import AgentbusError, DeliveryFailed, TryAgain
-from agentbus.core.model import Arrival
-from agentbus.core.ports import Delivery
-from agentbus.core.session import Checkpoints, Session
 
-__all__ = ["serve"]
+__all__ = ["PROFILE", "serve"]
 
-RUNTIME = "claude-mcp"
-# Of the 100 ms between Claude Code's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
-_STOP_S = 0.05
-_CLOSE_PATIENCE_S = 0.03
-# What the desk and the pump wait for their turn while a thread imports the SDK. With the interpreter's 5 ms and its
-# collector on, the event loop stood still for up to 20-40 ms at a time; with this and no collector for 4 ms, and the
-# import took no longer.
-_IMPORT_SWITCH_S = 0.001
+PROFILE = Profile(
+    # What Claude Code looks for before it takes channel events from a server.
+    experimental=channel.CAPABILITY,
+    # Shown to the model at once; deferred tools are only names until it searches for them.
+    tool_meta={"anthropic/alwaysLoad": True},
+    # A tool call is moved to the background after 120 s (Claude Code's documentation).
+    max_wait_s=100,
+)
 
 
-def _say(line: str) -> None:
-    """One line to stderr, which Claude Code keeps in its log of the server."""
-    print(f"agentbus: {line}", file=sys.stderr, flush=True)
-
-
-def serve(settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> None:
-    """Be a peer for the client on stdin and stdout until it goes, then end the process. Does not return.
-
-    Raises AgentbusError, before anything is served, when the home, the database or the settings are not fit.
-    """
-    host = find_host(settings.delivery)
-    if host.way is Way.HEALTH_CHECK:
-        # Asked whether the server starts: no home, no database, no name, no socket. [VOID-3]
-        stdio = Stdio.claim(jsonrpc.refusal)
-        _run(stdio, _serve_nobody, host, stdio)
-    checkpoints = Checkpoints(settings.home / "bus.db")
-    bus, triggers = open_bus(settings, busy_ms=0, on_wal=checkpoints)
-    preferred = triggers.preferred()
-    stdio = Stdio.claim(jsonrpc.refusal)
-    _run(stdio, _serve, settings, host, bus, preferred, stdio, checkpoints)
-
-
-def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> NoReturn:
-    """Run `main` in an event loop, then end the process."""
-    code = 1
-    try:
-        code = anyio.run(main, *arguments, backend="asyncio")
-    except KeyboardInterrupt:
-        code = 0  # a SIGINT before the loop could take it: there is nothing to clear up that a claim would not reap
-    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
-        code = _report(error)
-    stdio.restore()
-    sys.stderr.flush()
-    # Tearing the interpreter down takes 0.25 s with the SDK loaded, and SIGTERM would come first. [LIFE-1]
-    os._exit(code)
-
-
-def _report(error: BaseException) -> int:
-    """Say in one line what went wrong; the exit code for it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, AgentbusError):
-        _say(str(error))
-        return error.exit_code
-    _say(f"internal error, {type(error).__name__}: {error}")
-    return 1
-
-
-async def _serve(
-    settings: Settings, host: Host, bus: Bus, triggers: list[Any], stdio: Stdio, checkpoints: Checkpoints
-) -> int:
-    gate = ReadyGate()
-    host, inbox = _choose_inbox(host)
-    arrival = Arrival(
-        host=host.process,
-        launch_name=settings.name,
-        process=process.current(),
-        runtime=RUNTIME,
-        cwd=settings.cwd,
-        delivery=host.way.value,
-        trigger=triggers[0].name,
-        delivery_reason=host.reason,
-    )
-
-    async def report(trouble: str) -> None:
-        """Say that the inbox does not take anything, or does again: here, in `peers`, to who sends. [INBOX-6]"""
-        way, reason = (PULL, f"its inbox cannot be used: {trouble}") if trouble else (host.way.value, host.reason)
-        _say(reason if trouble else "the inbox can be used again")
-        try:
-            await session.set_delivery(way, reason)
-        except AgentbusError as error:
-            _say(str(error))
-
-    delivery: Delivery
-    if inbox is not None:
-        delivery = InboxDelivery(inbox, Bucket(settings.home, host.process), gate, report)
-    else:
-        delivery = PullDelivery() if host.way is Way.PULL else ChannelDelivery(stdio, gate)
-    session = Session(
-        bus,
-        arrival,
-        triggers=triggers,
-        delivery=delivery,
-        checkpoints=checkpoints,
-        say=_say,
-        retention_hours=settings.retention_hours,
-    )
-    trouble = (lambda: delivery.trouble) if isinstance(delivery, InboxDelivery) else str
-    seat = Seat(session, host.way, host.reason, settings.name_note, BurstGuard(settings.burst), trouble)
-    try:
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(_watch_for_end, session, stdio)
-            tasks.start_soon(stdio.run)
-            await session.claim()
-            _announce(session, settings)
-            await tasks.start(session.run)
-            await _speak(seat, stdio, gate)
-    finally:
-        _close(session)
-    return 1
-
-
-def _choose_inbox(host: Host) -> tuple[Host, Inbox | None]:
-    """The inbox of the session, where that is the way to reach it, and the host with the way that it has. [VOID-1]"""
-    if host.way is not Way.INBOX and not host.may_use_inbox:
-        return host, None
-    at = address()
-    if at is None:
-        return replace(host, way=Way.PULL, reason=f"{host.reason}, and there is no CLAUDE_CODE_MESSAGING_SOCKET"), None
-    inbox = Inbox(at, host.process)
-    try:
-        inbox.connect().close()
-    except DeliveryFailed as error:
-        if host.way is not Way.INBOX:
-            return replace(host, way=Way.PULL, reason=f"{host.reason}, and its inbox cannot be used: {error}"), None
-    if host.way is Way.INBOX:
-        return host, inbox
-    return replace(host, way=Way.INBOX, reason=f"{host.reason}; what comes goes into its inbox"), inbox
-
-
-async def _serve_nobody(host: Host, stdio: Stdio) -> int:
-    """Shake hands and nothing else. [VOID-3]"""
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(_watch_for_end, None, stdio)
-        tasks.start_soon(stdio.run)
-        await _speak(Seat(None, host.way, host.reason), stdio, ReadyGate())
-    return 1
-
-
-async def _speak(seat: Seat, stdio: Stdio, gate: ReadyGate) -> None:
-    desk = Desk(seat, gate)
-    stdio.sift(desk.take)
-    protocol = await _import_sdk()
-    await protocol.serve_mcp(seat, stdio, gate, desk)
-    # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
-    await anyio.sleep_forever()
-
-
-async def _import_sdk() -> Any:
-    """Import the SDK's half second in a thread, in nobody's way: see _IMPORT_SWITCH_S."""
-    before_s = sys.getswitchinterval()
-    gc.disable()
-    sys.setswitchinterval(_IMPORT_SWITCH_S)
-    try:
-        return await anyio.to_thread.run_sync(import_module, "agentbus.adapters.mcp.sdk", abandon_on_cancel=True)
-    finally:
-        sys.setswitchinterval(before_s)
-        # The SDK's models are there for good: the collector need not walk through them again and again.
-        gc.freeze()
-        gc.enable()
-
-
-def _announce(session: Session, settings: Settings) -> None:
-    if settings.name_note:
-        _say(settings.name_note)
-    holder = session.wished_holder
-    if holder is not None:
-        _say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')
-
-
-async def _watch_for_end(
-    session: Session | None, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-) -> None:
-    """End the process at a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        task_status.started()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_after, stdio.closed.wait, tasks.cancel_scope)
-            if session is not None:
-                tasks.start_soon(_cancel_after, session.orphaned.wait, tasks.cancel_scope)
-            async for _signal in signals:
-                break
-            tasks.cancel_scope.cancel()
-    # Not by cancelling the rest: the SDK would first answer what is in flight, and a client that does not read would
-    # keep it at that for a second.
-    try:
-        if session is not None:
-            with anyio.move_on_after(_STOP_S):
-                await session.stop()
-            _close(session)
-    finally:
-        stdio.restore()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _close(session: Session) -> None:
-    """Leave the bus, waiting a moment for a busy database; there is nothing else to do meanwhile, and no later."""
-    give_up_at = time.monotonic() + _CLOSE_PATIENCE_S
-    while True:
-        try:
-            session.close()
-            return
-        except TryAgain as error:
-            if time.monotonic() >= give_up_at:
-                _say(f"left in a hurry: {error}")
-                return
-        except AgentbusError as error:
-            _say(str(error))
-            return
-        time.sleep(0.001)
-
-
-async def _cancel_after(wait: Callable[[], Any], scope: anyio.CancelScope) -> None:
-    await wait()
-    scope.cancel()
+def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:
+    """Be a peer for Claude Code until it goes. Raises what `server.serve` raises."""
+    server.serve(manifest, settings, open_bus, profile=PROFILE, choose=choose)

@@ -1,10 +1,10 @@
-"""The front desk: answers what cannot wait for the MCP SDK, and leaves the rest to it.
+"""The fast path: answers what cannot wait for the MCP SDK, and leaves the rest to it.
 
 That is the handshake, while the SDK is still being imported: a client that waits 2 s for its servers has its answers
 within 0.2 s, and mail is pushed meanwhile. And it is a message to be sent: through the SDK a call costs 190 us before
 it has done anything, and 0.4 ms and more when caches are cold, where all the rest of a delivery takes 0.6. Knows lines
-and tools.py; knows neither the SDK nor the transport. What it answers it answers as the SDK would (tests/test_desk.py
-compares them); everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
+and tools.py; knows neither the SDK nor the transport. What it answers it answers as the SDK would (a test compares
+them); everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 from typing import Any
 
 from agentbus.adapters.mcp import jsonrpc, tools
-from agentbus.adapters.mcp.channel import ReadyGate
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core.errors import Busy
 
-__all__ = ["Desk"]
+__all__ = ["FastPath"]
 
 # How long a call waits here for a busy database before it is left to the SDK, to wait there. A send takes 0.1 ms; but
 # while the SDK is being imported, waiting for it takes longer than whoever holds the database, on a machine on which
@@ -27,11 +27,11 @@ _BUSY_S = 0.001
 _EARLY_BUSY_S = 0.25
 
 
-class Desk:
+class FastPath:
     """Answers `initialize`, `ping` and `tools/list`, and records the handshake for whoever takes over."""
 
-    def __init__(self, seat: tools.Seat, gate: ReadyGate) -> None:
-        self._seat = seat
+    def __init__(self, context: tools.ToolContext, gate: ReadyGate) -> None:
+        self._context = context
         self._gate = gate
         self._handshake: list[bytes] = []
         self.initialize_id: int | str | None = None
@@ -77,7 +77,7 @@ class Desk:
     def _run(self, name: Any, arguments: dict[str, Any] | None) -> tools.ToolResult | None:
         now = time.monotonic()
         try:
-            done = tools.call_now(self._seat, name, arguments)
+            done = tools.call_now(self._context, name, arguments)
         except Busy:
             self._busy_since = self._busy_since or now
             if now - self._busy_since < (_BUSY_S if self._has_sdk else _EARLY_BUSY_S):
@@ -106,11 +106,11 @@ class Desk:
         if method == "initialize" and is_new and _is_complete(params):
             self.initialize_id = request_id
             self._handshake.append(line)
-            return tools.welcome(self._seat, params["protocolVersion"])
+            return tools.welcome(self._context, params["protocolVersion"])
         if method == "tools/list" and not is_new and "cursor" not in params:
             # The events that this lets pass go the same way as the answer, behind it. [CHAN-1]
             self._gate.listed()
-            return tools.listing()
+            return tools.listing(self._context.profile)
         return None
 
     def _take_notification(self, line: bytes, method: object) -> bytes | None:

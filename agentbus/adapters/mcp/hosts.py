@@ -1,139 +1,109 @@
-"""What the processes above this one tell: which of them is the host, and how its session can receive.
+"""Which process above this one is the agent's, and what an adapter has chosen for its session.
 
-Claude Code drops channel events without a word in a session that was not started with the channel flag, so its
-arguments decide whether anything is pushed. Reads processes, nothing else. Implements [VOID-1] to [VOID-3].
+Reads processes, nothing else. Knows no client: an adapter says what its client looks like. Implements [VOID-1].
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import Protocol
 
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core import process
+from agentbus.core.ports import Delivery
 from agentbus.core.process import Process
 
-__all__ = ["Host", "Way", "find_host", "judge"]
+__all__ = ["Choice", "Host", "Link", "Mode", "Wire", "find_host"]
 
-# What `claude mcp add` and the launch flag call this server. [VOID-1]
-SERVER_NAME = "agentbus"
-
-_CHANNEL_FLAGS = ("--channels", "--dangerously-load-development-channels")
-_CLAUDE = re.compile(r"claude(\.exe)?")
-_INTERPRETER = re.compile(r"(node|bun|deno|(ba|da|z|k)?sh|python[\d.]*)(\.exe)?")
-# The script of Claude Code's npm package, where that is run by an interpreter.
-_CLAUDE_SCRIPT = re.compile(r"(^|/)claude$|/claude-code/[^/]+\.[cm]?js$")
-# Programs that only start another one, and stay between the host and us.
+# Programs that only start another one, and stay between the agent process and us.
 _WRAPPER = re.compile(r"-?((ba|da|z|k|fi)?sh|uvx?|pipx|env|nice|timeout|npx|npm|mise|direnv)")
 
 
-class Way(Enum):
-    """How a session receives. [VOID-1]"""
+class Mode(Enum):
+    """How surely the model of a session gets its messages without asking. [VOID-1]"""
 
-    CHANNEL = "channel"  # pushed: the host shows channel events
-    UNSURE = "channel?"  # pushed, and offered by check_messages too: nobody knows what the host does with an event
-    INBOX = "inbox"  # pushed, through the inbox that Claude Code gives each session
+    PUSHED = "pushed"
+    UNSURE = "unsure"  # pushed, and offered by check_messages too: nobody knows what the client does with an event
     PULL = "pull"  # kept until check_messages asks
     HEALTH_CHECK = "none"  # not a session at all
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The host process, how its session receives, and why, in a few words."""
+    """The agent process. `arguments` are empty where they cannot be read; `is_client`: the adapter knows it."""
 
     process: Process
-    way: Way
-    reason: str
-    # Claude Code, started without the channel flag: its inbox may do. [VOID-1]
-    may_use_inbox: bool = False
+    arguments: tuple[str, ...] = ()
+    is_client: bool = False
+    is_known: bool = True
 
-
-def bypasses_permissions(arguments: Sequence[str]) -> bool:
-    """Whether Claude Code was started in the mode that asks for no permissions."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return any(
-        word in ("--dangerously-skip-permissions", "--permission-mode=bypassPermissions")
-        or (word, after) == ("--permission-mode", "bypassPermissions")
-        for word, after in pairs
-    )
-
-
-def judge(arguments: Sequence[str]) -> tuple[Way, str] | None:
-    """How a session of the process with these arguments receives; None when that is not Claude Code."""
-    rest = _claude_arguments(arguments)
-    if rest is None:
-        return None
-    words = [word for word in rest if not word.startswith("-")]
-    if words[:2] in (["mcp", "list"], ["mcp", "get"]):
-        return Way.HEALTH_CHECK, f"claude mcp {words[1]} only asks whether the server starts"
-    if SERVER_NAME in _channels(rest):
-        return Way.CHANNEL, "claude was started with its channel"
-    return Way.PULL, f"claude was started without {_CHANNEL_FLAGS[1]} server:{SERVER_NAME}"
-
-
-def _claude_arguments(arguments: Sequence[str]) -> list[str] | None:
-    if not arguments:
-        return None
-    if _CLAUDE.fullmatch(os.path.basename(arguments[0])):
-        return list(arguments[1:])
-    if _INTERPRETER.fullmatch(os.path.basename(arguments[0])):
-        for number, word in enumerate(arguments[1:], 1):
-            if word == "-c":
-                return None  # a command for a shell, which starts it as a process of its own
-            if not word.startswith("-"):
-                return list(arguments[number + 1 :]) if _CLAUDE_SCRIPT.search(word) else None
-    return None
-
-
-def _channels(arguments: Sequence[str]) -> set[str]:
-    """The servers and plugins whose channels are loaded: a flag takes one or more values, to the next option."""
-    found: set[str] = set()
-    is_value = False
-    for word in arguments:
-        flag, _, value = word.partition("=")
-        if word.startswith("-"):
-            is_value = flag in _CHANNEL_FLAGS
-        elif is_value:
-            value = word
-        if is_value and value:
-            kind, _, name = value.partition(":")
-            if kind in ("server", "plugin"):
-                found.add(name.partition("@")[0])
-    return found
+    @property
+    def unknown(self) -> str:
+        """Why nobody can tell what this host does with an event, in a few words."""
+        if not self.is_known:
+            return "the host cannot be told"
+        if not self.arguments:
+            return "the arguments of the host cannot be read"
+        return f"agentbus does not know whether {os.path.basename(self.arguments[0])[:32]} shows channel events"
 
 
 def find_host(
-    asked: str,
+    is_client: Callable[[Sequence[str]], bool],
     *,
     chain: Sequence[Process] | None = None,
     arguments: Callable[[Process], Sequence[str]] = process.arguments,
 ) -> Host:
-    """The host above this process. `asked` is AGENTBUS_DELIVERY: auto, or the way itself, which then decides.
+    """The nearest process above this one that is the adapter's client, or is no mere wrapper.
 
     `chain` is the processes above, nearest first; `arguments` reads those of one, empty where it cannot.
     """
     above = list(process.ancestors() if chain is None else chain)
-    found = _find(above, arguments)
-    if found.way is not Way.HEALTH_CHECK and asked != "auto":
-        return Host(found.process, Way(asked), f"AGENTBUS_DELIVERY is {asked}")
-    return found
-
-
-def _find(above: Sequence[Process], arguments: Callable[[Process], Sequence[str]]) -> Host:
     for one in above:
-        words = arguments(one)
-        judged = judge(words)
-        if judged is not None:
-            way, reason = judged
-            if way is Way.PULL and bypasses_permissions(words):
-                # There Claude Code holds what other processes post for the user's approval, and would not hold ours.
-                return Host(one, way, f"{reason}, and asks for no permissions, so that its inbox is not used")
-            return Host(one, way, reason, may_use_inbox=way is Way.PULL)
-        if not words:
-            return Host(one, Way.UNSURE, "the arguments of the host cannot be read")
-        name = os.path.basename(words[0])
-        if not _WRAPPER.fullmatch(name):
-            return Host(one, Way.UNSURE, f"{name[:32]} is not known to show channel events, nor not to")
-    return Host(above[-1] if above else process.parent(), Way.UNSURE, "the host cannot be told")
+        words = tuple(arguments(one))
+        if is_client(words):
+            return Host(one, words, is_client=True)
+        if not words or not _WRAPPER.fullmatch(os.path.basename(words[0])):
+            return Host(one, words)
+    return Host(above[-1] if above else process.parent(), is_known=False)
+
+
+class Wire(Protocol):
+    """The stream to the client. Positions count bytes since it was opened."""
+
+    async def write(self, data: bytes) -> int:
+        """Write all of `data`; the position after it. Raises DeliveryClosed."""
+
+    def read_by_client(self) -> int:
+        """The position up to which the client has surely read; what was written, where nobody can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a delivery may be made of: the stream to the client, its gate, the home of the bus.
+
+    `report` is told when a delivery cannot push for long, with the reason, and with "" when it can again.
+    """
+
+    wire: Wire
+    gate: ReadyGate
+    home: Path
+    report: Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How a session receives, as its adapter has decided, and why, in a few words.
+
+    `delivery` is what `peers` shows. `make` makes the delivery; None: nothing is pushed.
+    """
+
+    host: Process
+    mode: Mode
+    delivery: str
+    reason: str
+    make: Callable[[Link], Delivery] | None = None

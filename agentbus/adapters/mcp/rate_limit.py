@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 from agentbus.core.errors import TryAgain
 
-__all__ = ["BurstGuard"]
+__all__ = ["RateLimit"]
 
 # People and models that work seldom send more than one message in ten seconds; a loop sends hundreds.
 WINDOW_S = 10.0
 
 
-class BurstGuard:
+class RateLimit:
     """Lets `limit` messages through to one name within WINDOW_S seconds; 0 lets everything through."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:

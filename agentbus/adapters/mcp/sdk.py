@@ -1,7 +1,7 @@
 """The MCP side of a session: the SDK's low-level server over our own transport.
 
-The only module of the shipped package, with demo.py, that imports the SDK, which takes a good half second: it is
-imported in a thread when mailbox, name and socket are up already, and takes over from the front desk (desk.py).
+The only module of the shipped package, with cli/demo.py, that imports the SDK, which takes a good half second: it is
+imported in a thread when mailbox, name and socket are up already, and takes over from the fast path (fast_path.py).
 Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
 """
 
@@ -20,9 +20,8 @@ from pydantic import ValidationError
 
 from agentbus import __version__
 from agentbus.adapters.mcp import jsonrpc, tools
-from agentbus.adapters.mcp.channel import ReadyGate
-from agentbus.adapters.mcp.fast_path import Desk
-from agentbus.adapters.mcp.hosts import SERVER_NAME
+from agentbus.adapters.mcp.fast_path import FastPath
+from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed, TryAgain
@@ -48,8 +47,8 @@ class _Stream:
 class _Settling:
     """What is to be done when the result of a request has been written, or never will be. [READ-1]"""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, fast_path: FastPath) -> None:
+        self._fast_path = fast_path
         self._waiting: dict[int | str, Callable[[bool], Awaitable[None]]] = {}
 
     def add(self, request_id: int | str, settle: Callable[[bool], Awaitable[None]]) -> None:
@@ -60,7 +59,7 @@ class _Settling:
         return request_id in self._waiting
 
     async def settle(self, request_id: object, *, reached: bool) -> None:
-        self._desk.settled(request_id)
+        self._fast_path.settled(request_id)
         settle = self._waiting.pop(request_id, None) if isinstance(request_id, (int, str)) else None
         if settle is not None:
             try:
@@ -148,7 +147,7 @@ class _Outgoing(_Stream):
     async def send(self, item: SessionMessage, /) -> None:
         answered = getattr(item.message, "id", None)
         if answered is not None and answered == self._answered_id:
-            # The client has had the desk's answer to this. [DESK-2]
+            # The client has had the fast path's answer to this. [DESK-2]
             self._answered_id = None
             if not isinstance(item.message, types.JSONRPCResponse):
                 print(f"agentbus: the handshake was refused late: {item.message}", file=sys.stderr, flush=True)
@@ -168,25 +167,25 @@ class _Outgoing(_Stream):
         await self._settling.settle(answered, reached=True)
 
 
-def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Server[Any]:
-    listed = types.ListToolsResult.model_validate(tools.listing(), by_name=False)
+def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settling) -> Server[Any]:
+    listed = types.ListToolsResult.model_validate(tools.listing(context.profile), by_name=False)
 
-    async def list_tools(_context: Any, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+    async def list_tools(_request: Any, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return listed
 
-    async def call_tool(context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
-        done = await tools.call(seat, params.name, params.arguments)
+    async def call_tool(request: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+        done = await tools.call(context, params.name, params.arguments)
         if done.settle is not None:
-            settling.add(context.request_id, done.settle)
+            settling.add(request.request_id, done.settle)
         return types.CallToolResult(content=[types.TextContent(type="text", text=done.text)], is_error=done.is_error)
 
-    async def initialized(_context: Any, _params: types.NotificationParams) -> None:
+    async def initialized(_request: Any, _params: types.NotificationParams) -> None:
         gate.initialized()
 
     server: Server[Any] = Server(
-        SERVER_NAME,
+        context.server_name,
         version=__version__,
-        instructions=tools.instructions(seat),
+        instructions=tools.instructions(context),
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
@@ -196,14 +195,16 @@ def _make_server(seat: tools.Seat, gate: ReadyGate, settling: _Settling) -> Serv
     return server
 
 
-async def serve_mcp(seat: tools.Seat, stdio: Stdio, gate: ReadyGate, desk: Desk) -> None:
-    """Take over from the desk and speak MCP until the client is gone. [DESK-2]"""
-    settling = _Settling(desk)
-    server = _make_server(seat, gate, settling)
+async def serve_mcp(context: tools.ToolContext, stdio: Stdio, gate: ReadyGate, fast_path: FastPath) -> None:
+    """Take over from the fast path and speak MCP until the client is gone. [DESK-2]"""
+    settling = _Settling(fast_path)
+    server = _make_server(context, gate, settling)
     listings: set[int | str] = set()
-    # The lines that the desk has left are the first, and from here on it leaves all but [DESK-4].
+    # The lines that the fast path has left are the first, and from here on it leaves all but [DESK-4].
     await server.run(
-        _Incoming(stdio, desk.hand_over(), listings, settling),
-        _Outgoing(stdio, desk.initialize_id, listings, gate, settling),
-        server.create_initialization_options(experimental_capabilities=tools.EXPERIMENTAL),
+        _Incoming(stdio, fast_path.hand_over(), listings, settling),
+        _Outgoing(stdio, fast_path.initialize_id, listings, gate, settling),
+        server.create_initialization_options(
+            experimental_capabilities=tools.capabilities(context.profile)["experimental"]
+        ),
     )

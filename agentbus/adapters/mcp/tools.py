@@ -1,6 +1,6 @@
 """The tools, as plain data and one function each; arguments are checked here, every failure is one sentence.
 
-Knows the session, nothing of the MCP SDK: protocol.py makes the SDK's types from TOOLS. Implements [TOOL-1] to
+Knows the session, nothing of the MCP SDK: sdk.py makes the SDK's types from them. Implements [TOOL-1] to
 [TOOL-4], [READ-1] to [READ-3], [VOID-1], [BURST-1], [WAKE-5].
 """
 
@@ -11,41 +11,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentbus import __version__
-from agentbus.adapters.mcp.channel import channel_element
-from agentbus.adapters.mcp.hosts import SERVER_NAME, Way
+from agentbus.adapters.mcp.element import element
+from agentbus.adapters.mcp.hosts import Choice, Mode
 from agentbus.adapters.mcp.jsonrpc import HANDSHAKE_VERSIONS
-from agentbus.adapters.mcp.rate_limit import BurstGuard
+from agentbus.adapters.mcp.profile import Profile
+from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.core.bus import Sent
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
 from agentbus.core.model import Peer, Unread, normalise_name
 from agentbus.core.session import Session
 
-__all__ = ["TOOLS", "Seat", "Tool", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
+__all__ = ["TOOLS", "Tool", "ToolContext", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
 
 # A wrong argument is quoted back; more of it would bury the sentence.
 _MAX_QUOTED_CHARS = 40
-# A tool call is moved to the background after 120 s (Claude Code's documentation).
-MAX_WAIT_S = 100
-# One answer of check_messages: enough for a day's mail, not enough to flood a context.
-MAX_CHECKED = 50
-MAX_CHECKED_CHARS = 100_000
 # Unread messages are counted up to here; nobody needs to know how many more there are.
 _MAX_COUNTED = 1_000
-# What wakes a peer within a millisecond; in a list of peers, only another way is worth a word.
-_USUAL_TRIGGER = "socket"
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A session and how it receives. `session` is None for a health check, which has none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolContext:
+    """The session that the tools act for, and how it receives. `session` is None for a health check, which has none."""
 
-    session: Session | None
-    way: Way
-    reason: str
+    runtime: str
+    server_name: str
+    profile: Profile
+    choice: Choice
+    session: Session | None = None
     name_note: str = ""
-    burst: BurstGuard = field(default_factory=lambda: BurstGuard(0))
+    rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0))
     # Why nothing can be pushed just now, though it is meant to be; empty when it can.
     trouble: Callable[[], str] = str
+    # The trigger that needs no word in a list of peers; others are slower.
+    usual_trigger: str = ""
+
+    @property
+    def is_pushed(self) -> bool:
+        """Whether messages surely reach the model without being asked for."""
+        return self.choice.mode is Mode.PUSHED and not self.trouble()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +62,25 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a tool: text, or a whole number from `low` to `high` where those are set."""
+    """One argument of a tool: text, or a whole number from `low` to what `high` gives, where those are set."""
 
     description: str
     is_required: bool = True
     low: int | None = None
-    high: int | None = None
+    high: Callable[[Profile], int] | None = None
 
-    def schema(self) -> dict[str, Any]:
+    def schema(self, profile: Profile) -> dict[str, Any]:
         """Its JSON schema."""
-        if self.low is None:
+        if self.low is None or self.high is None:
             return {"type": "string", "description": self.description}
-        return {"type": "integer", "minimum": self.low, "maximum": self.high, "description": self.description}
+        return {
+            "type": "integer",
+            "minimum": self.low,
+            "maximum": self.high(profile),
+            "description": self.description,
+        }
 
-    def check(self, name: str, value: Any) -> Any:
+    def check(self, name: str, value: Any, profile: Profile) -> Any:
         """`value`, if it fits. Raises InvalidRequest."""
         shown = str(value)[:_MAX_QUOTED_CHARS]
         if self.low is None or self.high is None:
@@ -83,8 +91,9 @@ class Argument:
         is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
         if isinstance(value, bool) or not is_whole:
             raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({shown})")
-        if not self.low <= value <= self.high:
-            raise InvalidRequest(f"{name!r} is {shown}", hint=f"use {self.low} to {self.high}")
+        high = self.high(profile)
+        if not self.low <= value <= high:
+            raise InvalidRequest(f"{name!r} is {shown}", hint=f"use {self.low} to {high}")
         return int(value)
 
 
@@ -94,48 +103,47 @@ class Tool:
 
     name: str
     description: str
-    run: Callable[[Seat, Session, Mapping[str, Any]], Awaitable[str | ToolResult]]
+    run: Callable[[ToolContext, Session, Mapping[str, Any]], Awaitable[str | ToolResult]]
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     # The same where nothing has to be waited for; raises Busy, having done nothing, where something has.
-    run_now: Callable[[Seat, Session, Mapping[str, Any]], str] | None = None
+    run_now: Callable[[ToolContext, Session, Mapping[str, Any]], str] | None = None
 
-    def input_schema(self) -> dict[str, Any]:
+    def input_schema(self, profile: Profile) -> dict[str, Any]:
         """The JSON schema of the arguments."""
         return {
             "type": "object",
-            "properties": {name: argument.schema() for name, argument in self.arguments.items()},
+            "properties": {name: argument.schema(profile) for name, argument in self.arguments.items()},
             "required": [name for name, argument in self.arguments.items() if argument.is_required],
             "additionalProperties": False,
         }
 
-    def listed(self) -> dict[str, Any]:
+    def listed(self, profile: Profile) -> dict[str, Any]:
         """Itself in the result of `tools/list`."""
-        return {
+        found = {
             "name": self.name,
             "description": self.description,
-            "inputSchema": self.input_schema(),
-            # Shown to the model at once; deferred tools are only names until it searches for them.
-            "_meta": {"anthropic/alwaysLoad": True},
+            "inputSchema": self.input_schema(profile),
         }
+        return {**found, "_meta": dict(profile.tool_meta)} if profile.tool_meta else found
 
 
-async def _send_message(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    with seat.burst.one(normalise_name(arguments["to"])):
+async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    with context.rate_limit.one(normalise_name(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
-def _send_message_now(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    with seat.burst.one(normalise_name(arguments["to"])):
+def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    with context.rate_limit.one(normalise_name(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
-async def _broadcast(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    with seat.burst.one("everybody"):
+async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    with context.rate_limit.one("everybody"):
         return _sent_line(await session.broadcast(arguments["text"]))
 
 
-def _broadcast_now(seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
-    with seat.burst.one("everybody"):
+def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    with context.rate_limit.one("everybody"):
         return _sent_line(session.broadcast_now(arguments["text"]))
 
 
@@ -145,24 +153,24 @@ def _sent_line(sent: Sequence[Sent]) -> str:
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
 
 
-def _line(peer: Peer, own: Peer) -> str:
+def _line(peer: Peer, own: Peer, usual_trigger: str) -> str:
     you = " (you)" if peer.session == own.session else ""
-    how = "" if peer.trigger == _USUAL_TRIGGER else f", woken by {peer.trigger}"
+    how = "" if peer.trigger == usual_trigger else f", woken by {peer.trigger}"
     return f"{peer.name}{you}: {peer.runtime} in {peer.cwd}{how}"
 
 
-async def _list_peers(_seat: Seat, session: Session, _arguments: Mapping[str, Any]) -> str:
+async def _list_peers(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     own = session.peer
     peers = await session.peers()
-    lines = [_line(peer, own) for peer in peers]
+    lines = [_line(peer, own, context.usual_trigger) for peer in peers]
     if all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
     return "\n".join(lines)
 
 
-async def _whoami(seat: Seat, session: Session, _arguments: Mapping[str, Any]) -> str:
+async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     peer = session.peer
-    waits = seat.way is Way.PULL or seat.trouble()
+    waits = context.choice.mode is Mode.PULL or context.trouble()
     how = "messages wait for check_messages" if waits else "messages are pushed into this session"
     return (
         f'you are "{peer.name}", woken by {peer.trigger}, in {peer.cwd}{_name_note(session)}; '
@@ -170,7 +178,7 @@ async def _whoami(seat: Seat, session: Session, _arguments: Mapping[str, Any]) -
     )
 
 
-async def _set_name(_seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
+async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     before = session.peer.name
     after = await session.rename(arguments["name"])
     if after == before:
@@ -178,9 +186,9 @@ async def _set_name(_seat: Seat, session: Session, arguments: Mapping[str, Any])
     return f'you are "{after}" now; messages to "{before}" still reach you while this session lives'
 
 
-async def _check_messages(_seat: Seat, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
-    unread = await session.check(arguments.get("wait_s", 0), MAX_CHECKED)
-    shown = _fitting(unread)
+async def _check_messages(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
+    unread = await session.check(arguments.get("wait_s", 0), context.profile.max_checked)
+    shown = _fitting(unread, context.profile.max_checked_chars)
     ids = [one.envelope.id for one in unread]
     if len(shown) < len(unread):
         await session.checked(ids[len(shown) :], reached=False)
@@ -191,23 +199,23 @@ async def _check_messages(_seat: Seat, session: Session, arguments: Mapping[str,
     parts = [f"{_messages(len(ids))}:"]
     for one in shown:
         note = "(pushed to this session before)\n" if one.was_pushed else ""
-        parts.append(note + channel_element(one.envelope))
+        parts.append(note + element(one.envelope))
     if left > 0:
         parts.append(f"{left} more: call check_messages again")
     return ToolResult("\n".join(parts), settle=lambda reached: session.checked(ids, reached=reached))
 
 
-def _fitting(unread: list[Unread]) -> list[Unread]:
+def _fitting(unread: list[Unread], max_chars: int) -> list[Unread]:
     """As many as fit into one answer, the first in any case."""
     chars = 0
     for number, one in enumerate(unread):
         chars += len(one.envelope.text)
-        if chars > MAX_CHECKED_CHARS and number > 0:
+        if chars > max_chars and number > 0:
             return unread[:number]
     return unread
 
 
-async def _message_status(_seat: Seat, session: Session, arguments: Mapping[str, Any]) -> str:
+async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     return str(session.bus.store.ledger.status(arguments["id"]))
 
 
@@ -219,7 +227,11 @@ def _name_note(session: Session) -> str:
 
 
 _TEXT = Argument("What to say, up to 64 KiB. For anything larger, write a file and send its path.")
-_ID_HIGH = 2**53 - 1  # the largest whole number that every JSON parser keeps
+
+
+def _highest_id(_profile: Profile) -> int:
+    return 2**53 - 1  # the largest whole number that every JSON parser keeps
+
 
 TOOLS: tuple[Tool, ...] = (
     Tool(
@@ -231,7 +243,7 @@ TOOLS: tuple[Tool, ...] = (
         {
             "to": Argument("The peer's name, as list_peers shows it; a name that is offline is fine."),
             "text": _TEXT,
-            "reply_to": Argument("The msg_id of the message that this answers.", False, 1, _ID_HIGH),
+            "reply_to": Argument("The msg_id of the message that this answers.", False, 1, _highest_id),
         },
         _send_message_now,
     ),
@@ -258,7 +270,10 @@ TOOLS: tuple[Tool, ...] = (
         _check_messages,
         {
             "wait_s": Argument(
-                "Seconds to wait for a message if there is none; returns at once when one comes.", False, 0, MAX_WAIT_S
+                "Seconds to wait for a message if there is none; returns at once when one comes.",
+                False,
+                0,
+                lambda profile: profile.max_wait_s,
             )
         },
     ),
@@ -266,34 +281,37 @@ TOOLS: tuple[Tool, ...] = (
         "message_status",
         "Where a message is: pending, delivered or read.",
         _message_status,
-        {"id": Argument("The number after # that send_message gave.", True, 1, _ID_HIGH)},
+        {"id": Argument("The number after # that send_message gave.", True, 1, _highest_id)},
     ),
 )
 
-# What Claude Code looks for before it takes channel events from a server. [MCP-2]
-EXPERIMENTAL: dict[str, dict[str, Any]] = {"claude/channel": {}}
 
-
-def listing() -> dict[str, Any]:
+def listing(profile: Profile) -> dict[str, Any]:
     """The result of `tools/list`."""
-    return {"tools": [tool.listed() for tool in TOOLS]}
+    return {"tools": [tool.listed(profile) for tool in TOOLS]}
 
 
-def welcome(seat: Seat, version: str) -> dict[str, Any]:
+def capabilities(profile: Profile) -> dict[str, Any]:
+    """What the server says that it can do. [MCP-2]"""
+    experimental = {name: dict(value) for name, value in profile.experimental.items()}
+    return {"experimental": experimental, "tools": {"listChanged": False}}
+
+
+def welcome(context: ToolContext, version: str) -> dict[str, Any]:
     """The result of `initialize` for a client that asks for protocol `version`."""
     return {
         # The newest that begins with `initialize` is offered to whoever asks for one that is unknown.
         "protocolVersion": version if version in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1],
-        "capabilities": {"experimental": EXPERIMENTAL, "tools": {"listChanged": False}},
-        "serverInfo": {"name": SERVER_NAME, "version": __version__},
-        "instructions": instructions(seat),
+        "capabilities": capabilities(context.profile),
+        "serverInfo": {"name": context.server_name, "version": __version__},
+        "instructions": instructions(context),
     }
 
 
 _BY_NAME = {tool.name: tool for tool in TOOLS}
 
 
-def _checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(tool: Tool, arguments: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
     for name in arguments:
         if name not in tool.arguments:
             takes = ", ".join(tool.arguments) or "no arguments"
@@ -301,50 +319,49 @@ def _checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name, argument in tool.arguments.items():
         if name in arguments:
-            checked[name] = argument.check(name, arguments[name])
+            checked[name] = argument.check(name, arguments[name], profile)
         elif argument.is_required:
             raise InvalidRequest(f"{tool.name} needs the argument {name!r}", hint=argument.description)
     return checked
 
 
-async def call(seat: Seat, name: str, arguments: Mapping[str, Any] | None) -> ToolResult:
+async def call(context: ToolContext, name: str, arguments: Mapping[str, Any] | None) -> ToolResult:
     """Run a tool. [TOOL-2]"""
     tool = _BY_NAME.get(name)
-    session = seat.session
+    session = context.session
     if session is None:
-        return ToolResult(f"this is no session: {seat.reason}", is_error=True)
+        return ToolResult(f"this is no session: {context.choice.reason}", is_error=True)
     if tool is None:
         known = ", ".join(_BY_NAME)
         result = ToolResult(f"there is no tool {name[:_MAX_QUOTED_CHARS]!r}: use {known}", is_error=True)
     else:
         try:
-            done = await tool.run(seat, session, _checked(tool, arguments or {}))
+            done = await tool.run(context, session, _checked(tool, arguments or {}, context.profile))
             result = ToolResult(done) if isinstance(done, str) else done
         except AgentbusError as error:
             result = ToolResult(str(error), is_error=True)
-    return _finished(seat, session, result)
+    return _finished(context, session, result)
 
 
-def call_now(seat: Seat, name: str, arguments: Mapping[str, Any] | None) -> ToolResult | None:
+def call_now(context: ToolContext, name: str, arguments: Mapping[str, Any] | None) -> ToolResult | None:
     """Run a tool, with the same result as `call`; None, with nothing done, where that could have to wait for long.
 
     Raises Busy, with nothing done, where it has to wait for another process, or for an earlier call.
     """
-    tool, session = _BY_NAME.get(name), seat.session
+    tool, session = _BY_NAME.get(name), context.session
     if tool is None or tool.run_now is None or session is None:
         return None
     try:
-        result = ToolResult(tool.run_now(seat, session, _checked(tool, arguments or {})))
+        result = ToolResult(tool.run_now(context, session, _checked(tool, arguments or {}, context.profile)))
     except Busy:
         raise
     except AgentbusError as error:
         result = ToolResult(str(error), is_error=True)
-    return _finished(seat, session, result)
+    return _finished(context, session, result)
 
 
-def _finished(seat: Seat, session: Session, result: ToolResult) -> ToolResult:
-    is_pushed = seat.way is Way.CHANNEL or (seat.way is Way.INBOX and not seat.trouble())
-    if is_pushed or result.settle is not None:
+def _finished(context: ToolContext, session: Session, result: ToolResult) -> ToolResult:
+    if context.is_pushed or result.settle is not None:
         return result
     return ToolResult(result.text + _unread_line(session), result.is_error)
 
@@ -359,16 +376,16 @@ def _unread_line(session: Session) -> str:
     return f"\n{_messages(count)}: call check_messages" if count else ""
 
 
-def instructions(seat: Seat) -> str:
+def instructions(context: ToolContext) -> str:
     """What the model is told about the bus, in under 2,000 characters. [TOOL-4]"""
-    session = seat.session
+    session = context.session
     if session is None:
-        return f"agentbus: {seat.reason}"
-    note = f" {seat.name_note}." if seat.name_note else _name_note(session)
-    if seat.way is Way.PULL:
+        return f"agentbus: {context.choice.reason}"
+    note = f" {context.name_note}." if context.name_note else _name_note(session)
+    if context.choice.mode is Mode.PULL:
         arrival = (
-            f"Messages are not pushed into this session ({seat.reason}): every tool result says when some are unread; "
-            "then call check_messages, with wait_s to wait for an answer. Each comes as "
+            f"Messages are not pushed into this session ({context.choice.reason}): every tool result says when some "
+            "are unread; then call check_messages, with wait_s to wait for an answer. Each comes as "
         )
     else:
         arrival = "A message arrives by itself, there is no need to poll, as "
@@ -388,4 +405,5 @@ def instructions(seat: Seat) -> str:
         "\n"
         "Keep messages short and complete: say what you need, where it is (paths), and what you expect back. Put bulk "
         "into a file and send its path. Do not answer a message that needs no answer."
+        f"{context.profile.more_instructions}"
     )

@@ -1,0 +1,35 @@
+"""The element that a model is given for a message, whichever way the message comes.
+
+Pure. Implements [CHAN-2], [INBOX-7], [TRUST-2].
+"""
+
+from __future__ import annotations
+
+import re
+
+from agentbus.core.model import Envelope, timestamp
+
+__all__ = ["attributes", "defused", "element"]
+
+# An opening or closing channel tag, however it is spaced or cased.
+_TAG = re.compile(r"<(?=\s*/?\s*channel)", re.IGNORECASE)
+
+
+def defused(text: str) -> str:
+    """`text` with each `<channel` and `</channel` made harmless, everything else unchanged. [TRUST-2]"""
+    return _TAG.sub("&lt;", text) if "<" in text else text
+
+
+def attributes(envelope: Envelope) -> dict[str, str]:
+    """What the element says about a message besides its text. No value needs escaping. [CHAN-2]"""
+    # Names are of a-z 0-9 _ -, the rest are numbers and a timestamp.
+    found = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
+    if envelope.reply_to is not None:
+        found["reply_to"] = str(envelope.reply_to)
+    return found
+
+
+def element(envelope: Envelope) -> str:
+    """`envelope` as the element that a client makes of its event. [READ-1]"""
+    words = "".join(f' {key}="{value}"' for key, value in attributes(envelope).items())
+    return f'<channel source="agentbus"{words}>{defused(envelope.text)}</channel>'

@@ -1,0 +1,259 @@
+"""The life of one MCP server of agentbus: mailbox, name and socket first, then MCP, then a quick end.
+
+Implements [LIFE-1] to [LIFE-4], [VOID-1] to [VOID-3].
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, NoReturn, Protocol
+
+import anyio
+import anyio.to_thread
+
+from agentbus.adapters.mcp import jsonrpc
+from agentbus.adapters.mcp.fast_path import FastPath
+from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.hosts import Choice, Link, Mode
+from agentbus.adapters.mcp.profile import Profile
+from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.adapters.mcp.tools import ToolContext
+from agentbus.adapters.mcp.transport import Stdio
+from agentbus.core import process
+from agentbus.core.adapter import Manifest
+from agentbus.core.bus import PULL, Bus
+from agentbus.core.config import Settings
+from agentbus.core.errors import AgentbusError, TryAgain
+from agentbus.core.model import Arrival
+from agentbus.core.ports import Trigger
+from agentbus.core.session import Checkpoints, Session
+
+__all__ = ["serve"]
+
+# Of the 100 ms between a client's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
+_STOP_S = 0.05
+_CLOSE_PATIENCE_S = 0.03
+# How long the fast path and the pump wait for their turn while a thread imports the SDK. With the interpreter's 5 ms
+# and its collector on, the event loop stood still for up to 20-40 ms at a time; with this and no collector for 4 ms.
+# The import took no longer.
+_IMPORT_SWITCH_S = 0.001
+
+
+class Triggers(Protocol):
+    """The triggers of the bus, as registry opens them."""
+
+    usual: str
+
+    def preferred(self) -> list[Trigger]:
+        """The triggers that a session tries, in order."""
+
+
+def _say(line: str) -> None:
+    """One line to stderr, which a client keeps in its log of the server."""
+    print(f"agentbus: {line}", file=sys.stderr, flush=True)
+
+
+def serve(
+    manifest: Manifest,
+    settings: Settings,
+    open_bus: Callable[..., tuple[Bus, Triggers]],
+    *,
+    profile: Profile,
+    choose: Callable[[str], Choice],
+) -> NoReturn:
+    """Be a peer for the client on stdin and stdout until it goes, then end the process. Does not return.
+
+    `choose` is the adapter's: it gets AGENTBUS_DELIVERY and says how this session receives.
+
+    Raises AgentbusError, before anything is served, when the home, the database or the settings are not fit.
+    """
+    context = ToolContext(
+        runtime=manifest.id,
+        server_name=manifest.server_name,
+        profile=profile,
+        choice=choose(manifest.word("AGENTBUS_DELIVERY")),
+        name_note=settings.name_note,
+        rate_limit=RateLimit(manifest.number("AGENTBUS_BURST")),
+    )
+    if context.choice.mode is Mode.HEALTH_CHECK:
+        # Asked whether the server starts: no home, no database, no name, no socket. [VOID-3]
+        stdio = Stdio.claim(jsonrpc.refusal)
+        _run(stdio, _serve_nobody, context, stdio)
+    checkpoints = Checkpoints(settings.home / "bus.db")
+    bus, triggers = open_bus(settings, busy_ms=0, on_wal=checkpoints)
+    preferred = triggers.preferred()
+    context = replace(context, usual_trigger=triggers.usual)
+    stdio = Stdio.claim(jsonrpc.refusal)
+    _run(stdio, _serve, context, settings, bus, preferred, stdio, checkpoints)
+
+
+def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> NoReturn:
+    """Run `main` in an event loop, then end the process."""
+    code = 1
+    try:
+        code = anyio.run(main, *arguments, backend="asyncio")
+    except KeyboardInterrupt:
+        code = 0  # a SIGINT before the loop could take it: there is nothing to clear up that a claim would not reap
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
+        code = _report(error)
+    stdio.restore()
+    sys.stderr.flush()
+    # Tearing the interpreter down takes 0.25 s with the SDK loaded, and SIGTERM would come first. [LIFE-1]
+    os._exit(code)
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what went wrong; the exit code for it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, AgentbusError):
+        _say(str(error))
+        return error.exit_code
+    _say(f"internal error, {type(error).__name__}: {error}")
+    return 1
+
+
+async def _serve(
+    context: ToolContext, settings: Settings, bus: Bus, triggers: list[Trigger], stdio: Stdio, checkpoints: Checkpoints
+) -> int:
+    gate, choice = ReadyGate(), context.choice
+
+    async def report(trouble: str) -> None:
+        """Say that the delivery takes nothing, or does again: here, in `peers`, to senders. [INBOX-6]"""
+        delivery, reason = choice.delivery, choice.reason
+        if trouble:
+            delivery, reason = PULL, f"its {choice.delivery} cannot be used: {trouble}"
+        _say(reason if trouble else f"the {choice.delivery} can be used again")
+        try:
+            await session.set_delivery(delivery, reason)
+        except AgentbusError as error:
+            _say(str(error))
+
+    delivery = choice.make(Link(stdio, gate, settings.home, report)) if choice.make is not None else None
+    arrival = Arrival(
+        host=choice.host,
+        launch_name=settings.name,
+        process=process.current(),
+        runtime=context.runtime,
+        cwd=settings.cwd,
+        delivery=choice.delivery,
+        trigger=triggers[0].name,
+        delivery_reason=choice.reason,
+    )
+    session = Session(
+        bus,
+        arrival,
+        triggers=triggers,
+        delivery=delivery,
+        checkpoints=checkpoints,
+        say=_say,
+        retention_hours=settings.retention_hours,
+    )
+    trouble = (lambda: delivery.trouble) if delivery is not None else str
+    context = replace(context, session=session, trouble=trouble)
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(_watch_for_end, session, stdio)
+            tasks.start_soon(stdio.run)
+            await session.claim()
+            _announce(session, settings)
+            await tasks.start(session.run)
+            await _speak(context, stdio, gate)
+    finally:
+        _close(session)
+    return 1
+
+
+async def _serve_nobody(context: ToolContext, stdio: Stdio) -> int:
+    """Shake hands and nothing else. [VOID-3]"""
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_watch_for_end, None, stdio)
+        tasks.start_soon(stdio.run)
+        await _speak(context, stdio, ReadyGate())
+    return 1
+
+
+async def _speak(context: ToolContext, stdio: Stdio, gate: ReadyGate) -> None:
+    fast_path = FastPath(context, gate)
+    stdio.sift(fast_path.take)
+    sdk = await _import_sdk()
+    await sdk.serve_mcp(context, stdio, gate, fast_path)
+    # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
+    await anyio.sleep_forever()
+
+
+async def _import_sdk() -> Any:
+    """Import the SDK's half second in a thread, in nobody's way: see _IMPORT_SWITCH_S."""
+    before_s = sys.getswitchinterval()
+    gc.disable()
+    sys.setswitchinterval(_IMPORT_SWITCH_S)
+    try:
+        return await anyio.to_thread.run_sync(import_module, "agentbus.adapters.mcp.sdk", abandon_on_cancel=True)
+    finally:
+        sys.setswitchinterval(before_s)
+        # The SDK's models are there for good: the collector need not walk through them again and again.
+        gc.freeze()
+        gc.enable()
+
+
+def _announce(session: Session, settings: Settings) -> None:
+    if settings.name_note:
+        _say(settings.name_note)
+    holder = session.wished_holder
+    if holder is not None:
+        _say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')
+
+
+async def _watch_for_end(
+    session: Session | None, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """End the process at a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_after, stdio.closed.wait, tasks.cancel_scope)
+            if session is not None:
+                tasks.start_soon(_cancel_after, session.orphaned.wait, tasks.cancel_scope)
+            async for _signal in signals:
+                break
+            tasks.cancel_scope.cancel()
+    # Not by cancelling the rest: the SDK would first answer what is in flight, and a client that does not read would
+    # keep it at that for a second.
+    try:
+        if session is not None:
+            with anyio.move_on_after(_STOP_S):
+                await session.stop()
+            _close(session)
+    finally:
+        stdio.restore()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _close(session: Session) -> None:
+    """Leave the bus, waiting a moment for a busy database; there is nothing else to do meanwhile, and no later."""
+    give_up_at = time.monotonic() + _CLOSE_PATIENCE_S
+    while True:
+        try:
+            session.close()
+            return
+        except TryAgain as error:
+            if time.monotonic() >= give_up_at:
+                _say(f"left in a hurry: {error}")
+                return
+        except AgentbusError as error:
+            _say(str(error))
+            return
+        time.sleep(0.001)
+
+
+async def _cancel_after(wait: Callable[[], Any], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
