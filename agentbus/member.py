@@ -19,13 +19,13 @@ import anyio.lowlevel
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import Sent, patiently
+from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import Refused, TryAgain
 from agentbus.core.model import Arrival, Envelope, Peer, normalise_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
 
-__all__ = ["Member", "join", "present"]
+__all__ = ["Member", "join", "peer_session"]
 
 RUNTIME = "python"
 _REASON = "a program takes them as it asks for them"
@@ -132,14 +132,14 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
         settings = replace(settings, name=normalise_name(name), name_note="")
     hand_over = _HandOver()
     try:
-        async with present(settings, hand_over, runtime=RUNTIME, reason=_REASON, say=_log.warning) as session:
+        async with peer_session(settings, hand_over, runtime=RUNTIME, reason=_REASON, say=_log.warning) as session:
             yield Member(session, hand_over)
     finally:
         hand_over.close()
 
 
 @asynccontextmanager
-async def present(
+async def peer_session(
     settings: config.Settings,
     delivery: Delivery,
     *,
@@ -209,7 +209,7 @@ async def _close(session: Session, say: Callable[[str], None]) -> None:
     # Shielded: a block that ends by cancellation leaves the bus all the same.
     with anyio.CancelScope(shield=True):
         try:
-            await patiently(session.close, patience_s=_CLOSE_PATIENCE_S)
+            await retry_while_busy(session.close, patience_s=_CLOSE_PATIENCE_S)
         except TryAgain as error:
             # What was not marked is delivered again, and the row is reaped with this process.
             say(f"left in a hurry: {error}")

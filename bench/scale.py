@@ -165,7 +165,7 @@ def take_turns(benches: list[Bench], rounds: int, commands: int, what: str) -> N
 
 def settle(receiver: Client, bus: Bus) -> None:
     """Wait until the session has marked what it was sent: the mark is not to fall into the next figure."""
-    while bus.store.ledger.waiting().get("receiver"):
+    while bus.store.queries.waiting().get("receiver"):
         time.sleep(0.000_5)
     assert receiver.process.poll() is None
 

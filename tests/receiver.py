@@ -73,7 +73,15 @@ async def main(name: str, fate: Fate) -> None:
     gate = ReadyGate(settle_s=0)
     gate.initialized()
     gate.listed()
-    arrival = Arrival(process.parent(), name, process.current(), "test", "/", "channel", "socket")
+    arrival = Arrival(
+        host=process.parent(),
+        launch_name=name,
+        process=process.current(),
+        runtime="test",
+        cwd="/",
+        delivery="channel",
+        trigger="socket",
+    )
     session = Session(
         bus,
         arrival,

@@ -122,7 +122,7 @@ def test_two_writers_wait_for_each_other(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not problems
-    assert stores[0].ledger.waiting() == {"bob": 400}
+    assert stores[0].queries.waiting() == {"bob": 400}
     for store in stores:
         store.close()
 
@@ -169,7 +169,7 @@ def test_ten_processes_open_a_fresh_home_at_once(home: Path) -> None:
         assert (child.wait(15), child.stderr.read()) == (0, b"")
         child.stderr.close()
     store = Store(home / "bus.db", busy_ms=0)
-    assert store.ledger.waiting() == {"y": 10}
+    assert store.queries.waiting() == {"y": 10}
     store.close()
 
 

@@ -95,7 +95,7 @@ def test_a_healthy_bus_is_looked_at_and_left_as_it_is(
     codes = [row["code"] for row in report.rows]
     assert codes == [
         *("python", "packages", "sqlite", "settings", "home", "path", "file-system", "disk"),
-        *("database", "schema", "wal", "lock", "trigger", "claude", "registration", "command"),
+        *("database", "schema", "wal", "lock", "trigger", "client", "claude", "registration", "command"),
         *("wake", "delivery", "peer", "mailbox", "mailbox"),
     ]
     assert "a wake takes" in report.one("trigger")["seen"]
@@ -430,7 +430,7 @@ def test_a_check_that_fails_hinders_no_other(monkeypatch: pytest.MonkeyPatch, ho
 def test_the_codes_are_those_of_the_spec() -> None:
     root = Path(__file__).parent.parent
     source = "".join(path.read_text(encoding="utf-8") for path in root.joinpath("agentbus").rglob("*.py"))
-    used = set(re.findall(r'(?:Finding\(|_safely\(|_refused\()\s*"([a-z-]+)"', source))
+    used = set(re.findall(r'(?:Finding\(|safely\(|from_error\()\s*"([a-z-]+)"', source))
     clause = (root / "SPEC.md").read_text(encoding="utf-8").split("The codes are ")[1].split("\n- **")[0]
     assert set(re.findall(r"`([a-z-]+)`", clause)) == used
 

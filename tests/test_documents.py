@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one p
 ROOT = Path(__file__).parent.parent
 README = ROOT.joinpath("README.md").read_text(encoding="utf-8")
 SPEC = ROOT.joinpath("SPEC.md").read_text(encoding="utf-8")
-EXIT_CODES = "0 done, 1 failed, 2 asked wrongly, 75 try again later"
+EXIT_CODES = "0 done, 1 failed, 2 usage error, 75 try again later"
 # What a command may have without SPEC.md saying so each time.
 COMMON = {"--help", "-h"}
 

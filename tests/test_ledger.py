@@ -42,7 +42,7 @@ def fill(store: Store, *, count: int = 6) -> list[int]:
 
 def test_the_ledger_tells_states_counts_and_ages(store: Store) -> None:
     ids = fill(store)
-    ledger = store.ledger
+    ledger = store.queries
     assert [ledger.status(one).state for one in ids[:3]] == [
         MessageState.READ,
         MessageState.DELIVERED,
@@ -65,17 +65,17 @@ def test_the_ledger_tells_states_counts_and_ages(store: Store) -> None:
 def test_history_goes_back_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentbus.core.queries._PAGE", 2)
     ids = fill(store)
-    assert [one.id for one in store.ledger.newest_first()] == ids[::-1]
-    assert [one.id for one in store.ledger.newest_first(peer="c")] == ids[::-1][::2]
-    assert [one.id for one in store.ledger.newest_first(peer="a")] == ids[::-1]
-    since = store.ledger.status(ids[3]).sent_at
-    assert [one.id for one in store.ledger.newest_first(since=since)] == ids[:2:-1]
+    assert [one.id for one in store.queries.newest_first()] == ids[::-1]
+    assert [one.id for one in store.queries.newest_first(peer="c")] == ids[::-1][::2]
+    assert [one.id for one in store.queries.newest_first(peer="a")] == ids[::-1]
+    since = store.queries.status(ids[3]).sent_at
+    assert [one.id for one in store.queries.newest_first(since=since)] == ids[:2:-1]
 
 
 @pytest.mark.spec("LEDGER-1")
 def test_inbox_shows_what_is_unread_and_takes_nothing(home: Path, store: Store) -> None:
     ids = fill(store, count=8)
-    before = store.ledger.unsettled(100)
+    before = store.queries.unsettled(100)
     done = agentbus(home, "inbox", "B", "--limit", "2")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -88,7 +88,7 @@ def test_inbox_shows_what_is_unread_and_takes_nothing(home: Path, store: Store) 
         (ids[1], "delivered"),
         *((one, "pending") for one in ids[3::2]),
     ]
-    assert store.ledger.unsettled(100) == before
+    assert store.queries.unsettled(100) == before
     # By default it is the mailbox of who asks.
     assert agentbus(home, "inbox", AGENTBUS_NAME="c").stdout.startswith(f"#{ids[1]} from a, ")
     assert agentbus(home, "inbox", "nobody").stdout == 'nothing unread in the mailbox of "nobody"\n'

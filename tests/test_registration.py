@@ -349,7 +349,7 @@ def test_what_doctor_is_told_of_claude(
     for name, value in {**stand_in.variables, **variables}.items():
         monkeypatch.setenv(name, value)
     found = ClaudeRegistration(registry.manifest("claude-mcp"), cwd=stand_in.folder, patience_s=1.0).findings()
-    claude = next(one for one in found if one.code == "claude")
+    claude = next(one for one in found if one.code == "client")
     assert claude.level is level
     assert sentence in claude.seen
     registered = next(one for one in found if one.code == "registration")

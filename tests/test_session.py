@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from agentbus.core import database, process
-from agentbus.core.bus import Bus, Sent, patiently
+from agentbus.core.bus import Bus, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import BrokenSetup, Busy
@@ -129,7 +129,7 @@ async def test_heartbeats_prune_what_was_delivered_a_day_ago(world: World) -> No
         assert world.store._read(count) == [(2,)]
         world.clock.now += 2 * HOUR_MS
         await until(lambda: world.store._read(count) == [(1,)])
-        assert world.store.ledger.waiting() == {"nobody": 1}
+        assert world.store.queries.waiting() == {"nobody": 1}
 
 
 @pytest.mark.spec("WAKE-5")
@@ -223,7 +223,7 @@ async def test_patience_ends() -> None:
         raise Busy
 
     with pytest.raises(Busy):
-        await patiently(never, patience_s=0.05)
+        await retry_while_busy(never, patience_s=0.05)
     assert calls > 2
 
 
@@ -340,9 +340,9 @@ async def test_ids_of_a_lost_database_are_not_taken_for_those_of_the_new_one(wor
         await session.send("web", "new 1")  # under the id that the old one had
         world.bus.send("alice", "web", "new 2")
         await until(lambda: len(delivery.handed) == 3)
-        assert world.store.ledger.waiting() == {"web": 2}
+        assert world.store.queries.waiting() == {"web": 2}
         delivery.take()
-        await until(lambda: world.store.ledger.waiting() == {})
+        await until(lambda: world.store.queries.waiting() == {})
         assert [one.text for one in delivery.handed] == ["old 1", "new 1", "new 2"]
 
 
@@ -383,5 +383,5 @@ async def test_trouble_with_the_database_is_said_once_and_outlived(
         await anyio.sleep(0.05)
         assert world.said == ["the disk is on fire"]
         monkeypatch.undo()
-        await until(lambda: world.store.ledger.waiting() == {})
+        await until(lambda: world.store.queries.waiting() == {})
         assert len(delivery.handed) == 1

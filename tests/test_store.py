@@ -68,7 +68,7 @@ def test_a_pruned_id_is_never_used_again(bench: Bench) -> None:
 def test_pending_messages_are_never_pruned(bench: Bench) -> None:
     bench.store.send("alice", "bob", "waits", now=0)
     assert bench.store.prune(2**60, 100) == 0
-    assert bench.store.ledger.waiting() == {"bob": 1}
+    assert bench.store.queries.waiting() == {"bob": 1}
 
 
 @pytest.mark.spec("STATE-1", "STATE-2")
@@ -85,7 +85,7 @@ def test_a_full_mailbox_refuses_one_more_and_takes_again_when_drained(bench: Ben
     ids = [bench.store.send("alice", "bob", "x", now=0)[0] for _ in range(5)]
     with pytest.raises(MailboxFull, match='mailbox "bob" is full, 5 messages are pending'):
         bench.store.send("alice", "bob", "x", now=0)
-    assert bench.store.ledger.waiting() == {"bob": 5}
+    assert bench.store.queries.waiting() == {"bob": 5}
     bench.store.mark_delivered(ids[:1], session="s", carrier="c", now=0)
     bench.store.send("alice", "bob", "x", now=0)
 
@@ -99,7 +99,7 @@ def test_a_broadcast_reaches_all_or_nobody(bench: Bench) -> None:
         bench.store.send("a", "c", "x", now=0)
     with pytest.raises(MailboxFull):
         bench.store.broadcast("a", "x", now=0)
-    assert bench.store.ledger.waiting() == {"b": 1, "c": 5}
+    assert bench.store.queries.waiting() == {"b": 1, "c": 5}
 
 
 @pytest.mark.spec("NAME-4")
@@ -206,7 +206,7 @@ def test_the_dead_are_reaped_and_keep_their_mail(bench: Bench) -> None:
     bench.dead.add(DEAD)
     assert [peer.name for peer in bench.store.reap(now=1)] == ["web"]
     assert [peer.name for peer in bench.store.present()] == ["api"]
-    assert bench.store.ledger.waiting() == {"web": 1}
+    assert bench.store.queries.waiting() == {"web": 1}
     assert bench.pending(web) == []
 
 

@@ -95,7 +95,15 @@ def watch(home: Path, *arguments: str, **variables: str) -> Iterator[Watch]:
 
 def arrival(name: str, process: Process | None = None) -> Arrival:
     here = process or current()
-    return Arrival(here, name, here, "test", "/tmp", "channel", "", "socket")
+    return Arrival(
+        host=here,
+        launch_name=name,
+        process=here,
+        runtime="test",
+        cwd="/tmp",
+        delivery="channel",
+        trigger="socket",
+    )
 
 
 # -- what it finds out -------------------------------------------------------------------------------------

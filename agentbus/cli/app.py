@@ -22,7 +22,7 @@ app = typer.Typer(
     name="agentbus",
     help="A local message bus for AI-agent sessions on one machine.",
     epilog="AGENTBUS_HOME chooses the folder of the bus, ~/.agentbus by default. "
-    "Exit codes: 0 done, 1 failed, 2 asked wrongly, 75 try again later.",
+    "Exit codes: 0 done, 1 failed, 2 usage error, 75 try again later.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -69,7 +69,7 @@ def known_names(start: str) -> list[str]:
     if not (config.load().home / "bus.db").exists():
         return []
     with bus_and_settings() as (bus, _settings):
-        names = {peer.name for peer in bus.store.present()} | set(bus.store.ledger.waiting())
+        names = {peer.name for peer in bus.store.present()} | set(bus.store.queries.waiting())
     return sorted(name for name in names if name.startswith(start))
 
 
@@ -130,7 +130,7 @@ def peers(*, as_json: bool) -> None:
     """Show who is online, and for whom messages wait."""
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
-        waiting = bus.store.ledger.waiting()
+        waiting = bus.store.queries.waiting()
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         import json  # 5 ms, which a send need not pay

@@ -59,7 +59,7 @@ def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
     """Show what a mailbox holds that is not known to be read; whose is asked for, or the one who asks."""
     with common.bus_and_settings() as (bus, settings):
         mailbox = common.own_name(bus, settings, name)
-        found = bus.store.ledger.inbox(mailbox, limit + 1)
+        found = bus.store.queries.inbox(mailbox, limit + 1)
     shown, is_more = found[:limit], len(found) > limit
     if as_json:
         for one in shown:
@@ -97,7 +97,7 @@ def history(*, peer: str | None, since: str | None, grep: str | None, limit: int
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):
-        all_of_them = bus.store.ledger.newest_first(peer=name, since=start)
+        all_of_them = bus.store.queries.newest_first(peer=name, since=start)
         found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
     if not as_json and not found:
         print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
@@ -112,7 +112,7 @@ def history(*, peer: str | None, since: str | None, grep: str | None, limit: int
 def status(row_id: int, *, as_json: bool) -> None:
     """Show one message and where it is. Raises InvalidRequest when there is none of that id."""
     with common.bus_and_settings() as (bus, _settings):
-        found = bus.store.ledger.status(row_id)
+        found = bus.store.queries.status(row_id)
     if as_json:
         output.json_line(output.status_row(found))
         return

@@ -15,13 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from agentbus.core.model import MessageState, Status, timestamp
+from agentbus.core.model import Envelope, MessageState, Status, timestamp
 
 __all__ = [
     "age",
     "clock",
     "console",
     "contents",
+    "envelope_row",
     "exactly",
     "json_line",
     "line",
@@ -114,18 +115,25 @@ def status_row(status: Status) -> dict[str, Any]:
     def instant(at: int | None) -> str | None:
         return None if at is None else timestamp(at)
 
+    row = envelope_row(status)
     return {
-        "id": status.id,
+        "id": row.pop("id"),
         "state": status.state.value,
-        "from": status.sender,
-        "to": status.recipient,
-        "text": status.text,
-        "reply_to": status.reply_to,
-        "sent_at": instant(status.sent_at),
+        **row,
         "delivered_at": instant(status.delivered_at),
         "carrier": status.carrier,
         "read_at": instant(status.read_at),
     }
+
+
+# The keys that a message has before anything is known about its way.
+_ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "sent_at")
+
+
+def envelope_row(envelope: Envelope) -> dict[str, Any]:
+    """The part of `status_row` that an envelope has."""
+    values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to)
+    return dict(zip(_ENVELOPE_KEYS, (*values, timestamp(envelope.sent_at)), strict=True))
 
 
 def status_line(status: Status) -> Text:

@@ -179,7 +179,7 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
         return [], 0
     try:
         with bus_and_settings() as (bus, _settings):
-            return bus.peers(), sum(bus.store.ledger.waiting().values())
+            return bus.peers(), sum(bus.store.queries.waiting().values())
     except AgentbusError as error:
         # A database that is broken, newer or somebody's: who is online cannot be told, and it may be just that which
         # is to go away.

@@ -19,9 +19,9 @@ from agentbus.core.bus import Bus, Sent, now_ms
 from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.config import Settings
 from agentbus.core.errors import DeliveryClosed, InvalidRequest, TryAgain
-from agentbus.core.model import Envelope, MessageState, timestamp
+from agentbus.core.model import Envelope, MessageState
 from agentbus.core.ports import Receipt, Settled
-from agentbus.member import present
+from agentbus.member import peer_session
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]
 
@@ -81,16 +81,7 @@ def _show_text(envelope: Envelope) -> None:
 
 
 def _show_json(envelope: Envelope) -> None:
-    output.json_line(
-        {
-            "id": envelope.id,
-            "from": envelope.sender,
-            "to": envelope.recipient,
-            "text": envelope.text,
-            "reply_to": envelope.reply_to,
-            "sent_at": timestamp(envelope.sent_at),
-        }
-    )
+    output.json_line(output.envelope_row(envelope))
 
 
 def wait(name: str | None, *, timeout_s: float | None, as_json: bool) -> int:
@@ -118,7 +109,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
         tasks.cancel_scope.cancel()
 
     async with (
-        present(settings, printed, runtime=RUNTIME, reason=_REASON, say=output.say, other_name=False) as session,
+        peer_session(settings, printed, runtime=RUNTIME, reason=_REASON, say=output.say, other_name=False) as session,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(common.when_signalled, end_by)
@@ -155,7 +146,7 @@ async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: f
     give_up_at = anyio.current_time() + seconds
     async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=output.say) as wakes:
         while True:
-            status = bus.store.ledger.status(row_id)
+            status = bus.store.queries.status(row_id)
             if status.state is MessageState.READ:
                 took = output.span(now_ms() - status.sent_at)
                 print(f'#{row_id} was read by "{status.recipient}" within {took}')

@@ -193,7 +193,7 @@ async def _follow(store: Store, settings: config.Settings, display: _Display) ->
                 events = changes.look(thoroughly=thoroughly)
                 display.show(events)
                 if events or thoroughly:
-                    display.refresh(list(changes.peers.values()), store.ledger.waiting())
+                    display.refresh(list(changes.peers.values()), store.queries.waiting())
                 if _is_unread():
                     return
                 await anyio.sleep(_PAUSE_S)

@@ -2,7 +2,7 @@
 
 A send has succeeded when its row is committed; the wake that follows is a hint, given by the recipient's own
 trigger. Knows no trigger by name and nothing of MCP. Synchronous: in an event loop, wrap a call that writes in
-`patiently`. Implements [SEND-1] to [SEND-5], [NAME-4], [PRES-2].
+`retry_while_busy`. Implements [SEND-1] to [SEND-5], [NAME-4], [PRES-2].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "patiently"]
+__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer to whom nothing is pushed. [VOID-1]
 PULL = "pull"
@@ -155,7 +155,7 @@ class Bus:
     def _look_up(self, asked: str, sender: str) -> tuple[bool, tuple[str, ...]]:
         """Whether `asked`, whom nobody is called, was there lately, and else who may have been meant. [SEND-5]"""
         try:
-            if self.store.ledger.was_peer(asked):
+            if self.store.queries.was_peer(asked):
                 return True, ()
             return False, self._similar(asked, sender)
         except AgentbusError:
@@ -271,7 +271,7 @@ class Bus:
         return None
 
 
-async def patiently(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE_S) -> _T:
+async def retry_while_busy(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE_S) -> _T:
     """`call()`, again and again while the database is busy, without blocking the event loop. [STORE-4]
 
     Raises Busy when it is busy for longer than `patience_s`, and whatever else `call` raises.

@@ -104,15 +104,15 @@ class Changes:
 
     def start_anew(self) -> None:
         """Follow what is there now: what is older is no news."""
-        ledger = self._store.ledger
-        self._version = ledger.version()
-        self._newest = ledger.newest_id()
-        self._followed = {one.id: one.state for one in ledger.unsettled(_MAX_FOLLOWED)}
+        queries = self._store.queries
+        self._version = queries.version()
+        self._newest = queries.newest_id()
+        self._followed = {one.id: one.state for one in queries.unsettled(_MAX_FOLLOWED)}
         self.peers = {}
 
     def look(self, *, thoroughly: bool = False) -> list[MessageEvent | PeerEvent]:
         """What has happened, in its order. Unless `thoroughly`, nothing is read when nobody has written."""
-        version = self._store.ledger.version()
+        version = self._store.queries.version()
         if version == self._version and not thoroughly:
             return []
         self._version = version
@@ -137,7 +137,7 @@ class Changes:
         ids = list(self._followed)
         there: set[int] = set()
         for start in range(0, len(ids), _PAGE):
-            for message in self._store.ledger.among(ids[start : start + _PAGE]):
+            for message in self._store.queries.among(ids[start : start + _PAGE]):
                 there.add(message.id)
                 yield from self._steps_of(message, self._followed[message.id])
         for pruned in set(ids) - there:
@@ -145,7 +145,7 @@ class Changes:
 
     def _arrived(self) -> Iterator[MessageEvent]:
         while True:
-            messages = self._store.ledger.after(self._newest, _PAGE)
+            messages = self._store.queries.after(self._newest, _PAGE)
             for message in messages:
                 self._newest = message.id
                 yield MessageEvent(message.sent_at, MessageState.PENDING, message)

@@ -14,7 +14,13 @@ from enum import Enum
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.process import Process
 
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
 __all__ = [
+    "COLUMNS",
     "MAX_NAME_CHARS",
     "Address",
     "Arrival",
@@ -45,6 +51,11 @@ class MessageState(Enum):
     READ = "read"
 
 
+# The columns of a message, in the order that `Envelope.from_row` and `Status.from_row` take. Every query that returns
+# messages selects these.
+COLUMNS = ("id", "sender", "recipient", "body", "sent_at", "reply_to", "delivered_at", "carrier", "read_at")
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """One message as it travels. `sent_at` is in milliseconds since 1970 UTC; `id` grows with every send."""
@@ -56,6 +67,11 @@ class Envelope:
     sent_at: int
     reply_to: int | None = None
 
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Envelope:
+        """The envelope in a row of COLUMNS; what follows these is passed over."""
+        return Envelope(row[0], row[1], row[2], row[3], row[4], row[5])
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:
@@ -66,18 +82,17 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class Status(Envelope):
     """A message and where it is. The instants are in milliseconds since 1970 UTC, None for what has not happened."""
 
-    id: int
-    sender: str
-    recipient: str
-    sent_at: int
-    delivered_at: int | None
-    carrier: str | None
-    read_at: int | None
-    text: str
-    reply_to: int | None
+    delivered_at: int | None = None
+    carrier: str | None = None
+    read_at: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Status:
+        """The message in a row of COLUMNS."""
+        return Status(*row[: len(COLUMNS)])
 
     @property
     def state(self) -> MessageState:
@@ -98,7 +113,7 @@ class Status:
         return line
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
 
@@ -129,7 +144,7 @@ class Address:
     is_known: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
     """Who wants to be a peer. `session` and `name` are decided by the claim."""
 

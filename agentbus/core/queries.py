@@ -10,15 +10,15 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import Status
+from agentbus.core.model import COLUMNS, Status
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Counts", "Ledger"]
+__all__ = ["Counts", "Queries"]
 
-_STATUS = "id, sender, recipient, sent_at, delivered_at, carrier, read_at, body, reply_to"
+_MESSAGE = ", ".join(COLUMNS)
 # Read at once from a long history; enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
 # Of so many messages `was_peer` looks at who sent and who got them.
@@ -36,7 +36,7 @@ class Counts:
     oldest_pending_at: int | None
 
 
-class Ledger:
+class Queries:
     """The messages of one bus. `read` runs a query and returns all its rows."""
 
     def __init__(self, read: Callable[..., list[Any]]) -> None:
@@ -44,10 +44,10 @@ class Ledger:
 
     def status(self, row_id: int) -> Status:
         """A message. Raises InvalidRequest for an id never used, or whose message is pruned. [LEDGER-3]"""
-        rows = self._read(f"SELECT {_STATUS} FROM messages WHERE id = ?", row_id)
+        rows = self._read(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", row_id)
         if not rows:
             raise InvalidRequest(f"there is no message #{row_id}", hint="it was never sent, or is pruned by now")
-        return Status(*rows[0])
+        return Status.from_row(rows[0])
 
     def waiting(self) -> dict[str, int]:
         """How many messages are pending, by mailbox; mailboxes with none are left out."""
@@ -59,22 +59,22 @@ class Ledger:
     def inbox(self, mailbox: str, limit: int) -> list[Status]:
         """The oldest `limit` messages to `mailbox` that are not known to be read, ascending. [LEDGER-1]"""
         rows = self._read(
-            f"SELECT {_STATUS} FROM messages WHERE recipient = ? AND read_at IS NULL ORDER BY id LIMIT ?",
+            f"SELECT {_MESSAGE} FROM messages WHERE recipient = ? AND read_at IS NULL ORDER BY id LIMIT ?",
             mailbox,
             limit,
         )
-        return [Status(*row) for row in rows]
+        return [Status.from_row(row) for row in rows]
 
     def newest_first(self, *, peer: str | None = None, since: int = 0) -> Iterator[Status]:
         """Every message sent at or after `since`, to or from `peer` if one is named, newest first. [LEDGER-2]"""
         below = 2**63 - 1
         while True:
             rows = self._read(
-                f"SELECT {_STATUS} FROM messages WHERE id < ?1 AND sent_at >= ?2"
+                f"SELECT {_MESSAGE} FROM messages WHERE id < ?1 AND sent_at >= ?2"
                 " AND (?3 IS NULL OR sender = ?3 OR recipient = ?3) ORDER BY id DESC LIMIT ?4",
                 *(below, since, peer, _PAGE),
             )
-            yield from (Status(*row) for row in rows)
+            yield from (Status.from_row(row) for row in rows)
             if len(rows) < _PAGE:
                 return
             below = rows[-1][0]
@@ -117,20 +117,20 @@ class Ledger:
     def unsettled(self, limit: int) -> list[Status]:
         """The newest `limit` messages that are not known to be read, ascending. [WATCH-2]"""
         rows = self._read(
-            f"SELECT {_STATUS} FROM messages WHERE read_at IS NULL ORDER BY id DESC LIMIT ?",
+            f"SELECT {_MESSAGE} FROM messages WHERE read_at IS NULL ORDER BY id DESC LIMIT ?",
             limit,
         )
-        return [Status(*row) for row in reversed(rows)]
+        return [Status.from_row(row) for row in reversed(rows)]
 
     def after(self, row_id: int, limit: int) -> list[Status]:
         """The oldest `limit` messages with a higher id than `row_id`, ascending. [WATCH-2]"""
-        rows = self._read(f"SELECT {_STATUS} FROM messages WHERE id > ? ORDER BY id LIMIT ?", row_id, limit)
-        return [Status(*row) for row in rows]
+        rows = self._read(f"SELECT {_MESSAGE} FROM messages WHERE id > ? ORDER BY id LIMIT ?", row_id, limit)
+        return [Status.from_row(row) for row in rows]
 
     def among(self, ids: Collection[int]) -> list[Status]:
         """Those of these messages that there are, ascending. [WATCH-2]"""
         listed = f"[{','.join(map(str, ids))}]"
         rows = self._read(
-            f"SELECT {_STATUS} FROM messages WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", listed
+            f"SELECT {_MESSAGE} FROM messages WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", listed
         )
-        return [Status(*row) for row in rows]
+        return [Status.from_row(row) for row in rows]

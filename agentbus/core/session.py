@@ -1,7 +1,7 @@
 """The life of one peer in one process: claim a name, listen, drain, heartbeat, leave.
 
 What an agent's adapter and a Python program share; knows neither. Blocks the event loop nowhere: a busy
-database is waited for with `patiently`, checkpoints run in a thread. Implements [PRES-3], [NAME-7], [WAKE-5],
+database is waited for with `retry_while_busy`, checkpoints run in a thread. Implements [PRES-3], [NAME-7], [WAKE-5],
 [STATE-4], [STORE-5].
 """
 
@@ -19,7 +19,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core import database
-from agentbus.core.bus import Bus, Claimed, Sent, patiently
+from agentbus.core.bus import Bus, Claimed, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
@@ -27,7 +27,7 @@ from agentbus.core.model import Arrival, Envelope, Peer, Unread
 from agentbus.core.ports import Delivery, Trigger, Wakes
 from agentbus.core.process import is_alive
 from agentbus.core.pump import Pump
-from agentbus.core.wakes import NotedWakes
+from agentbus.core.wakes import SharedWakes
 
 __all__ = ["Checkpoints", "Session"]
 
@@ -102,7 +102,7 @@ class Session:
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
-        self._wakes: NotedWakes | None = None
+        self._wakes: SharedWakes | None = None
         # Ids that a check has taken out and whose result is not written yet: the pump leaves them alone.
         self._checked: set[int] = set()
         self._is_running = False
@@ -148,7 +148,9 @@ class Session:
     async def _claim(
         self, endpoint: Callable[[str], str], *, join_crowd: bool, again: Peer | None = None
     ) -> Claimed | None:
-        return await patiently(lambda: self.bus.claim(self._arrival, endpoint, join_crowd=join_crowd, again=again))
+        return await retry_while_busy(
+            lambda: self.bus.claim(self._arrival, endpoint, join_crowd=join_crowd, again=again)
+        )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen, drain and heartbeat until the delivery is closed or `stop` is called.
@@ -160,7 +162,7 @@ class Session:
         self._is_running = True
         try:
             with self._scope:
-                wakes = self._wakes = NotedWakes(await self._arm(self._arming))
+                wakes = self._wakes = SharedWakes(await self._arm(self._arming))
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
@@ -245,13 +247,13 @@ class Session:
         raise AssertionError("a session needs a trigger")
 
     async def _move_endpoint(self, trigger: str, endpoint: str) -> None:
-        await patiently(lambda: self.bus.store.set_trigger(self.peer.session, trigger, endpoint))
+        await retry_while_busy(lambda: self.bus.store.set_trigger(self.peer.session, trigger, endpoint))
         self._arrival = replace(self._arrival, trigger=trigger)
         self._update(replace(self.peer, trigger=trigger, endpoint=endpoint))
 
     async def set_delivery(self, delivery: str, reason: str) -> None:
         """Say how this session receives from now on, and why. Raises Busy. [VOID-2]"""
-        await patiently(lambda: self.bus.store.set_delivery(self.peer.session, delivery, reason))
+        await retry_while_busy(lambda: self.bus.store.set_delivery(self.peer.session, delivery, reason))
         self._arrival = replace(self._arrival, delivery=delivery, delivery_reason=reason)
         self._update(replace(self.peer, delivery=delivery, delivery_reason=reason))
 
@@ -272,17 +274,17 @@ class Session:
         if not is_alive(self._arrival.host):
             self.orphaned.set()
             return
-        await self._follow_database()
+        await self._reopen_if_replaced()
         store, clock, peer = self.bus.store, self.bus.clock, self.peer
         if self._wakes is not None and not self._wakes.is_reachable():
             await self._arm_anew(self._wakes)
-        if not await patiently(lambda: store.heartbeat(peer.session, peer.process.pid, now=clock())):
-            await self._come_back()
-        await patiently(self.bus.reap)
-        while await patiently(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
+        if not await retry_while_busy(lambda: store.heartbeat(peer.session, peer.process.pid, now=clock())):
+            await self._reclaim_name()
+        await retry_while_busy(self.bus.reap)
+        while await retry_while_busy(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
 
-    async def _arm_anew(self, wakes: NotedWakes) -> None:
+    async def _arm_anew(self, wakes: SharedWakes) -> None:
         """Listen again where senders look, after the socket or its folder was removed. [WAKE-6]"""
         arming = AsyncExitStack()
         wakes.replace(await self._arm(arming))
@@ -290,7 +292,7 @@ class Session:
         await old.aclose()
         self._say("what senders wake this session by was removed, and is there again")
 
-    async def _follow_database(self) -> None:
+    async def _reopen_if_replaced(self) -> None:
         """Join the database that is there, if the one that was opened is not: no two halves of a bus. [STORE-6]"""
         store = self.bus.store
         if not store.is_replaced():
@@ -301,9 +303,9 @@ class Session:
             self._pump.forget()
         self._checked.clear()
         self._say(f"{store.path} was deleted or replaced: joined the new one; what was unread in the old one is gone")
-        await self._come_back()
+        await self._reclaim_name()
 
-    async def _come_back(self) -> None:
+    async def _reclaim_name(self) -> None:
         # The machine slept, or this process was stopped: others took it for dead, rightly. [PRES-3]
         before = self.peer
         claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before)
@@ -345,13 +347,13 @@ class Session:
         with suppress(Busy):
             return self._at_once(call)
         async with self._turn:
-            await self._follow_database()
-            return await patiently(call)
+            await self._reopen_if_replaced()
+            return await retry_while_busy(call)
 
     async def rename(self, name: object) -> str:
         """Take another name, pending messages and all; return it. Raises what `Bus.rename` raises."""
         async with self._turn:
-            new = await patiently(lambda: self.bus.rename(self.peer, name))
+            new = await retry_while_busy(lambda: self.bus.rename(self.peer, name))
             self._update(replace(self.peer, name=new))
         return new
 
@@ -390,10 +392,10 @@ class Session:
             # Those of a database that was replaced meanwhile are forgotten: their ids mean other messages now.
             read = [one for one in ids if one in self._checked]
             if reached and read:
-                await patiently(lambda: self.bus.mark_read(self.peer, read))
+                await retry_while_busy(lambda: self.bus.mark_read(self.peer, read))
         finally:
             self._checked.difference_update(ids)
 
     async def peers(self) -> list[Peer]:
         """Who is present, this peer included."""
-        return await patiently(self.bus.peers)
+        return await retry_while_busy(self.bus.peers)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from agentbus.core import database
 from agentbus.core.errors import MailboxFull, Refused
-from agentbus.core.model import Address, Arrival, Envelope, Peer, Unread, numbered_name
+from agentbus.core.model import COLUMNS, Address, Arrival, Envelope, Peer, Unread, numbered_name
 from agentbus.core.process import Process, is_alive
-from agentbus.core.queries import Ledger
+from agentbus.core.queries import Queries
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
     " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason"
 )
+# A message as `Envelope.from_row` takes it, of a query that calls the table m.
+_MESSAGE = ", ".join(f"m.{column}" for column in COLUMNS)
 _PRESENT = f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
 # A message that is pulled, or answered while it is on its way, is delivered by that.
 _MARK_READ = (
@@ -91,7 +93,7 @@ class Store:
         self._database = database.Database(path, busy_ms=busy_ms, sync=sync, on_wal=on_wal)
         self._read = self._database.read
         self._writing = self._database.writing
-        self.ledger = Ledger(self._read)
+        self.queries = Queries(self._read)
         self._alive = alive
         self._max_pending = max_pending
         # The last id for which there is room in a mailbox, unless a rename has brought it what another one held.
@@ -196,15 +198,14 @@ class Store:
         None for a session that is not present in process `pid`: whoever was taken for dead drains no more.
         """
         rows = self._read(
-            "SELECT m.id, m.sender, m.recipient, m.body, m.sent_at, m.reply_to"
-            " FROM peers p JOIN messages m ON m.recipient = p.name"
+            f"SELECT {_MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
             " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL"
             " ORDER BY m.id LIMIT ?",
             session,
             pid,
             limit,
         )
-        return [Envelope(*row) for row in rows]
+        return [Envelope.from_row(row) for row in rows]
 
     def mark_delivered(self, ids: Iterable[int], *, session: str, carrier: str, now: int) -> None:
         """Stamp pending messages as delivered to `session` by `carrier`, in one transaction. [STATE-2]"""
@@ -218,13 +219,12 @@ class Store:
     def unread(self, session: str, pid: int, limit: int) -> list[Unread]:
         """The oldest `limit` messages that `session`, present in process `pid`, has not read, ascending. [READ-1]"""
         rows = self._read(
-            "SELECT m.id, m.sender, m.recipient, m.body, m.sent_at, m.reply_to, m.delivered_at IS NOT NULL"
-            f"{_UNREAD} ORDER BY m.id LIMIT ?3",
+            f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL{_UNREAD} ORDER BY m.id LIMIT ?3",
             session,
             pid,
             limit,
         )
-        return [Unread(Envelope(*row[:6]), was_pushed=bool(row[6])) for row in rows]
+        return [Unread(Envelope.from_row(row), was_pushed=bool(row[-1])) for row in rows]
 
     def count_unread(self, session: str, pid: int, limit: int) -> int:
         """How many messages `session` has not read; counting stops at `limit`."""

@@ -9,10 +9,10 @@ import anyio
 
 from agentbus.core.ports import Wakes
 
-__all__ = ["NotedWakes"]
+__all__ = ["SharedWakes"]
 
 
-class NotedWakes:
+class SharedWakes:
     """The wakes of a trigger, of which whoever waits for mail hears too, and whose trigger can be armed anew."""
 
     def __init__(self, wakes: Wakes) -> None:

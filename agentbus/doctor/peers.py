@@ -1,6 +1,6 @@
 """What doctor finds of the peers and the mailboxes: who can be woken, who is pushed to, what waits, for whom.
 
-Looks through an inspection and changes nothing. Implements [DOCTOR-5], [DOCTOR-6].
+Looks through an readonly and changes nothing. Implements [DOCTOR-5], [DOCTOR-6].
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from agentbus.core.model import Peer
 from agentbus.core.ports import Wake
 from agentbus.core.queries import Counts
 from agentbus.core.store import MAX_PENDING, SILENT_MS
-from agentbus.doctor.readonly import Inspection
+from agentbus.doctor.readonly import ReadOnlyDatabase
 from agentbus.registry import Triggers
 
-__all__ = ["ask", "check_mailboxes", "check_peers"]
+__all__ = ["check_mailboxes", "check_one", "check_peers"]
 
 # What is pending for longer at a peer that is pushed to does not get through: the gate before it opens takes 2 s.
 _STUCK_MS = 10_000
@@ -39,13 +39,13 @@ def check_peers(here: Settings) -> Iterator[Finding]:
         return
     triggers = Triggers(here)
     try:
-        with Inspection(path) as inspection:
-            peers = inspection.present()
-            counts = {one.mailbox: one for one in inspection.ledger.counts()}
+        with ReadOnlyDatabase(path) as readonly:
+            peers = readonly.present()
+            counts = {one.mailbox: one for one in readonly.queries.counts()}
             if not peers:
                 yield Finding("peer", Level.OK, "nobody is online")
             for peer in peers:
-                last = inspection.ledger.last_delivered(peer.session)
+                last = readonly.queries.last_delivered(peer.session)
                 yield from _check_peer(peer, counts.get(peer.name), last, triggers)
         endpoints = {peer.endpoint for peer in peers}
         for trigger in triggers.values():
@@ -134,13 +134,13 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
     """What each mailbox holds, the fullest first."""
     if not (home / "bus.db").exists():
         return
-    with Inspection(home / "bus.db") as inspection:
-        found = sorted(inspection.ledger.counts(), key=lambda one: -one.pending)
-        online = {peer.name for peer in inspection.present() if process.is_alive(peer.process)}
+    with ReadOnlyDatabase(home / "bus.db") as readonly:
+        found = sorted(readonly.queries.counts(), key=lambda one: -one.pending)
+        online = {peer.name for peer in readonly.present() if process.is_alive(peer.process)}
         for counts in found[:_MAX_MAILBOXES]:
             # Asked of few: it reads the newest messages each time.
             may_be_misspelt = (
-                counts.pending and counts.mailbox not in online and not inspection.ledger.was_peer(counts.mailbox)
+                counts.pending and counts.mailbox not in online and not readonly.queries.was_peer(counts.mailbox)
             )
             yield _mailbox(counts, _similar(counts.mailbox, online) if may_be_misspelt else "")
     if len(found) > _MAX_MAILBOXES:
@@ -168,27 +168,27 @@ def _mailbox(counts: Counts, meant: str = "") -> Finding:
     return Finding("mailbox", Level.OK, seen)
 
 
-def ask(here: Settings, name: str) -> Iterator[Finding]:
+def check_one(here: Settings, name: str) -> Iterator[Finding]:
     """Why a message to `name` would not reach its model, as far as that lies with the peer. [DOCTOR-6]"""
     path = here.home / "bus.db"
     if not path.exists():
         yield _absent(name, None, "", was_there=False)
         return
-    with Inspection(path) as inspection:
-        asked, name = name, inspection.alias(name) or name
-        peers = {peer.name: peer for peer in inspection.present()}
-        counts = {one.mailbox: one for one in inspection.ledger.counts()}.get(name)
+    with ReadOnlyDatabase(path) as readonly:
+        asked, name = name, readonly.alias(name) or name
+        peers = {peer.name: peer for peer in readonly.present()}
+        counts = {one.mailbox: one for one in readonly.queries.counts()}.get(name)
         if asked != name:
             yield Finding("name", Level.OK, f'"{asked}" is called "{name}" now')
         peer = peers.get(name)
         if peer is None or not process.is_alive(peer.process):
             others = [one.name for one in peers.values() if process.is_alive(one.process)]
-            was_there = peer is not None or inspection.ledger.was_peer(name)
+            was_there = peer is not None or readonly.queries.was_peer(name)
             yield _absent(name, counts, _similar(name, others), was_there=was_there)
         else:
             triggers = Triggers(here)
             try:
-                yield from _check_peer(peer, counts, inspection.ledger.last_delivered(peer.session), triggers)
+                yield from _check_peer(peer, counts, readonly.queries.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
             adapter = _adapter(peer.runtime)

@@ -16,10 +16,10 @@ import apsw
 
 from agentbus.core import database
 from agentbus.core.model import Peer
-from agentbus.core.queries import Ledger
+from agentbus.core.queries import Queries
 from agentbus.core.store import peer_rows
 
-__all__ = ["Inspection", "sqlite_version"]
+__all__ = ["ReadOnlyDatabase", "sqlite_version"]
 
 # quick_check reads the whole file: 0.1 s for some 100 MB here. What takes longer is told as not finished.
 _CHECK_S = 0.4
@@ -36,7 +36,7 @@ def sqlite_version() -> str:
     return apsw.sqlite_lib_version()
 
 
-class Inspection:
+class ReadOnlyDatabase:
     """One look at the database at `path`, to be used as a context manager; the file has to be there.
 
     Opening and every method raises what `database.explain` names.
@@ -56,9 +56,9 @@ class Inspection:
             # Or the last one to leave would merge the WAL and delete it.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._connection.set_busy_timeout(_LOCK_MS)
-        self.ledger = Ledger(self._read)
+        self.queries = Queries(self._read)
 
-    def __enter__(self) -> Inspection:
+    def __enter__(self) -> ReadOnlyDatabase:
         return self
 
     def __exit__(

@@ -219,7 +219,7 @@ class ClaudeRegistration:
         stands = self.registered()
         if shutil.which("claude") is None:
             found = [
-                Finding("claude", Level.NOTE, "claude is not on PATH", "install Claude Code, if you want to use it")
+                Finding("client", Level.NOTE, "claude is not on PATH", "install Claude Code, if you want to use it")
             ]
             is_wrong = stands.standing not in (Standing.ENABLED, Standing.DISABLED)
         else:
@@ -236,17 +236,17 @@ class ClaudeRegistration:
         try:
             _, output = run_program(["claude", "--version"], self._patience_s)
         except (BrokenSetup, OSError) as error:
-            return Finding("claude", Level.WRONG, str(error), "run claude --version by hand to see why")
+            return Finding("client", Level.WRONG, str(error), "run claude --version by hand to see why")
         numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
         where = shutil.which("claude")
         if numbers is None:
-            return Finding("claude", Level.NOTE, f"{where} does not say its version", "run claude --version to see why")
+            return Finding("client", Level.NOTE, f"{where} does not say its version", "run claude --version to see why")
         least = ".".join(map(str, _LEAST_VERSION))
         if tuple(map(int, numbers.groups())) < _LEAST_VERSION:
             return Finding(
-                "claude", Level.WRONG, f"{where} is version {numbers[0]}, channels need {least}", "claude update"
+                "client", Level.WRONG, f"{where} is version {numbers[0]}, channels need {least}", "claude update"
             )
-        return Finding("claude", Level.OK, f"{where} is version {numbers[0]} (channels need {least})")
+        return Finding("client", Level.OK, f"{where} is version {numbers[0]} (channels need {least})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. A session without the channel and an inbox was not meant to be so. [VOID-1]"""

@@ -216,7 +216,7 @@ def _fitting(unread: list[Unread], max_chars: int) -> list[Unread]:
 
 
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    return str(session.bus.store.ledger.status(arguments["id"]))
+    return str(session.bus.store.queries.status(arguments["id"]))
 
 
 def _name_note(session: Session) -> str:
