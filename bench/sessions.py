@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.report import Failed
-from tests.helpers import EVENT, PATIENCE_S, RawClient
+from tests.support.helpers import EVENT, PATIENCE_S, RawClient
 
 __all__ = [
     "ANSWERS",

@@ -11,7 +11,7 @@ import pytest
 from agentbus import registry
 from agentbus.core.errors import BrokenSetup
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
+README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 
 
 def test_the_manifest_says_what_there_is() -> None:

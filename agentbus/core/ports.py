@@ -1,8 +1,8 @@
 """The two ports: how a peer is woken, and how a message enters a live session.
 
 The docstrings here are the whole contract: an implementation is right when it keeps them, and every
-implementation, the fakes of the tests included, runs through tests/test_trigger_contract.py or
-tests/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-7], [DELIV-1] to
+implementation, the fakes of the tests included, runs through tests/triggers/test_contract.py or
+tests/adapters/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-7], [DELIV-1] to
 [DELIV-3].
 """
 

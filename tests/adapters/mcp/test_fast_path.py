@@ -1,0 +1,401 @@
+"""The front desk answers like the SDK, before the SDK is there, and hands over without a seam."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agentbus.adapters.mcp import jsonrpc
+from agentbus.adapters.mcp.fast_path import FastPath
+from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.sdk import _Settling, serve_mcp
+from agentbus.adapters.mcp.transport import Stdio
+from agentbus.core.errors import Busy
+from tests.support.helpers import INITIALIZE, RawClient, agentbus, tool_context, until
+
+pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
+
+VERSIONS = [*jsonrpc.HANDSHAKE_VERSIONS, "1999-01-01", "2026-07-28", ""]
+
+
+def line(method: str, params: dict[str, Any] | None = None, **more: Any) -> bytes:
+    message: dict[str, Any] = {"jsonrpc": "2.0", "method": method, **more}
+    if params is not None:
+        message["params"] = params
+    return json.dumps(message).encode()
+
+
+def conversation(version: str) -> list[bytes]:
+    """What the desk answers alone, in the order of Claude Code."""
+    return [
+        line("server/discover", {}, id="server-discover-probe-1"),
+        line("ping", id=0),
+        line("initialize", {**INITIALIZE, "protocolVersion": version}, id=1),
+        line("ping", {}, id="ping-2"),
+        line("notifications/initialized"),
+        line("tools/list", id=2),
+        line("tools/list", {"_meta": {"progressToken": 7}}, id="three"),
+    ]
+
+
+class Speaker:
+    """A client of the SDK's server, on a socket pair, with no process between."""
+
+    def __init__(self, far: socket.socket) -> None:
+        self._far = far
+
+    async def ask(self, request: bytes) -> Any:
+        await anyio.wait_writable(self._far)
+        self._far.sendall(request + b"\n")
+        if b'"id"' not in request:
+            return None
+        received = b""
+        while not received.endswith(b"\n"):
+            await anyio.wait_readable(self._far)
+            received += self._far.recv(1_048_576)
+        return json.loads(received)
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("DESK-1", "MCP-2")
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_desk_and_sdk_answer_alike(version: str) -> None:
+    context = tool_context()
+    desk = FastPath(context, ReadyGate())
+    ours, far = socket.socketpair()
+    with ours, far:
+        stdio = Stdio(ours.fileno(), os.dup(ours.fileno()), jsonrpc.refusal)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stdio.run)
+                # A desk that nobody has asked has nothing to hand over: the SDK answers all of it.
+                tasks.start_soon(serve_mcp, context, stdio, ReadyGate(), FastPath(context, ReadyGate()))
+                speaker = Speaker(far)
+                for request in conversation(version):
+                    answer = desk.take(request)
+                    assert answer is not None
+                    assert await speaker.ask(request) == (json.loads(answer) if answer else None), request
+                tasks.cancel_scope.cancel()
+
+
+@pytest.mark.spec("DESK-1")
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        line("tools/call", {"name": "whoami", "arguments": {}}, id=5),
+        line("tools/list", {"cursor": "next"}, id=5),
+        line("tools/list", [], id=5),
+        line("tools/list", id=True),
+        line("ping", id=None),
+        line("ping", id=1.5),
+        line("initialize", INITIALIZE, id=5),
+        line("notifications/cancelled", {"requestId": 5}),
+        line("resources/list", id=5),
+        b'{"jsonrpc": "1.0", "id": 5, "method": "ping"}',
+        b'{"id": 5, "method": "ping"}',
+        b'{"jsonrpc": "2.0", "id": 5, "result": {}}',
+        b'{"jsonrpc": "2.0", "id": 5, "method": "ping", "params": {"x": "\\ud800"}}',
+        b"[]",
+        b"no json",
+        b"\xff",
+    ],
+)
+def test_what_is_not_the_desks_to_answer_is_left_to_the_sdk(request_line: bytes) -> None:
+    desk = FastPath(tool_context(), ReadyGate())
+    for one in conversation("2025-11-25"):
+        assert desk.take(one) is not None
+    handshake = list(desk.hand_over())
+    assert desk.take(request_line) is None
+    assert desk.hand_over() == handshake
+
+
+@pytest.mark.spec("DESK-1")
+@pytest.mark.parametrize("missing", ["protocolVersion", "capabilities", "clientInfo"])
+def test_an_incomplete_handshake_is_left_to_the_sdk(missing: str) -> None:
+    desk = FastPath(tool_context(), ReadyGate())
+    params = {key: value for key, value in INITIALIZE.items() if key != missing}
+    assert desk.take(line("initialize", params, id=1)) is None
+    assert desk.take(line("notifications/initialized")) is None
+    assert desk.take(line("tools/list", id=2)) is None
+    assert desk.hand_over() == []
+    assert desk.take(line("initialize", {**INITIALIZE, "clientInfo": {"name": "x"}}, id=3)) is None
+
+
+@pytest.fixture
+def slow_sdk(home: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder for PYTHONPATH with which the SDK's import waits until it is let go."""
+    folder = home.parent / "slow"
+    folder.mkdir()
+    gate = folder / "gate"
+    os.mkfifo(gate)
+    folder.joinpath("sitecustomize.py").write_text(
+        # In the loader and not in the finder, which holds the lock of all imports.
+        "import sys\n"
+        "from importlib.machinery import PathFinder, SourceFileLoader\n"
+        "class Slow(SourceFileLoader):\n"
+        "    def exec_module(self, module):\n"
+        f"        open({str(gate)!r}, 'rb').read()\n"
+        "        super().exec_module(module)\n"
+        "class Finder(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        "        if name == 'mcp':\n"
+        "            spec = super().find_spec(name, path, target)\n"
+        "            spec.loader = Slow(spec.loader.name, spec.loader.path)\n"
+        "            return spec\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+    # Held open from the start: who opens a fifo waits for the other end.
+    keeper = os.open(gate, os.O_RDWR)
+    is_open = [True]
+
+    def let_go() -> None:
+        if is_open:
+            is_open.clear()
+            os.close(keeper)
+
+    yield folder, let_go
+    let_go()
+
+
+@pytest.mark.spec("DESK-1", "DESK-2", "DESK-3", "LIFE-3")
+def test_the_handshake_and_the_mail_do_not_wait_for_the_sdk(
+    home: Path, start: Callable[..., RawClient], slow_sdk: tuple[Path, Callable[[], None]]
+) -> None:
+    folder, let_go = slow_sdk
+    client = start("bob", PYTHONPATH=str(folder))
+    client.handshake(discover=True)
+    assert client.request("ping")["result"] == {}
+    assert '"bob" (online)' in agentbus(home, "send", "--from", "alice", "bob", "early").stdout
+    assert [event["content"] for event in client.wait_events(1)] == ["early"]
+    assert client.call("send_message", to="bob", text="first") == 'sent #2 to "bob" (online)'
+    # What the desk cannot answer waits, in order, and so does what it could after that.
+    first = client.post_call("set_name", name="robert")
+    second = client.post_call("send_message", to="robert", text="second")
+    assert client.request("ping")["result"] == {}
+    answered = [message.get("id") for _, message in client.arrived]
+    assert not {first, second} & set(answered)
+    let_go()
+    assert client.result(first)[0].startswith('you are "robert" now')
+    assert client.result(second) == ('sent #3 to "robert" (online)', False)
+    assert client.texts()[:1] == ["early"]
+    client.wait_events(3)
+    assert client.texts() == ["early", "first", "second"]
+    assert client.events[2][1]["meta"]["from"] == "robert"
+    assert client.request("tools/list")["result"]["tools"]
+    ids = [message["id"] for _, message in client.arrived if "id" in message]
+    assert len(ids) == len(set(ids)), "a request was answered twice"
+    assert client.stderr == ""
+
+
+@pytest.mark.spec("LIFE-1", "LIFE-2")
+@pytest.mark.parametrize("end", ["stdin", "SIGINT", "SIGTERM"])
+def test_a_session_ends_while_the_sdk_is_being_imported(
+    home: Path, start: Callable[..., RawClient], slow_sdk: tuple[Path, Callable[[], None]], end: str
+) -> None:
+    folder, _let_go = slow_sdk
+    client = start("bob", PYTHONPATH=str(folder))
+    client.handshake()
+    if end == "stdin":
+        client.close_stdin()
+    else:
+        client.process.send_signal(signal.Signals[end])
+    assert client.process.wait(40) == 0
+    assert list((home / "sock").iterdir()) == []
+    assert agentbus(home, "peers").stdout == "nobody is online\n"
+
+
+@pytest.mark.spec("DESK-2")
+def test_everything_at_once_before_the_server_is_up_is_answered_once_and_in_order(
+    start: Callable[..., RawClient],
+) -> None:
+    client = start("bob")
+    requests = [client.post("tools/list"), client.post("initialize", INITIALIZE)]
+    client.notify("notifications/initialized")
+    calls = [client.post_call("send_message", to="later", text=str(number)) for number in range(20)]
+    assert "result" in client.answer(requests[1])
+    client.answer(requests[0])
+    answers = [client.result(call)[0] for call in calls]
+    assert [answer.split()[1] for answer in answers] == [f"#{number}" for number in range(1, 21)]
+    ids = [message["id"] for _, message in client.arrived if "id" in message]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.spec("DESK-2")
+def test_a_handshake_that_only_the_sdk_sees_through_is_said(start: Callable[..., RawClient]) -> None:
+    client = start("bob")
+    client.request("initialize", {**INITIALIZE, "capabilities": {"roots": 5}})
+    client.wait(lambda: "result" in client.request("ping"))
+    assert "error" in client.request("tools/call", {"name": "whoami", "arguments": {}})
+    until(lambda: "the handshake was refused late" in client.stderr)  # which another thread reads
+
+
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("send_message", {"to": "bob", "text": "hi"}),
+    ("send_message", {"to": "Nobody There", "text": "ü"}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 1.0}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 0}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": float("nan")}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": float("inf")}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 1.5}),
+    ("send_message", {"to": "bob", "text": "hi", "reply_to": 10**30}),
+    ("send_message", {"to": "bob", "text": ""}),
+    ("send_message", {"to": "", "text": "hi"}),
+    ("send_message", {"to": "bob"}),
+    ("send_message", {"to": "bob", "text": "hi", "urgent": True}),
+    ("send_message", {"to": 7, "text": "hi"}),
+    ("send_message", {"to": "bob", "text": "x" * 70_000}),
+    ("send_message", {"to": "bob", "text": "a\0b"}),
+    ("broadcast", {"text": "hi"}),
+    ("broadcast", {}),
+]
+
+
+@pytest.mark.spec("DESK-4", "TOOL-2")
+@pytest.mark.parametrize("way", ["channel", "pull"])
+def test_a_message_is_sent_alike_by_desk_and_sdk(start: Callable[..., RawClient], way: str) -> None:
+    bob, eve = start("bob", AGENTBUS_DELIVERY=way), start("eve")
+    for client in (bob, eve):
+        client.handshake()
+
+    def answer(tool: str, arguments: dict[str, Any], **more: Any) -> Any:
+        params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": 3}, **more}
+        message = bob.request("tools/call", params)
+        return re.sub(
+            r"\d[\d,]* unread messages?",
+            "N unread",
+            re.sub(r"#\d+", "#N", json.dumps(message["result"], sort_keys=True)),
+        )
+
+    for tool, arguments in CALLS:
+        # Something that the desk does not know is the SDK's to ignore.
+        assert answer(tool, arguments) == answer(tool, arguments, somethingNew=1), (tool, arguments)
+    # What has reached the others was sent twice each time: once by the desk, once by the SDK.
+    eve.wait_events(2)
+    assert eve.texts() == ["hi", "hi"]
+
+
+@pytest.mark.spec("DESK-4", "SEND-2")
+def test_no_message_overtakes_another_between_desk_and_sdk(home: Path, start: Callable[..., RawClient]) -> None:
+    client = start("bob")
+    client.handshake()
+    client.call("whoami")
+    lines = []
+    for number in range(300):
+        params = {"name": "send_message", "arguments": {"to": "later", "text": str(number)}}
+        if number % 7 == 3:
+            params["somethingNew"] = 1
+        lines.append(line("tools/call", params, id=f"n{number}"))
+    client.send_line(b"\n".join(lines))
+    answers = [client.result(f"n{number}")[0].split()[1] for number in range(300)]
+    assert answers == [f"#{number}" for number in range(1, 301)]
+    ids = [message["id"] for _, message in client.arrived if "id" in message]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("DESK-4")
+async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() -> None:
+    sent: list[object] = []
+
+    class Taker:
+        def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
+            sent.append(text)
+            return "sent"
+
+    context = tool_context(Taker())
+    desk = FastPath(context, ReadyGate())
+    settling = _Settling(desk)
+
+    async def settle(request_id: object) -> None:
+        await settling.settle(request_id, reached=True)
+
+    def call(request_id: object, tool: str = "send_message", **more: Any) -> bytes | None:
+        arguments = {"to": "bob", "text": str(request_id)} if tool == "send_message" else {}
+        return desk.take(line("tools/call", {"name": tool, "arguments": arguments, **more}, id=request_id))
+
+    assert call(1) is None, "before the handshake"
+    await settle(1)
+    desk.initialize_id = 0
+    assert call(2) is not None
+    assert call(3, "check_messages") is None
+    assert call(4) is not None, "a check that waits is in nobody's way"
+    assert call(5, "set_name") is None
+    assert call(6) is None
+    await settle("5")
+    await settle(5)
+    assert call(7) is None, "6 is before it"
+    await settle(6)
+    await settle(7)
+    assert call(8) is not None
+    assert call(9, _meta=7) is None
+    assert call(True) is None
+    assert sent == ["2", "4", "8"]
+
+
+@pytest.mark.spec("ERR-2")
+def test_a_fault_of_ours_fails_one_call_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    class Faulty:
+        def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
+            raise ZeroDivisionError("nobody saw this coming")
+
+    desk = FastPath(tool_context(Faulty()), ReadyGate())
+    desk.initialize_id = 0
+    call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
+    answer = json.loads(desk.take(call) or b"{}")
+    assert answer["result"]["isError"]
+    assert "ZeroDivisionError: nobody saw this coming" in answer["result"]["content"][0]["text"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.spec("DESK-4")
+def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> None:
+    class Taker:
+        is_busy = True
+
+        def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
+            if self.is_busy:
+                raise Busy
+            return "sent"
+
+    taker = Taker()
+    context = tool_context(taker, limit=1)
+    desk = FastPath(context, ReadyGate())
+    desk.initialize_id = 0
+    desk.hand_over()
+    call = line("tools/call", {"name": "send_message", "arguments": {"to": "bob", "text": "x"}}, id=1)
+
+    def left_to_the_sdk() -> bool:
+        try:
+            return desk.take(call) is None
+        except Busy:
+            return False
+
+    with pytest.raises(Busy):
+        desk.take(call)
+    until(left_to_the_sdk)
+    taker.is_busy = False
+    assert desk.take(call) is None, "the SDK has it, and is before this one"
+    desk.settled(1)
+    assert b'isError": false' in (desk.take(call) or b""), "what was tried in vain counts for no burst"
+
+
+@pytest.mark.spec("DESK-1")
+def test_the_desk_imports_no_sdk() -> None:
+    code = (
+        "import sys, agentbus.adapters.claude_mcp.server, agentbus.adapters.mcp.fast_path\n"
+        "print(sorted({'mcp', 'mcp_types', 'pydantic', 'typer'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,247 @@
+"""What ports.Delivery promises, of every delivery. A new one is one more parameter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+from agentbus.adapters.claude_mcp.inbox import Address, Inbox, InboxDelivery, PostBudget
+from agentbus.adapters.mcp.channel import ChannelDelivery
+from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.transport import Stdio
+from agentbus.core.errors import DeliveryClosed
+from agentbus.core.ports import Delivery, Receipt
+from agentbus.core.process import current
+from agentbus.member import _HandOver
+from tests.support.helpers import FakeDelivery, envelope
+from tests.support.inbox_stand_in import TOKEN, InboxStandIn
+
+pytestmark = pytest.mark.anyio
+
+
+class FarEnd:
+    """A delivery with its far end: `take` lets that end take what there is, and gives back the ids, as text."""
+
+    def __init__(self, delivery: Delivery, take: Callable[[], list[str]], close: Callable[[], None] | None) -> None:
+        self.delivery = delivery
+        self.take = take
+        self.close = close
+        self.took: list[str] = []
+
+    async def until_took(self, ids: list[str]) -> None:
+        with anyio.fail_after(10):
+            while self.took != ids:
+                self.took += self.take()
+                await anyio.sleep(0.001)
+
+
+@asynccontextmanager
+async def fake() -> AsyncIterator[FarEnd]:
+    delivery = FakeDelivery(most=3, holds=True)
+    seen = 0
+
+    def take() -> list[str]:
+        nonlocal seen
+        delivery.take()
+        new, seen = delivery.handed[seen:], len(delivery.handed)
+        return [str(one.id) for one in new]
+
+    yield FarEnd(delivery, take, delivery.close)
+
+
+@asynccontextmanager
+async def hand_over() -> AsyncIterator[FarEnd]:
+    delivery = _HandOver()
+
+    def take() -> list[str]:
+        try:
+            return [str(delivery.receive.receive_nowait().id)]
+        except anyio.WouldBlock:
+            return []
+
+    yield FarEnd(delivery, take, None)
+    delivery.close()
+
+
+@asynccontextmanager
+async def channel(make_pair: Callable[[], tuple[int, int]]) -> AsyncIterator[FarEnd]:
+    theirs, ours = make_pair()
+    null = os.open(os.devnull, os.O_RDONLY)
+    stdio = Stdio(null, ours, lambda line: None)
+    gate = ReadyGate(settle_s=0)
+    gate.initialized()
+    gate.listed()
+    os.set_blocking(theirs, False)
+    rest = b""
+
+    def take() -> list[str]:
+        nonlocal rest
+        with suppress(BlockingIOError):
+            rest += os.read(theirs, 1_048_576)
+        *lines, rest = rest.split(b"\n")
+        return [json.loads(line)["params"]["meta"]["msg_id"] for line in lines]
+
+    def close() -> None:
+        os.dup2(null, theirs)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stdio._write_rest)
+        yield FarEnd(ChannelDelivery(stdio, gate), take, close)
+        tasks.cancel_scope.cancel()
+    for fd in (theirs, ours, null):
+        os.close(fd)
+
+
+@asynccontextmanager
+async def inbox() -> AsyncIterator[FarEnd]:
+    seen = 0
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        far = InboxStandIn(Path(folder, "in", "1.sock"), clock=iter(range(0, 10**9, 10)).__next__, reads=False)
+        home = Path(folder, "bus")
+        home.mkdir(mode=0o700)
+        gate = ReadyGate(settle_s=0)
+        gate.initialized()
+        gate.listed()
+
+        async def report(_trouble: str) -> None:
+            pass
+
+        def take() -> list[str]:
+            nonlocal seen
+            far.is_reading.set()
+            new, seen = far.texts[seen:], len(far.texts)
+            assert not far.dropped
+            return re.findall(r'msg_id="(\d+)"', "".join(new))
+
+        ours = current()
+        bucket = PostBudget(home, ours, burst=10_000)
+        yield FarEnd(InboxDelivery(Inbox(Address(far.path, TOKEN), ours), bucket, gate, report), take, None)
+        far.close()
+
+
+def socket_pair() -> tuple[int, int]:
+    theirs, ours = socket.socketpair()
+    return theirs.detach(), ours.detach()
+
+
+DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
+    "fake": fake,
+    "program": hand_over,
+    "inbox": inbox,
+    "channel, pipe": lambda: channel(os.pipe),
+    "channel, socketpair": lambda: channel(socket_pair),
+}
+
+
+@pytest.fixture(params=DELIVERIES)
+async def far_end(request: pytest.FixtureRequest) -> AsyncIterator[FarEnd]:
+    async with DELIVERIES[request.param]() as made:
+        yield made
+
+
+async def deliver_all(far_end: FarEnd, count: int) -> list[str]:
+    """Deliver envelopes 1 to `count` as a pump does, while the far end takes; what it took."""
+    batch = [envelope(number) for number in range(1, count + 1)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(far_end.until_took, [str(one.id) for one in batch])
+        left = batch
+        receipts: list[Receipt] = []
+        while left:
+            receipt = await far_end.delivery.deliver(left)
+            receipts.append(receipt)
+            assert 1 <= receipt.count <= len(left)
+            left = left[receipt.count :]
+    assert all(receipt.taken() for receipt in receipts)
+    return far_end.took
+
+
+async def test_it_has_a_carrier(far_end: FarEnd) -> None:
+    assert far_end.delivery.carrier
+
+
+async def test_it_is_ready_at_last(far_end: FarEnd) -> None:
+    with anyio.fail_after(10):
+        await far_end.delivery.ready()
+
+
+@pytest.mark.spec("DELIV-1")
+async def test_all_arrive_in_order_once(far_end: FarEnd) -> None:
+    with anyio.fail_after(10):
+        assert await deliver_all(far_end, 250) == [str(number) for number in range(1, 251)]
+
+
+@pytest.mark.spec("DELIV-2", "CHAN-3")
+async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -> None:
+    async with anyio.create_task_group() as tasks:
+        receipts = []
+
+        async def deliver() -> None:
+            receipts.append(await far_end.delivery.deliver([envelope(1)]))
+
+        tasks.start_soon(deliver)
+        await anyio.wait_all_tasks_blocked()
+        assert not [receipt for receipt in receipts if receipt.taken()]
+        await far_end.until_took(["1"])
+    (receipt,) = receipts
+    assert receipt.taken()
+    if not isinstance(far_end.delivery, _HandOver):
+        later = await far_end.delivery.deliver([envelope(2)])
+        await far_end.until_took(["1", "2"])
+        assert later.taken()
+    assert receipt.taken()
+
+
+@pytest.mark.spec("DELIV-3")
+async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end: FarEnd) -> None:
+    """... once it can hold no more; cancelled, it lets go at once."""
+    if isinstance(far_end.delivery, FakeDelivery | InboxDelivery):
+        pytest.skip("holds any number")
+    huge = [envelope(number, "x" * 65_536) for number in range(1, 101)]
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+
+            async def deliver() -> None:
+                await far_end.delivery.deliver(huge)
+                pytest.fail("6 MiB went where nobody takes anything")
+
+            tasks.start_soon(deliver)
+            for _ in range(20):  # as much else happens as anybody likes
+                await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_closed_far_end_is_said(far_end: FarEnd) -> None:
+    if far_end.close is None:
+        pytest.skip("ends with the program that takes")
+    far_end.close()
+    with anyio.fail_after(10), pytest.raises(DeliveryClosed):
+        await far_end.delivery.deliver([envelope(1, "x" * 65_536)])
+
+
+async def test_a_far_end_that_closes_while_it_waits_is_said(far_end: FarEnd) -> None:
+    if far_end.close is None or isinstance(far_end.delivery, FakeDelivery):
+        pytest.skip("never waits for a far end that can close")
+    async with anyio.create_task_group() as tasks:
+        raised: list[bool] = []
+
+        async def deliver() -> None:
+            try:
+                while True:
+                    await far_end.delivery.deliver([envelope(1, "x" * 65_536)])
+            except DeliveryClosed:
+                raised.append(True)
+
+        tasks.start_soon(deliver)
+        await anyio.wait_all_tasks_blocked()
+        assert not raised
+        far_end.close()
+    assert raised

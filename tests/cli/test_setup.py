@@ -1,0 +1,214 @@
+"""install, list, launch, uninstall as a person types them; what is registered, and how: see adapters/claude_mcp/test_registration.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentbus import registry
+from agentbus.cli import setup
+from tests.support.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path
+
+pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
+
+
+@pytest.fixture
+def claude(tmp_path: Path) -> ClaudeOnPath:
+    return claude_on_path(tmp_path / "claude")
+
+
+def run(home: Path, claude: ClaudeOnPath, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return agentbus(home, *arguments, cwd=claude.folder, **{**claude.variables, **variables})
+
+
+@pytest.mark.spec("MOD-3")
+def test_install_registers_and_says_what_to_run_next(home: Path, claude: ClaudeOnPath) -> None:
+    done = run(home, claude, "install")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert claude.entry() is not None
+    for name in ("frontend", "backend"):
+        assert f"  AGENTBUS_NAME={name} claude\n" in done.stdout
+    launched = run(home, claude, "launch", "claude-mcp", "backend")
+    assert launched.stderr == ""
+    assert launched.stdout == ("AGENTBUS_NAME=backend claude --dangerously-load-development-channels server:agentbus\n")
+    assert not home.exists(), "installing makes no bus; the first message does"
+    again = run(home, claude, "install")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith("agentbus is registered with Claude Code already, nothing was changed\n")
+    assert len([call for call in claude.calls() if call[:2] == ["mcp", "add-json"]]) == 1
+
+
+@pytest.mark.spec("MOD-3")
+def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, claude: ClaudeOnPath) -> None:
+    done = run(home, claude, "launch", "claude-mcp", "Night Build")
+    assert done.returncode == 0
+    assert done.stdout.startswith("AGENTBUS_NAME=night-build claude ")
+    assert "claude-mcp is not enabled: " in done.stderr
+    assert "(agentbus enable claude-mcp)" in done.stderr
+    plain = run(home, claude, "launch", "claude-mcp", PATH="/nowhere")
+    assert plain.stdout == "claude --dangerously-load-development-channels server:agentbus\n"
+    assert plain.stderr.endswith("agentbus: claude is not on PATH\n")
+    bad = run(home, claude, "launch", "claude-mcp", "!!")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert '"!!" is no name' in bad.stderr
+
+
+@pytest.mark.parametrize("verb", ["enable", "disable", "launch", "serve"])
+def test_a_module_that_is_none_is_exit_2(home: Path, claude: ClaudeOnPath, verb: str) -> None:
+    done = run(home, claude, verb, "carrier-pigeon")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "agentbus: there is no module 'carrier-pigeon': use claude-mcp or mcp\n"
+    assert claude.calls() == []
+
+
+@pytest.mark.spec("MOD-2")
+def test_list_says_how_each_stands(home: Path, claude: ClaudeOnPath) -> None:
+    shown = run(home, claude, "list")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.splitlines() == [
+        "claude-mcp  Claude Code: not enabled",
+        "  An MCP server over stdio: tools to send, channel events to receive.",
+        f"  not registered in {claude.home / '.claude.json'}",
+        "  mend it: agentbus enable claude-mcp",
+        "mcp  any MCP client: unknown",
+        "  An MCP server over stdio for any client: tools to send, check_messages to receive.",
+        "  agentbus does not see which clients start it",
+        "  mend it: agentbus enable mcp prints what to paste into its configuration",
+    ]
+    run(home, claude, "install")
+    assert "claude-mcp  Claude Code: enabled\n" in run(home, claude, "list").stdout
+    assert claude.calls()[1:] == [], "listing reads Claude's file and starts no claude"
+
+
+@pytest.mark.spec("MOD-1")
+def test_a_broken_manifest_is_a_finding_and_the_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    adapters = tmp_path / "adapters"
+    for name, text in (
+        ("a-broken", "{"),
+        ("b-whole", (registry._ADAPTERS / "claude_mcp" / "module.json").read_text()),
+        ("c-missing", json.dumps({**_manifest(), "id": "c", "registration": "agentbus.nowhere:made"})),
+        ("d-broken", json.dumps({**_manifest(), "id": "d", "registration": "agentbus.registry"})),
+    ):
+        adapters.joinpath(name).mkdir(parents=True)
+        adapters.joinpath(name, "module.json").write_text(text)
+    monkeypatch.setattr(registry, "_ADAPTERS", adapters)
+    assert setup.show(as_json=True) == 1
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(row["id"], row["standing"]) for row in rows] == [
+        ("claude-mcp", "not enabled"),
+        ("?", "broken"),
+        ("?", "broken"),
+        ("c", "broken"),
+    ]
+    assert str(adapters / "a-broken" / "module.json") in rows[1]["seen"]
+    assert "the module c cannot be loaded" in rows[3]["seen"]
+    assert setup.show(as_json=False) == 1
+    assert "c: broken\n" in capfd.readouterr().out
+
+
+def _manifest() -> dict[str, object]:
+    found: dict[str, object] = json.loads((registry._ADAPTERS / "claude_mcp" / "module.json").read_text())
+    return found
+
+
+# -- uninstall ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("UNINST-1", "UNINST-2")
+def test_uninstall_removes_what_is_ours_and_says_what(
+    home: Path, claude: ClaudeOnPath, start: Callable[..., RawClient]
+) -> None:
+    run(home, claude, "install")
+    run(home, claude, "send", "nobody", "hi")
+    session = start("web")
+    session.handshake()
+
+    refused = run(home, claude, "uninstall")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "agentbus: 1 session is online (web), nothing was removed: end them first, or say --force\n"
+    )
+    assert claude.entry() is not None
+    session.end()
+
+    # What a killed session leaves behind is ours too; what somebody else put there is not.
+    (home / "sock" / "notes.txt").write_text("mine")
+    done = run(home, claude, "uninstall")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith("removed agentbus from Claude Code")
+    assert f"removed {home / 'bus.db'} (1 message waited in it)" in done.stdout.splitlines()
+    assert f"kept {home}: it holds what is not agentbus's (sock)" in done.stdout.splitlines()
+    assert claude.entry() is None
+    assert sorted(path.name for path in home.rglob("*")) == ["notes.txt", "sock"]
+
+    (home / "sock" / "notes.txt").unlink()
+    done = run(home, claude, "uninstall")
+    assert done.returncode == 0
+    assert f"removed {home}" in done.stdout.splitlines()
+    assert not home.exists()
+    again = run(home, claude, "uninstall")
+    assert again.returncode == 0
+    assert f"nothing to remove in {home}" in again.stdout
+
+
+@pytest.mark.spec("UNINST-1")
+def test_mail_can_be_kept(home: Path, claude: ClaudeOnPath) -> None:
+    run(home, claude, "send", "bob", "keep me")
+    done = run(home, claude, "uninstall", "--keep-mail")
+    assert done.returncode == 0
+    assert f"kept {home / 'bus.db'}: mailboxes and history" in done.stdout
+    assert "keep me" in run(home, claude, "inbox", "bob").stdout
+
+
+@pytest.mark.spec("UNINST-1")
+def test_forced_it_goes_on_beside_a_live_session(
+    home: Path, claude: ClaudeOnPath, start: Callable[..., RawClient]
+) -> None:
+    start("web").handshake()
+    done = run(home, claude, "uninstall", "--force")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the sessions that run were not ended" in done.stdout
+    assert f"removed {home / 'bus.db'}" in done.stdout
+
+
+@pytest.mark.spec("UNINST-1")
+def test_a_registration_that_cannot_be_removed_leaves_the_mail(home: Path, claude: ClaudeOnPath) -> None:
+    run(home, claude, "install")
+    run(home, claude, "send", "bob", "hi")
+    done = run(home, claude, "uninstall", STAND_IN_FAIL="remove")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert (home / "bus.db").exists()
+    gone = run(home, claude, "uninstall", PATH="/nowhere")
+    assert gone.returncode == 1
+    sentence = "claude is not on PATH, nothing was changed: where it is, run claude mcp remove -s user agentbus\n"
+    assert gone.stderr == "agentbus: " + sentence
+    assert (home / "bus.db").exists()
+
+
+@pytest.mark.spec("UNINST-2")
+def test_what_is_not_ours_is_not_touched(home: Path, claude: ClaudeOnPath, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.wake").write_text("")
+    home.mkdir(mode=0o700)
+    (home / "wake").symlink_to(elsewhere)
+    (home / "bus.db").write_bytes(b"somebody's notes" * 100)
+    done = run(home, claude, "uninstall", "--keep-mail")
+    assert done.returncode == 0
+    assert "who is online cannot be told" in done.stderr
+    assert (elsewhere / "x.wake").exists()
+    linked = home.with_name("linked")
+    linked.symlink_to(home)
+    done = agentbus(linked, "uninstall", **claude.variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{linked} is a symlink" in done.stderr
+    assert os.path.exists(home / "bus.db")

@@ -1,0 +1,387 @@
+"""The life of a session in this process: heartbeats, coming back, fallback, a busy database."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import apsw
+import pytest
+
+from agentbus.core import database, process
+from agentbus.core.bus import Bus, Sent, retry_while_busy
+from agentbus.core.config import prepare_home
+from agentbus.core.drain import Pace
+from agentbus.core.errors import BrokenSetup, Busy
+from agentbus.core.process import Process
+from agentbus.core.session import Checkpoints, Session
+from agentbus.core.store import SILENT_MS, Store
+from agentbus.triggers.file_watch import FileWatchTrigger
+from agentbus.triggers.poll import PollTrigger
+from agentbus.triggers.socket import SocketTrigger
+from tests.support.helpers import FakeClock, FakeDelivery, FakeTrigger, arrival
+
+pytestmark = pytest.mark.anyio
+
+HOUR_MS = 3_600_000
+
+
+class World:
+    """A bus on a real file with a clock and a trigger of ours; its sessions live in this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = FakeClock()
+        self.trigger = FakeTrigger()
+        self.triggers = {"fake": self.trigger, "poll": PollTrigger(poll_ms=10)}
+        self.checkpoints = Checkpoints(path)
+        self.store = Store(path, busy_ms=0, on_wal=self.checkpoints)
+        self.bus = Bus(self.store, self.triggers, max_bytes=1_000, clock=self.clock)
+        self.said: list[str] = []
+
+    def session(self, name: str, delivery: FakeDelivery, **options) -> Session:
+        return Session(
+            self.bus,
+            options.pop("arrival", None) or arrival(name),
+            triggers=options.pop("triggers", [self.trigger]),
+            delivery=delivery,
+            checkpoints=self.checkpoints,
+            say=self.said.append,
+            retention_hours=24,
+            # So slow a safety poll that no test passes by it.
+            pace=Pace(safety_s=600.0),
+            heartbeat_s=options.pop("heartbeat_s", 0.01),
+        )
+
+    @asynccontextmanager
+    async def running(self, name: str, **options) -> AsyncIterator[tuple[Session, FakeDelivery]]:
+        delivery = options.pop("delivery", None) or FakeDelivery()
+        session = self.session(name, delivery, **options)
+        await session.claim()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(session.run)
+            yield session, delivery
+            await session.stop()
+        session.close()
+
+
+@pytest.fixture
+def world(home: Path) -> Iterator[World]:
+    world = World(prepare_home(home))
+    yield world
+    world.store.close()
+
+
+async def until(condition) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.002)
+
+
+@pytest.mark.spec("PRES-3")
+async def test_a_heartbeat_says_that_the_peer_lives(world: World) -> None:
+    async with world.running("web") as (session, _):
+        world.clock.now += 40_000
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        world.clock.now += 40_000
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        assert session.peer.name == "web"
+    assert world.store.present() == []
+
+
+@pytest.mark.spec("PRES-3")
+async def test_a_session_that_was_taken_for_dead_comes_back_and_drains(world: World) -> None:
+    async with world.running("web", heartbeat_s=0.05) as (session, delivery):
+        before = session.peer
+        world.clock.now += SILENT_MS + 1
+        assert [peer.name for peer in world.store.reap(now=world.clock.now)] == ["web"]
+        world.bus.send("alice", "web", "while away")
+        await until(lambda: [one.text for one in delivery.handed] == ["while away"])
+        assert (session.peer.session, session.peer.endpoint) == (before.session, before.endpoint)
+        assert world.said == []
+
+
+@pytest.mark.spec("PRES-3", "NAME-4")
+async def test_a_session_that_comes_back_to_a_taken_name_says_so(world: World) -> None:
+    async with world.running("web", heartbeat_s=0.2) as (session, _):
+        world.clock.now += SILENT_MS + 1
+        other = arrival("web", host=Process(1, "another"))
+        assert world.bus.claim(other, str, join_crowd=True) is not None
+        await until(lambda: session.peer.name == "web-2")
+        assert world.said == ['was away; "web" is taken by now, the name is "web-2"']
+
+
+@pytest.mark.spec("STATE-4")
+async def test_heartbeats_prune_what_was_delivered_a_day_ago(world: World) -> None:
+    async with world.running("web") as (_, delivery):
+        world.bus.send("alice", "web", "old news")
+        world.bus.send("alice", "nobody", "waits")
+        await until(lambda: len(delivery.handed) == 1)
+        count = "SELECT count(*) FROM messages"
+        world.clock.now += 23 * HOUR_MS
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        assert world.store._read(count) == [(2,)]
+        world.clock.now += 2 * HOUR_MS
+        await until(lambda: world.store._read(count) == [(1,)])
+        assert world.store.queries.waiting() == {"nobody": 1}
+
+
+@pytest.mark.spec("WAKE-5")
+async def test_a_trigger_that_cannot_be_armed_is_replaced_and_that_is_said(world: World) -> None:
+    class Broken(FakeTrigger):
+        @asynccontextmanager
+        async def arm(self, endpoint: str):
+            raise BrokenSetup("no sockets here")
+            yield
+
+    async with world.running("web", triggers=[Broken(), world.triggers["poll"]]) as (session, delivery):
+        assert world.said == ["trigger fake cannot be used (no sockets here); trying poll"]
+        assert session.peer.trigger == world.store.present()[0].trigger == "poll"
+        assert world.bus.send("alice", "web", "x").is_online
+        await until(lambda: len(delivery.handed) == 1)
+    alone = world.session("web", FakeDelivery(), triggers=[Broken()])
+    await alone.claim()
+    with pytest.raises(BrokenSetup, match="no sockets here"):
+        await alone.run()
+
+
+@pytest.mark.spec("STORE-4", "SEND-2")
+async def test_a_locked_database_delays_sends_in_order_and_stalls_nothing(world: World) -> None:
+    async with world.running("web", heartbeat_s=0.05) as (session, delivery):
+        locked, free = threading.Event(), threading.Event()
+
+        def lock() -> None:
+            connection = apsw.Connection(str(world.path))
+            connection.execute("BEGIN IMMEDIATE")
+            locked.set()
+            free.wait(10)
+            connection.execute("ROLLBACK")
+            connection.close()
+
+        locker = threading.Thread(target=lock)
+        locker.start()
+        locked.wait(10)
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(session.send, "web", f"{number}")
+            ticks = 0
+            with anyio.move_on_after(0.3):
+                while True:
+                    await anyio.sleep(0.001)
+                    ticks += 1
+            assert ticks > 20, "the event loop stood still"
+            assert delivery.handed == []
+            free.set()
+        locker.join()
+        await until(lambda: [one.text for one in delivery.handed] == [f"{number}" for number in range(20)])
+
+
+@pytest.mark.spec("STORE-4")
+@pytest.mark.spec("SEND-2")
+async def test_a_send_does_not_overtake_one_that_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_busy = True
+    send = world.bus.send
+
+    def busy_for_the_first(sender: str, to: object, text: object, **options) -> Sent:
+        if text == "first" and is_busy:
+            raise Busy
+        return send(sender, to, text, **options)
+
+    monkeypatch.setattr(world.bus, "send", busy_for_the_first)
+    ids: dict[str, int] = {}
+    async with world.running("alice") as (alice, _), anyio.create_task_group() as tasks:
+
+        async def post(text: str) -> None:
+            ids[text] = (await alice.send("later", text)).id
+
+        tasks.start_soon(post, "first")
+        await anyio.sleep(0.005)
+        tasks.start_soon(post, "second")
+        await anyio.sleep(0.005)
+        with pytest.raises(Busy):
+            alice.send_now("later", "third")
+        with pytest.raises(Busy):
+            alice.broadcast_now("third")
+        assert ids == {}
+        is_busy = False
+        await until(lambda: len(ids) == 2)
+    assert ids["first"] < ids["second"]
+
+
+async def test_patience_ends() -> None:
+    calls = 0
+
+    def never() -> None:
+        nonlocal calls
+        calls += 1
+        raise Busy
+
+    with pytest.raises(Busy):
+        await retry_while_busy(never, patience_s=0.05)
+    assert calls > 2
+
+
+@pytest.mark.spec("STORE-5")
+async def test_a_session_merges_the_wal_by_itself(world: World) -> None:
+    async with world.running("web"):
+        empty = world.path.stat().st_size
+        for _ in range(400):
+            world.bus.send("alice", "nobody", "x" * 900)
+        assert world.path.with_name("bus.db-wal").stat().st_size > database.CHECKPOINT_PAGES * 4_096
+        await until(lambda: world.path.stat().st_size > empty)
+
+
+@pytest.mark.spec("NAME-7")
+async def test_a_successor_waits_for_a_predecessor_that_is_leaving(world: World) -> None:
+    old, new = world.session("web", FakeDelivery()), world.session("web", FakeDelivery())
+    await old.claim()
+
+    async def leave_soon() -> None:
+        await anyio.sleep(0.05)
+        old.close()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leave_soon)
+        await new.claim()
+    assert (new.peer.session, new.peer.name) == (old.peer.session, "web")
+    assert new.wished_holder is None
+
+
+@pytest.mark.spec("NAME-7", "NAME-4")
+async def test_a_predecessor_that_stays_is_a_neighbour(world: World) -> None:
+    first, second = world.session("web", FakeDelivery()), world.session("web", FakeDelivery())
+    await first.claim()
+    await second.claim()
+    assert (second.peer.name, second.wished_holder) == ("web-2", first.peer)
+    assert second.peer.session != first.peer.session
+
+
+@pytest.mark.spec("SEND-5", "PRES-2")
+async def test_a_send_to_a_dead_peer_reaps_it_and_clears_what_it_left(world: World) -> None:
+    dead = arrival("web", process=Process(2**22 + 1, "0"))
+    claimed = world.store.claim(dead, now=world.clock.now, endpoint=str, join_crowd=True)
+    assert claimed is not None
+    world.trigger.dead.add(claimed[0].endpoint)
+    sent = world.bus.send("alice", "web", "x")
+    assert (sent.is_online, sent.is_known) == (False, True)
+    assert world.store.present() == []
+    assert world.trigger.dead == set()
+
+
+async def test_a_live_peer_that_cannot_be_woken_is_still_online(world: World) -> None:
+    session = world.session("web", FakeDelivery())
+    await session.claim()  # present, and not armed yet: what a sender meets between the two
+    assert world.bus.send("alice", "web", "x").is_online
+    assert [peer.name for peer in world.store.present()] == ["web"]
+
+
+@pytest.mark.spec("WAKE-6", "WAKE-7")
+@pytest.mark.parametrize("what", ["the file", "the folder"])
+@pytest.mark.parametrize("make", [SocketTrigger, FileWatchTrigger])
+async def test_what_senders_look_for_and_was_removed_is_there_again(world: World, make: type, what: str) -> None:
+    trigger = make(world.path.parent)
+    world.triggers[trigger.name] = trigger
+    async with world.running("web", triggers=[trigger], arrival=arrival("web", trigger=trigger.name)) as (
+        session,
+        delivery,
+    ):
+        folder = world.path.parent / ("wake" if trigger.name == "file-watch" else "sock")
+        for number in range(1, 4):
+            (file,) = folder.iterdir()
+            file.unlink()
+            if what == "the folder":
+                folder.rmdir()
+            await until(lambda number=number: len(world.said) == number)
+            assert list(folder.iterdir()) == [file]
+            world.bus.send("alice", "web", f"{number}")
+            await until(lambda number=number: len(delivery.handed) == number)
+        assert set(world.said) == {"what senders wake this session by was removed, and is there again"}
+        assert (session.peer.trigger, session.peer.endpoint) == (trigger.name, file.name)
+    assert list(folder.iterdir()) == []
+    trigger.close()
+
+
+@pytest.mark.spec("STORE-6")
+@pytest.mark.parametrize("what", ["deleted", "replaced", "the whole home"])
+async def test_a_database_that_is_gone_is_noticed_and_the_new_one_joined(world: World, what: str) -> None:
+    """Fault 9 of the system that was measured: two halves of a bus that never meet."""
+    async with world.running("web") as (session, delivery), world.running("api") as (other, received):
+        await session.rename("shop")
+        await session.send("api", "before")
+        await until(lambda: len(received.handed) == 1)
+        if what == "the whole home":
+            shutil.rmtree(world.path.parent)
+        else:
+            for file in world.path.parent.glob("bus.db*"):
+                file.unlink()
+        if what == "replaced":
+            Store(world.path, busy_ms=1_000).close()
+        await session.send("api", "after")  # not into the file that nobody sees any more
+        await until(lambda: [one.text for one in received.handed] == ["before", "after"])
+        await until(lambda: len(world.said) == 1)
+        assert "was deleted or replaced: joined the new one; what was unread in the old one is gone" in world.said[0]
+        assert {peer.name for peer in await other.peers()} == {"shop", "api"}
+        assert delivery.handed == []
+
+
+@pytest.mark.spec("STORE-6", "DRAIN-2")
+async def test_ids_of_a_lost_database_are_not_taken_for_those_of_the_new_one(world: World) -> None:
+    async with world.running("web", delivery=FakeDelivery(holds=True)) as (session, delivery):
+        world.bus.send("alice", "web", "old 1")
+        await until(lambda: len(delivery.handed) == 1)  # out, and not taken
+        for file in world.path.parent.glob("bus.db*"):
+            file.unlink()
+        await session.send("web", "new 1")  # under the id that the old one had
+        world.bus.send("alice", "web", "new 2")
+        await until(lambda: len(delivery.handed) == 3)
+        assert world.store.queries.waiting() == {"web": 2}
+        delivery.take()
+        await until(lambda: world.store.queries.waiting() == {})
+        assert [one.text for one in delivery.handed] == ["old 1", "new 1", "new 2"]
+
+
+@pytest.mark.spec("LIFE-2")
+async def test_a_session_whose_host_is_gone_is_an_orphan(world: World) -> None:
+    host = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = process.look_up(host.pid)
+    assert found is not None
+    async with world.running("web", arrival=arrival("web", host=found)) as (session, _):
+        await anyio.sleep(0.05)
+        assert not session.orphaned.is_set()
+        host.communicate(b"\n")
+        with anyio.fail_after(10):
+            await session.orphaned.wait()
+
+
+async def test_a_clock_that_goes_back_harms_nobody(world: World) -> None:
+    async with world.running("web") as (_, delivery):
+        world.clock.now -= 365 * 24 * HOUR_MS
+        await until(lambda: world.store.present()[0].last_seen == world.clock.now)
+        world.bus.send("alice", "web", "earlier than before")
+        await until(lambda: len(delivery.handed) == 1)
+        assert world.store.reap(now=world.clock.now) == []
+
+
+@pytest.mark.spec("DRAIN-6", "ERR-1")
+async def test_trouble_with_the_database_is_said_once_and_outlived(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.running("web", heartbeat_s=600) as (_, delivery):
+
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise BrokenSetup("the disk is on fire")
+
+        monkeypatch.setattr(world.store, "mark_delivered", fail)
+        world.bus.send("alice", "web", "x")
+        await until(lambda: len(delivery.handed) == 1)
+        await anyio.sleep(0.05)
+        assert world.said == ["the disk is on fire"]
+        monkeypatch.undo()
+        await until(lambda: world.store.queries.waiting() == {})
+        assert len(delivery.handed) == 1

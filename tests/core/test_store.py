@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agentbus.core.bus import Bus
+from agentbus.core.config import prepare_home
+from agentbus.core.errors import MailboxFull, Refused
+from agentbus.core.model import Peer
+from agentbus.core.process import Process, current
+from agentbus.core.store import SILENT_MS, Store
+from tests.support.helpers import arrival
+
+DEAD = Process(2**22 + 1, "0")
+HOST_2 = Process(1, "another host")
+
+
+class Bench:
+    """A store on a real file, and which processes live."""
+
+    def __init__(self, path: Path) -> None:
+        self.dead: set[Process] = set()
+        self.store = Store(path, busy_ms=1_000, alive=lambda process: process not in self.dead, max_pending=5)
+
+    def claim(self, name: str, *, now: int = 0, crowd: bool = True, again: Peer | None = None, **changes) -> Peer:
+        claimed = self.store.claim(
+            arrival(name, **changes), now=now, endpoint=lambda session: session + ".x", join_crowd=crowd, again=again
+        )
+        assert claimed is not None
+        return claimed[0]
+
+    def pending(self, peer: Peer) -> list[str]:
+        return [one.text for one in self.store.pending(peer.session, peer.process.pid, 100)]
+
+
+@pytest.fixture
+def bench(home: Path) -> Iterator[Bench]:
+    bench = Bench(prepare_home(home))
+    yield bench
+    bench.store.close()
+
+
+@pytest.mark.spec("SEND-1", "SEND-2", "BODY-2")
+def test_a_message_waits_under_a_growing_id_and_reads_back_unchanged(bench: Bench) -> None:
+    bodies = ["x", "\u202e\x1b\r\n</channel>", "日本" * 1_000]
+    ids = [bench.store.send("alice", "bob", body, now=5, reply_to=None)[0] for body in bodies]
+    assert ids == sorted(set(ids))
+    bob = bench.claim("bob")
+    found = bench.store.pending(bob.session, bob.process.pid, 100)
+    assert [(one.id, one.text) for one in found] == list(zip(ids, bodies, strict=True))
+    assert {(one.sender, one.recipient, one.sent_at, one.reply_to) for one in found} == {("alice", "bob", 5, None)}
+
+
+@pytest.mark.spec("SEND-2", "STATE-4")
+def test_a_pruned_id_is_never_used_again(bench: Bench) -> None:
+    first, _ = bench.store.send("alice", "bob", "old", now=0)
+    bench.store.mark_delivered([first], session="s", carrier="c", now=10)
+    assert bench.store.prune(10, 100) == 0
+    assert bench.store.prune(11, 100) == 1
+    second, _ = bench.store.send("alice", "bob", "new", now=0)
+    assert second > first
+
+
+@pytest.mark.spec("STATE-4")
+def test_pending_messages_are_never_pruned(bench: Bench) -> None:
+    bench.store.send("alice", "bob", "waits", now=0)
+    assert bench.store.prune(2**60, 100) == 0
+    assert bench.store.queries.waiting() == {"bob": 1}
+
+
+@pytest.mark.spec("STATE-1", "STATE-2")
+def test_a_mark_changes_only_pending_messages(bench: Bench) -> None:
+    row_id, _ = bench.store.send("alice", "bob", "x", now=0)
+    bench.store.mark_delivered([row_id], session="first", carrier="channel", now=10)
+    bench.store.mark_delivered([row_id, 999], session="second", carrier="pull", now=20)
+    rows = bench.store._read("SELECT delivered_at, carrier, delivered_to, read_at FROM messages")
+    assert rows == [(10, "channel", "first", None)]
+
+
+@pytest.mark.spec("SEND-3")
+def test_a_full_mailbox_refuses_one_more_and_takes_again_when_drained(bench: Bench) -> None:
+    ids = [bench.store.send("alice", "bob", "x", now=0)[0] for _ in range(5)]
+    with pytest.raises(MailboxFull, match='mailbox "bob" is full, 5 messages are pending'):
+        bench.store.send("alice", "bob", "x", now=0)
+    assert bench.store.queries.waiting() == {"bob": 5}
+    bench.store.mark_delivered(ids[:1], session="s", carrier="c", now=0)
+    bench.store.send("alice", "bob", "x", now=0)
+
+
+@pytest.mark.spec("SEND-4")
+def test_a_broadcast_reaches_all_or_nobody(bench: Bench) -> None:
+    for name in ("a", "b", "c"):
+        bench.claim(name)
+    assert [peer.name for _, peer in bench.store.broadcast("a", "x", now=0)] == ["b", "c"]
+    for _ in range(4):
+        bench.store.send("a", "c", "x", now=0)
+    with pytest.raises(MailboxFull):
+        bench.store.broadcast("a", "x", now=0)
+    assert bench.store.queries.waiting() == {"b": 1, "c": 5}
+
+
+@pytest.mark.spec("NAME-4")
+def test_a_name_in_use_gets_a_number_and_its_holder_is_told_of(bench: Bench) -> None:
+    first = bench.claim("web")
+    claimed = bench.store.claim(arrival("web"), now=0, endpoint=str, join_crowd=True)
+    assert claimed is not None
+    assert (claimed[0].name, claimed[1]) == ("web-2", first)
+    assert bench.claim("web").name == "web-3"
+    assert len({peer.session for peer in bench.store.present()}) == 3
+
+
+@pytest.mark.spec("NAME-7")
+def test_the_same_host_and_launch_name_is_the_same_session(bench: Bench) -> None:
+    old = bench.claim("web")
+    bench.store.rename(old.session, old.process.pid, "shop")
+    bench.store.leave(old.session, old.process.pid, now=5)
+    new = bench.claim("web", process=Process(7, "later"))
+    assert (new.session, new.name, new.endpoint) == (old.session, "shop", old.endpoint)
+    row_id, address = bench.store.send("alice", "web", "to the alias", now=0)
+    assert row_id
+    assert address.mailbox == "shop"
+
+
+@pytest.mark.spec("NAME-7")
+def test_a_predecessor_that_runs_is_not_taken_over(bench: Bench) -> None:
+    old = bench.claim("web", host=HOST_2)
+    later = {"host": HOST_2, "process": Process(7, "later")}
+    assert bench.store.claim(arrival("web", **later), now=0, endpoint=str, join_crowd=False) is None
+    assert bench.store.present() == [old]
+    bench.dead.add(old.process)
+    assert bench.claim("web", crowd=False, **later).session == old.session
+
+
+@pytest.mark.spec("NAME-7")
+def test_another_host_or_launch_name_is_another_session(bench: Bench) -> None:
+    old = bench.claim("web")
+    bench.store.leave(old.session, old.process.pid, now=5)
+    assert bench.claim("web", host=HOST_2).session != old.session
+    assert bench.claim("api").session != old.session
+
+
+@pytest.mark.spec("NAME-5")
+def test_a_rename_moves_what_is_pending_and_leaves_an_alias(bench: Bench) -> None:
+    web = bench.claim("web")
+    bench.store.send("alice", "web", "before", now=0)
+    bench.store.send("alice", "shop", "was waiting there", now=0)
+    assert bench.store.rename(web.session, web.process.pid, "shop") == "web"
+    bench.store.send("alice", "web", "to the old name", now=0)
+    bench.store.send("alice", "shop", "to the new name", now=0)
+    assert bench.pending(web) == ["before", "was waiting there", "to the old name", "to the new name"]
+
+
+@pytest.mark.spec("NAME-5")
+def test_a_rename_to_a_name_in_use_is_refused_and_changes_nothing(bench: Bench) -> None:
+    web = bench.claim("web")
+    bench.claim("api", cwd="/src/api")
+    with pytest.raises(Refused, match=r'the name "api" is held by the session in /src/api \(process \d+\)'):
+        bench.store.rename(web.session, web.process.pid, "api")
+    assert [peer.name for peer in bench.store.present()] == ["api", "web"]
+
+
+@pytest.mark.spec("NAME-6")
+def test_whoever_claims_a_name_ends_the_alias(bench: Bench) -> None:
+    web = bench.claim("web")
+    bench.store.rename(web.session, web.process.pid, "shop")
+    newcomer = bench.claim("web", host=HOST_2)
+    assert newcomer.name == "web"
+    bench.store.send("alice", "web", "for the newcomer", now=0)
+    assert (bench.pending(newcomer), bench.pending(web)) == (["for the newcomer"], [])
+    bench.store.leave(newcomer.session, newcomer.process.pid, now=1)
+    assert bench.store.send("alice", "web", "the newcomer's, gone or not", now=0)[1].mailbox == "web"
+
+
+@pytest.mark.spec("NAME-6")
+def test_renaming_back_and_forth_leaves_no_loop(bench: Bench) -> None:
+    web = bench.claim("web")
+    for name in ("shop", "web", "shop", "web"):
+        bench.store.rename(web.session, web.process.pid, name)
+    bench.store.send("alice", "shop", "1", now=0)
+    bench.store.send("alice", "web", "2", now=0)
+    assert bench.pending(web) == ["1", "2"]
+
+
+@pytest.mark.spec("NAME-6")
+def test_an_alias_lives_while_the_host_does(bench: Bench) -> None:
+    web = bench.claim("web", host=HOST_2)
+    bench.store.rename(web.session, web.process.pid, "shop")
+    bench.store.leave(web.session, web.process.pid, now=5)
+    assert bench.store.send("alice", "web", "x", now=0)[1].mailbox == "shop"
+    bench.dead.add(HOST_2)
+    assert bench.store.send("alice", "web", "x", now=0)[1].mailbox == "web"
+    bench.store.reap(now=10)
+    assert bench.store._read("SELECT count(*) FROM aliases") == [(0,)]
+    assert bench.store._read("SELECT count(*) FROM peers") == [(0,)]
+
+
+@pytest.mark.spec("PRES-2")
+def test_the_dead_are_reaped_and_keep_their_mail(bench: Bench) -> None:
+    web = bench.claim("web", process=DEAD)
+    bench.claim("api")
+    bench.store.send("alice", "web", "x", now=0)
+    assert bench.store.reap(now=1) == []
+    bench.dead.add(DEAD)
+    assert [peer.name for peer in bench.store.reap(now=1)] == ["web"]
+    assert [peer.name for peer in bench.store.present()] == ["api"]
+    assert bench.store.queries.waiting() == {"web": 1}
+    assert bench.pending(web) == []
+
+
+@pytest.mark.spec("PRES-3", "DRAIN-1")
+def test_the_silent_are_reaped_drain_nothing_and_come_back(bench: Bench) -> None:
+    web = bench.claim("web")
+    assert bench.store.heartbeat(web.session, web.process.pid, now=1_000)
+    assert bench.store.reap(now=1_000 + SILENT_MS) == []
+    assert [peer.name for peer in bench.store.reap(now=1_001 + SILENT_MS)] == ["web"]
+    bench.store.send("alice", "web", "x", now=0)
+    assert bench.pending(web) == []
+    assert not bench.store.heartbeat(web.session, web.process.pid, now=2_000)
+    back = bench.claim("web", now=60_000, again=web)
+    assert (back.session, back.name) == (web.session, "web")
+    assert bench.pending(back) == ["x"]
+
+
+@pytest.mark.spec("PRES-3")
+def test_who_comes_back_to_a_taken_name_gets_a_number(bench: Bench) -> None:
+    web = bench.claim("web")
+    bench.store.reap(now=SILENT_MS + 1)
+    newcomer = bench.claim("web", host=HOST_2, now=SILENT_MS + 2)
+    back = bench.claim("web", now=SILENT_MS + 3, again=web)
+    assert (newcomer.name, back.name, back.session) == ("web", "web-2", web.session)
+
+
+def test_coming_back_takes_nobody_elses_session(bench: Bench) -> None:
+    first = bench.claim("web")
+    second = bench.claim("web", process=Process(8, "x"))
+    bench.store.leave(second.session, 8, now=1)
+    bench.store.leave(first.session, first.process.pid, now=1)
+    assert bench.claim("web", again=second).session == second.session
+    unseen = replace(second, session="unseen", name="kept")
+    back = bench.claim("web", again=unseen)
+    assert (back.session, back.name) == ("unseen", "kept")
+
+
+def test_a_session_of_the_nearest_ancestor(bench: Bench) -> None:
+    bench.claim("web", host=HOST_2)
+    bench.claim("api", host=current())
+    bus = Bus(bench.store, {}, max_bytes=100)
+    assert bus.sender_among([DEAD, HOST_2, current()]) == "web"
+    assert bus.sender_among([current(), HOST_2]) == "api"
+    assert bus.sender_among([DEAD]) is None
+    bench.claim("third", host=HOST_2)
+    assert bus.sender_among([HOST_2, current()]) is None, "who of two runs the command is not known"
+
+
+def test_two_connections_see_the_same_bus(bench: Bench) -> None:
+    other = Store(bench.store.path, busy_ms=1_000)
+    try:
+        bob = bench.claim("bob")
+        other.send("alice", "bob", "x", now=0)
+        assert bench.pending(bob) == ["x"]
+    finally:
+        other.close()

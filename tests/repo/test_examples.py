@@ -1,0 +1,114 @@
+"""What lies in examples/ works as it says: a real git hook, a real job, the plugin's manifest, the pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from agentbus import __version__, registry
+from tests.support.helpers import PATIENCE_S, agentbus, clean_env, until
+
+pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def on_path(home: Path, **variables: str) -> dict[str, str]:
+    """An environment with this agentbus on PATH, and git with nothing of whoever runs the tests."""
+    folder = Path(sys.executable).parent
+    git = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(home.parent)}
+    who = {f"GIT_{role}_{what}": "x@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return clean_env(home, PATH=f"{folder}:{os.environ['PATH']}", **git, **who, **variables)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not on PATH")
+def test_the_git_hook_tells_a_session_of_each_commit(home: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "shop"
+    repository.mkdir()
+    env = on_path(home)
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=repository, env=env, check=True, capture_output=True)
+
+    git("init", "-q")
+    shutil.copy(EXAMPLES / "git-hook" / "post-commit", repository / ".git" / "hooks" / "post-commit")
+    git("commit", "--allow-empty", "-m", "nobody is told")
+    git("config", "agentbus.tell", "backend")
+    (repository / "a.txt").write_text("x")
+    git("add", "a.txt")
+    git("commit", "-m", "add a")
+    (row,) = [json.loads(line) for line in agentbus(home, "inbox", "backend", "--json").stdout.splitlines()]
+    assert row["from"] == "git-shop"
+    assert re.fullmatch(r"commit \w+ on .* by x@example.com: add a\nA\ta.txt", row["text"])
+    # A bus that cannot be used fails no commit.
+    home.chmod(0o777)
+    git("commit", "--allow-empty", "-m", "still works")
+
+
+def test_a_job_asks_a_session_and_prints_its_answer(home: Path, tmp_path: Path) -> None:
+    script = EXAMPLES / "ci" / "ask-a-session.sh"
+    passed = subprocess.run([script, "backend", "true"], env=on_path(home), capture_output=True, text=True, timeout=60)
+    assert (passed.returncode, passed.stderr) == (0, "")
+    with subprocess.Popen(
+        [script, "backend", "sh", "-c", "echo broken test; exit 3"],
+        env=on_path(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        rows = until(lambda: [r for r in _inbox(home) if r["text"].startswith("failed")], "the job's question")
+        assert "exit code 3" in rows[0]["text"]
+        assert rows[0]["text"].endswith("broken test")
+        agentbus(home, "send", rows[0]["from"], "a flaky test, run it again", "--from", "backend")
+        out, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == 3, "that of the command"
+    assert out.endswith("backend answered: a flaky test, run it again\n")
+    late = subprocess.run(
+        [script, "backend", "false"], env=on_path(home, ANSWER_S="0"), capture_output=True, text=True, timeout=60
+    )
+    assert late.returncode == 1
+    assert "no answer yet; it will wait in the mailbox: agentbus inbox ci-" in late.stdout
+
+
+def _inbox(home: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in agentbus(home, "inbox", "backend", "--json").stdout.splitlines()]
+
+
+def test_the_plugin_runs_the_same_server_as_the_module() -> None:
+    folder = EXAMPLES / "claude-plugin"
+    plugin = json.loads((folder / ".claude-plugin" / "plugin.json").read_text())
+    assert (plugin["name"], plugin["version"]) == ("agentbus", __version__)
+    module = registry.manifest("claude-mcp")
+    entry = json.loads((folder / ".mcp.json").read_text())["mcpServers"][module.server_name]
+    assert (entry["command"], tuple(entry["args"]), entry["alwaysLoad"]) == ("agentbus", module.serve, True)
+    assert plugin["channels"] == [{"server": module.server_name}]
+
+
+@pytest.mark.skipif(shutil.which("claude") is None, reason="claude is not on PATH")
+def test_claude_itself_accepts_the_plugin(tmp_path: Path) -> None:
+    env = {**clean_env(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["claude", "plugin", "validate", str(EXAMPLES / "claude-plugin")],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "watch"])
+def test_the_pictures_are_whole_and_load_nothing(name: str) -> None:
+    text = (EXAMPLES / f"{name}.svg").read_text(encoding="utf-8")
+    words = "".join(ElementTree.fromstring(text).itertext()).replace("\xa0", " ")
+    assert f"$ agentbus {name}" in words
+    assert not re.findall(r"url\((?!#)|https?://(?!www\.w3\.org/)", text)
