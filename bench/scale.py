@@ -28,7 +28,7 @@ from agentbus.core.store import MAX_PENDING
 from bench.member import Crew
 from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import EVENTS, Client, Contender, Field, contenders, fault, rivals
-from tests.support.helpers import clean_env
+from tests.support.command import clean_env
 
 BATCH_ROWS = 50_000
 # Old rows lie within the retention, or the first heartbeat would begin to prune them.

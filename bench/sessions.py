@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.report import Failed
-from tests.support.helpers import EVENT, PATIENCE_S, RawClient
+from tests.support.client import EVENT, RawClient
+from tests.support.command import PATIENCE_S
 
 __all__ = [
     "ANSWERS",

@@ -19,7 +19,7 @@ from typing import Annotated
 import apsw
 import typer
 
-from tests.support.helpers import INITIALIZE, RawClient
+from tests.support.client import INITIALIZE, RawClient
 
 ACCEPTED = re.compile(r"#(\d+)")
 

@@ -27,7 +27,8 @@ from agentbus.core.session import HEARTBEAT_S
 from bench.processes import cpu_ms, cpu_ticks, memory, wakeups
 from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import Client, Contender, Field, contenders, rivals, together
-from tests.support.helpers import INITIALIZE, clean_env
+from tests.support.client import INITIALIZE
+from tests.support.command import clean_env
 
 PHASES = ("initialize answered", "tools/list answered", "first tool call answered", "a call through the SDK answered")
 # Of the silence that is watched: short enough that a heartbeat is told from the rest.

@@ -111,7 +111,7 @@ def main() -> None:
     _around(Store, "send", b"called", b"committed", stamp)
     _around(Store, "pending", None, b"found", stamp)
     _trace_delivery(stamp)
-    registry.serve("claude-mcp", settings)
+    registry.serve("claude-mcp")
 
 
 class Trace:

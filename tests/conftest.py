@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentbus.core.store import Store
-from tests.support.helpers import RawClient, clients
+from tests.support.client import RawClient, clients
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 import agentbus
-from tests.support.helpers import PATIENCE_S, clean_env
-from tests.support.helpers import agentbus as command
+from tests.support.command import PATIENCE_S, clean_env
+from tests.support.command import agentbus as command
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 

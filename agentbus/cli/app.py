@@ -164,6 +164,7 @@ def history(
     ] = None,
     limit: Annotated[str, typer.Option(metavar="N", help="At most so many, the newest.")] = "50",
     as_json: _Json = False,
+    as_a2a: Annotated[bool, typer.Option("--a2a", help="One A2A Message per line, as JSON.")] = False,
 ) -> None:
     """Show past messages, whoever they were for. Delivered ones are kept for AGENTBUS_RETENTION_HOURS, 24 by default.
 
@@ -172,7 +173,7 @@ def history(
     from agentbus.cli import messages
 
     count = messages.parse_whole("--limit", limit)
-    messages.history(peer=peer, since=since, grep=grep, limit=count, as_json=as_json)
+    messages.history(peer=peer, since=since, grep=grep, limit=count, as_json=as_json, as_a2a=as_a2a)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from itertools import islice
 from rich.text import Text
 
 from agentbus.cli import common, output
+from agentbus.core import a2a
 from agentbus.core.bus import now_ms
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import MessageState, Status, normalise_name
@@ -91,14 +92,22 @@ def _heading(one: Status) -> Text:
     return text
 
 
-def history(*, peer: str | None, since: str | None, grep: str | None, limit: int, as_json: bool) -> None:
-    """Show the newest messages of all mailboxes, oldest of them first."""
+def history(
+    *, peer: str | None, since: str | None, grep: str | None, limit: int, as_json: bool, as_a2a: bool = False
+) -> None:
+    """Show the newest messages of all mailboxes, oldest of them first. Raises InvalidRequest."""
+    if as_json and as_a2a:
+        raise InvalidRequest("--json and --a2a are two forms of one thing", hint="choose one")
     name = None if peer is None else normalise_name(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):
         all_of_them = bus.store.queries.newest_first(peer=name, since=start)
         found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
+        if as_a2a:
+            for one in reversed(found):
+                output.json_line(a2a.to_a2a(one, thread=bus.store.queries.root(one.id)))
+            return
     if not as_json and not found:
         print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
     out = output.console()

@@ -79,6 +79,20 @@ class Queries:
                 return
             below = rows[-1][0]
 
+    def root(self, row_id: int) -> int:
+        """The message that began the thread of `row_id`: the first in the chain of those that are answered. [ENV-1]
+
+        As far as these are kept; `row_id` itself where it answers nothing.
+        """
+        # UNION and not UNION ALL: what answers something later, or itself, ends the chain and not this process.
+        rows = self._read(
+            "WITH RECURSIVE up(id) AS (VALUES (?) UNION"
+            " SELECT m.reply_to FROM up JOIN messages m USING (id) WHERE m.reply_to IS NOT NULL)"
+            " SELECT min(id) FROM up",
+            row_id,
+        )
+        return int(rows[0][0])
+
     def counts(self) -> list[Counts]:
         """What each mailbox holds, by name. Reads every row: 0.1 s for some 100,000."""
         rows = self._read(

@@ -22,7 +22,7 @@ from agentbus.core.errors import DeliveryClosed
 from agentbus.core.ports import Delivery, Receipt
 from agentbus.core.process import current
 from agentbus.member import _HandOver
-from tests.support.helpers import FakeDelivery, envelope
+from tests.support.fakes import FakeDelivery, envelope
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
 
 pytestmark = pytest.mark.anyio

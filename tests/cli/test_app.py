@@ -15,7 +15,8 @@ import pytest
 
 import agentbus as package
 from agentbus.cli import app
-from tests.support.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
+from tests.support.client import RawClient
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

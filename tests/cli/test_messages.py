@@ -16,10 +16,12 @@ import pytest
 
 from agentbus.cli import output
 from agentbus.cli.messages import parse_since
+from agentbus.core.a2a import from_a2a
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import MessageState
 from agentbus.core.store import Store
-from tests.support.helpers import PATIENCE_S, FakeClock, agentbus, clean_env
+from tests.support.command import PATIENCE_S, agentbus, clean_env
+from tests.support.fakes import FakeClock
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
@@ -234,3 +236,26 @@ def test_looking_reads_only(home: Path) -> None:
         assert agentbus(home, *arguments).returncode == 0
     assert connection.execute("PRAGMA data_version").fetchone() == before
     connection.close()
+
+
+@pytest.mark.spec("ENV-1", "ENV-3")
+def test_history_in_the_form_of_a2a(home: Path) -> None:
+    agentbus(home, "send", "bob", "which port?", "--from", "alice")
+    store = Store(home / "bus.db", busy_ms=1_000)
+    store.send("bob", "alice", "8080", now=1_700_000_000_000, reply_to=1)
+    store.send("alice", "bob", "thanks", now=1_700_000_000_001, reply_to=2)
+    store.send("carol", "carol", "mine", now=1_700_000_000_002, reply_to=4)  # answers itself
+    store.close()
+    done = agentbus(home, "history", "--a2a")
+    assert (done.returncode, done.stderr) == (0, "")
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["messageId"] for one in messages] == ["1", "2", "3", "4"]
+    assert [one["contextId"] for one in messages] == ["1", "1", "1", "4"]
+    assert [one.get("referenceTaskIds") for one in messages] == [None, ["1"], ["2"], ["4"]]
+    kept = [json.loads(line) for line in agentbus(home, "history", "--json").stdout.splitlines()]
+    envelopes = [from_a2a(one, max_bytes=65_536) for one in messages]
+    assert [(one.id, one.sender, one.recipient, one.text, one.reply_to) for one in envelopes] == [
+        (row["id"], row["from"], row["to"], row["text"], row["reply_to"]) for row in kept
+    ]
+    both = agentbus(home, "history", "--a2a", "--json")
+    assert (both.returncode, both.stdout) == (2, "")

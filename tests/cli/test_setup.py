@@ -1,4 +1,4 @@
-"""install, list, launch, uninstall as a person types them; what is registered, and how: see adapters/claude_mcp/test_registration.py."""
+"""install, list, launch, uninstall as a person types them. See also adapters/claude_mcp/test_registration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from agentbus import registry
 from agentbus.cli import setup
-from tests.support.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path
+from tests.support.client import RawClient
+from tests.support.command import ClaudeOnPath, agentbus, claude_on_path
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

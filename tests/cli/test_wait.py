@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
+from tests.support.client import RawClient
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

@@ -28,7 +28,8 @@ from agentbus.core.model import Arrival
 from agentbus.core.process import Process, current
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
-from tests.support.helpers import PATIENCE_S, RawClient, agentbus, clean_env, until
+from tests.support.client import RawClient
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

@@ -13,7 +13,7 @@ from agentbus.core import database
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import BrokenSetup, Busy, TryAgain
 from agentbus.core.store import Store
-from tests.support.helpers import clean_env
+from tests.support.command import clean_env
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from agentbus.core import process
 from agentbus.core.process import Process
-from tests.support.helpers import until
+from tests.support.command import until
 
 
 @pytest.mark.spec("PRES-1")

@@ -16,7 +16,7 @@ from agentbus.core.errors import Busy
 from agentbus.core.model import Envelope
 from agentbus.core.pump import BATCH, Pump
 from agentbus.core.store import Store
-from tests.support.helpers import FakeDelivery, FakeWakes, arrival
+from tests.support.fakes import FakeDelivery, FakeWakes, arrival
 
 pytestmark = pytest.mark.anyio
 

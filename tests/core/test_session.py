@@ -25,7 +25,7 @@ from agentbus.core.store import SILENT_MS, Store
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger
-from tests.support.helpers import FakeClock, FakeDelivery, FakeTrigger, arrival
+from tests.support.fakes import FakeClock, FakeDelivery, FakeTrigger, arrival
 
 pytestmark = pytest.mark.anyio
 

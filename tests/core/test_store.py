@@ -12,7 +12,7 @@ from agentbus.core.errors import MailboxFull, Refused
 from agentbus.core.model import Peer
 from agentbus.core.process import Process, current
 from agentbus.core.store import SILENT_MS, Store
-from tests.support.helpers import arrival
+from tests.support.fakes import arrival
 
 DEAD = Process(2**22 + 1, "0")
 HOST_2 = Process(1, "another host")

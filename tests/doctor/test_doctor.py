@@ -24,7 +24,8 @@ from agentbus.core import config
 from agentbus.core.findings import Level
 from agentbus.doctor import environment
 from tests.e2e.test_reading import CLAUDE
-from tests.support.helpers import ClaudeOnPath, RawClient, agentbus, claude_on_path, clean_env, until
+from tests.support.client import RawClient
+from tests.support.command import ClaudeOnPath, agentbus, claude_on_path, clean_env, until
 
 pytestmark = pytest.mark.timeout(120)  # a loaded machine takes seconds for one process
 

@@ -20,7 +20,8 @@ from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import MAX_NAME_CHARS, check_body, fit_name, normalise_name, numbered_name
 from agentbus.core.store import Store
-from tests.support.helpers import RawClient, arrival, clients, envelope
+from tests.support.client import RawClient, clients
+from tests.support.fakes import arrival, envelope
 
 # A loaded machine takes its time; what is right does not depend on it.
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200, derandomize=True)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_sessions import present, rows, sockets
-from tests.support.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, tool_context, until
+from tests.support.client import INITIALIZE, RawClient
+from tests.support.command import PATIENCE_S, agentbus, until
+from tests.support.fakes import tool_context
 
 pytestmark = pytest.mark.timeout(90)  # several sessions start in each test, and a loaded machine takes seconds for one
 

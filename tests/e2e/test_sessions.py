@@ -17,7 +17,8 @@ import apsw
 import pytest
 
 from agentbus import registry
-from tests.support.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, clean_env, until
+from tests.support.client import INITIALIZE, RawClient
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 # Several sessions start in each test, and a loaded machine takes seconds for one.
 pytestmark = pytest.mark.timeout(90)
@@ -225,7 +226,7 @@ def test_a_killed_peer_that_watched_a_file_is_noticed_and_nothing_of_it_stays(st
 
 @pytest.mark.spec("WAKE-3")
 def test_a_home_too_long_for_a_socket_works(home: Path) -> None:
-    from tests.support.helpers import clients
+    from tests.support.client import clients
 
     deep = home / ("x" * 60) / ("y" * 60)
     with clients() as start_client:

@@ -25,7 +25,8 @@ from agentbus.core.pump import BATCH
 from agentbus.core.store import Store
 from agentbus.triggers.socket import SocketTrigger
 from tests.e2e.test_sessions import present, rows, sockets
-from tests.support.helpers import INITIALIZE, PATIENCE_S, RawClient, agentbus, clean_env, until
+from tests.support.client import INITIALIZE, RawClient
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(300)  # most of these repeat a fault many times
 
@@ -234,7 +235,7 @@ def test_a_push_that_waits_for_its_client_keeps_no_server_from_ending(
 @pytest.mark.spec("SEND-1")
 def test_what_a_killed_sender_was_told_is_sent_is_there_and_whole(home: Path) -> None:
     code = (
-        "import sys; from agentbus import config, registry\n"
+        "import sys; from agentbus import registry; from agentbus.core import config\n"
         "bus, _ = registry.open_bus(config.load(), busy_ms=10000)\n"
         "body = 'x' * 3000 + '!'\n"
         "while True: print(bus.send('alice', 'bob', body).id, flush=True)\n"

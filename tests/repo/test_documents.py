@@ -15,7 +15,7 @@ import typer.main
 from agentbus import registry
 from agentbus.cli import app
 from agentbus.core import errors
-from tests.support.helpers import PATIENCE_S, agentbus, clean_env, until
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

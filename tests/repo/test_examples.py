@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agentbus import __version__, registry
-from tests.support.helpers import PATIENCE_S, agentbus, clean_env, until
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

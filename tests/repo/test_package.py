@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentbus import __version__
-from tests.support.helpers import clean_env
+from tests.support.command import clean_env
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import agentbus as package
-from tests.support.helpers import agentbus, clean_env, until
+from tests.support.command import agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

@@ -1,4 +1,6 @@
-"""A session without the MCP SDK, which starts in a tenth of the time: `python -m tests.support.receiver NAME STEP COUNT`.
+"""A session without the MCP SDK, which starts in a tenth of the time.
+
+`python -m tests.support.receiver NAME STEP COUNT`
 
 The real mailbox, wake, pump and channel delivery on its stdout; it kills itself with SIGKILL when it comes to STEP for
 the COUNT-th time: read (before the push), write (in the middle of it), mark (between push and mark), or never.

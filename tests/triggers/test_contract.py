@@ -22,7 +22,8 @@ from agentbus.core.ports import Trigger, Wake
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger
-from tests.support.helpers import FakeTrigger, until
+from tests.support.command import until
+from tests.support.fakes import FakeTrigger
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ from agentbus.core.errors import BrokenSetup
 from agentbus.core.ports import Wake
 from agentbus.triggers import file_watch
 from agentbus.triggers.file_watch import FileWatchTrigger
-from tests.support.helpers import clean_env, until
+from tests.support.command import clean_env, until
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,6 @@
 """What must be answered before the MCP SDK sees it, so that the connection stays one that can carry channels.
 
-A first request of protocol revision 2026-07-28 would lock the SDK's server to that revision, and Claude Code does not
+A first request of protocol revision 2026-07-28 would lock the SDK's server to that revision, and clients do not
 take channel events from such a server. Pure: a line in, an answer or nothing out. Implements [MCP-1] to [MCP-3].
 """
 

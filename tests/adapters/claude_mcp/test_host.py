@@ -13,7 +13,7 @@ from agentbus.adapters.claude_mcp.host import choose, judge
 from agentbus.adapters.mcp.hosts import Mode
 from agentbus.core import process
 from agentbus.core.process import Process
-from tests.support.helpers import until
+from tests.support.command import until
 
 FLAG = "--dangerously-load-development-channels"
 

@@ -24,7 +24,9 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.process import Process, current
-from tests.support.helpers import RawClient, agentbus, envelope, until
+from tests.support.client import RawClient
+from tests.support.command import agentbus, until
+from tests.support.fakes import envelope
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]  # the rate of the inbox makes a burst last for seconds

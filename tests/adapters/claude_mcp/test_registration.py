@@ -18,7 +18,7 @@ from agentbus.core import adapter
 from agentbus.core.adapter import Standing
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Level
-from tests.support.helpers import ClaudeOnPath, agentbus, claude_on_path, until
+from tests.support.command import ClaudeOnPath, agentbus, claude_on_path, until
 
 pytestmark = pytest.mark.timeout(120)  # the real one takes half a second a call, on a machine of its own
 

@@ -22,7 +22,9 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.sdk import _Settling, serve_mcp
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import Busy
-from tests.support.helpers import INITIALIZE, RawClient, agentbus, tool_context, until
+from tests.support.client import INITIALIZE, RawClient
+from tests.support.command import agentbus, until
+from tests.support.fakes import tool_context
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

@@ -6,7 +6,7 @@ import pytest
 
 from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.core.errors import TryAgain
-from tests.support.helpers import RawClient
+from tests.support.client import RawClient
 
 
 class Clock:

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from tests.support.helpers import PATIENCE_S, clean_env
+from tests.support.command import PATIENCE_S, clean_env
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.helpers import RawClient, agentbus, until
+from tests.support.client import RawClient
+from tests.support.command import agentbus, until
 
 pytestmark = pytest.mark.timeout(90)
 

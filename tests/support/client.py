@@ -1,4 +1,4 @@
-"""What several test modules and the benchmarks need: a raw MCP client, fakes for the two ports, a clock."""
+"""A raw MCP client over real stdio."""
 
 from __future__ import annotations
 
@@ -9,25 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import anyio
-
-from agentbus.adapters.claude_mcp.server import PROFILE
-from agentbus.adapters.mcp.hosts import Choice, Mode
-from agentbus.adapters.mcp.rate_limit import RateLimit
-from agentbus.adapters.mcp.tools import ToolContext
-from agentbus.core import process
-from agentbus.core.errors import DeliveryClosed, DeliveryFailed
-from agentbus.core.model import Arrival, Envelope
-from agentbus.core.ports import Receipt, Settled, Wake
-
-# Reached only when something is broken; a loaded machine needs a fraction of it.
-PATIENCE_S = 40.0
+from tests.support.command import PATIENCE_S, clean_env
 
 EVENT = "notifications/claude/channel"
 INITIALIZE = {
@@ -36,91 +23,6 @@ INITIALIZE = {
     "clientInfo": {"name": "claude-code", "version": "2.1.330"},
 }
 DISCOVER_META = {"_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}}
-
-
-def clean_env(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of a child: ours without what steers agentbus or comes from an agent."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AGENTBUS_", "CLAUDE"))}
-    return {**kept, "AGENTBUS_HOME": str(home), **variables}
-
-
-def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
-    """Wait until `condition()` is true and return it."""
-    give_up_at = time.monotonic() + PATIENCE_S
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < give_up_at, f"{what} did not come true in {PATIENCE_S} s"
-        time.sleep(0.002)
-
-
-def agentbus(
-    home: Path, *arguments: str, stdin: str | bytes = b"", cwd: Path | None = None, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "agentbus", *arguments],
-        env=clean_env(home, **variables),
-        cwd=cwd,
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
-        capture_output=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
-    )
-
-
-@dataclass
-class ClaudeOnPath:
-    """A `claude` on a PATH of its own, with a home folder of its own: the stand-in, or the real one."""
-
-    home: Path
-    folder: Path
-    variables: dict[str, str]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What its file says."""
-        path = Path(self.variables.get("CLAUDE_CONFIG_DIR", self.home)) / ".claude.json"
-        return dict(json.loads(path.read_text()))
-
-    def entry(self) -> dict[str, Any] | None:
-        """Its entry for agentbus, at user scope."""
-        return self.state.get("mcpServers", {}).get("agentbus")
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
-        env = {**clean_env(self.home), **self.variables}
-        return subprocess.run(
-            ["claude", *arguments], env=env, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
-
-    def calls(self) -> list[list[str]]:
-        """The arguments of every call of the stand-in."""
-        log = Path(self.variables["STAND_IN_LOG"])
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def claude_on_path(root: Path, real: str | None = None) -> ClaudeOnPath:
-    """Put the stand-in, or the real `claude` at the path `real`, on a PATH of its own in `root`."""
-    for name in ("bin", "home", "work"):
-        root.joinpath(name).mkdir(parents=True)
-    claude = root / "bin" / "claude"
-    if real is None:
-        stand_in = Path(__file__).with_name("claude_stand_in.py")
-        claude.write_text(f"#!/bin/sh\nexec '{sys.executable}' -S '{stand_in}' \"$@\"\n")
-        claude.chmod(0o755)
-    else:
-        claude.symlink_to(os.path.realpath(real))
-    variables = {
-        "PATH": f"{root / 'bin'}:/usr/bin:/bin",
-        "HOME": str(root / "home"),
-        "STAND_IN_LOG": str(root / "calls"),
-    }
-    return ClaudeOnPath(root / "home", root / "work", variables)
 
 
 class RawClient:
@@ -337,161 +239,3 @@ def clients() -> Iterator[Callable[..., RawClient]]:
     finally:
         for client in started:
             client.end()
-
-
-def arrival(name: str = "alice", **changes: Any) -> Arrival:
-    """Somebody who wants to be a peer: this very process, unless told otherwise."""
-    here = process.current()
-    fields: dict[str, Any] = {
-        "host": here,
-        "launch_name": name,
-        "process": here,
-        "runtime": "test",
-        "cwd": "/somewhere",
-        "delivery": "fake",
-        "trigger": "fake",
-        **changes,
-    }
-    return Arrival(**fields)
-
-
-def tool_context(session: Any = None, *, limit: int = 0) -> ToolContext:
-    """What the tools of a session whose mail is pushed act for; no session by default."""
-    choice = Choice(host=process.current(), mode=Mode.PUSHED, delivery="channel", reason="a test")
-    return ToolContext(
-        runtime="claude-mcp",
-        server_name="agentbus",
-        profile=PROFILE,
-        choice=choice,
-        session=session,
-        rate_limit=RateLimit(limit),
-    )
-
-
-def envelope(number: int, text: str = "hello", **changes: Any) -> Envelope:
-    fields: dict[str, Any] = {
-        "id": number,
-        "sender": "alice",
-        "recipient": "bob",
-        "text": text,
-        "sent_at": 1_700_000_000_123,
-        **changes,
-    }
-    return Envelope(**fields)
-
-
-class FakeClock:
-    """Milliseconds that pass when told to."""
-
-    def __init__(self, now: int = 1_700_000_000_000) -> None:
-        self.now = now
-
-    def __call__(self) -> int:
-        return self.now
-
-
-class FakeWakes:
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        with anyio.move_on_after(timeout_s):
-            await self.event.wait()
-        if not self.event.is_set():
-            return False
-        self.event = anyio.Event()
-        return True
-
-    def is_reachable(self) -> bool:
-        return True
-
-
-class FakeTrigger:
-    """A trigger in memory, for one event loop. Endpoints in `dead` have been left by a process that died."""
-
-    name = "fake"
-    folder = None
-
-    def __init__(self) -> None:
-        self.armed: dict[str, FakeWakes] = {}
-        self.dead: set[str] = set()
-
-    def endpoint(self, session: str) -> str:
-        return session
-
-    @asynccontextmanager
-    async def arm(self, endpoint: str) -> AsyncIterator[FakeWakes]:
-        from agentbus.core.errors import BrokenSetup
-
-        if endpoint in self.armed:
-            raise BrokenSetup(f"{endpoint} is in use")
-        self.dead.discard(endpoint)
-        wakes = self.armed[endpoint] = FakeWakes()
-        try:
-            yield wakes
-        finally:
-            del self.armed[endpoint]
-
-    def notify(self, endpoint: str) -> Wake:
-        if endpoint in self.dead:
-            return Wake.STALE
-        if endpoint not in self.armed:
-            return Wake.ABSENT
-        self.armed[endpoint].event.set()
-        return Wake.WOKEN
-
-    def clear(self, endpoint: str) -> None:
-        self.dead.discard(endpoint)
-
-    def leftovers(self) -> Iterator[str]:
-        yield from sorted({*self.armed, *self.dead})
-
-    def close(self) -> None:
-        pass
-
-
-class FakeReceipt:
-    def __init__(self, delivery: FakeDelivery, count: int, position: int) -> None:
-        self._delivery = delivery
-        self._position = position
-        self.count = count
-
-    def taken(self) -> bool:
-        return self._delivery.taken_count >= self._position
-
-
-class FakeDelivery:
-    """Keeps what it is handed. `take` says that the far end has taken everything so far; `holds` that it does not."""
-
-    carrier = "fake"
-    trouble = ""
-
-    def __init__(self, *, most: int = 1_000, holds: bool = False) -> None:
-        self.handed: list[Envelope] = []
-        self.taken_count = 0
-        self.failures: list[Exception] = []
-        self.is_ready = anyio.Event()
-        self.is_ready.set()
-        self._most = most
-        self._holds = holds
-
-    async def ready(self) -> None:
-        await self.is_ready.wait()
-
-    def take(self) -> None:
-        self.taken_count = len(self.handed)
-
-    async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
-        assert batch
-        await anyio.lowlevel.checkpoint()
-        if self.failures:
-            raise self.failures.pop(0)
-        now = list(batch[: self._most])
-        self.handed += now
-        return FakeReceipt(self, len(now), len(self.handed)) if self._holds else Settled(len(now))
-
-    def fail_once(self) -> None:
-        self.failures.append(DeliveryFailed())
-
-    def close(self) -> None:
-        self.failures.append(DeliveryClosed())

@@ -1,0 +1,112 @@
+"""An envelope as an A2A 1.0 `Message`, and back: the form in which other machines and other programs are given one.
+
+Pure: values in, values out, and no A2A library. The field names are those of the protocol's JSON form,
+https://a2a-protocol.org/latest/specification (Message, Part). Implements [ENV-1] to [ENV-3].
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from agentbus.core.errors import InvalidRequest
+from agentbus.core.model import Envelope, check_body, normalise_name
+
+__all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
+
+# Under this key stands what A2A has no field for. The number is that of the form: a reader that does not know it must
+# not guess.
+METADATA_KEY = "agentbus/1"
+# A message from a peer is an agent's: A2A knows only users and agents.
+_ROLE = "ROLE_AGENT"
+_ID = re.compile(r"(?:([0-9a-f]{16})\.)?([1-9]\d{0,15})")
+# The largest whole number that every JSON parser keeps; instants and ids are below it.
+_HIGHEST = 2**53 - 1
+_MAX_QUOTED_CHARS = 48
+
+
+def message_id(row_id: int, bus: str = "") -> str:
+    """The id of a message for the world: that of its bus (16 hex digits), where there is one, and its own. [ENV-1]"""
+    return f"{bus}.{row_id}" if bus else str(row_id)
+
+
+def split_id(text: object) -> tuple[str, int]:
+    """The bus and the id in what `message_id` made; the bus is "" where none is named. Raises InvalidRequest."""
+    found = _ID.fullmatch(text) if isinstance(text, str) else None
+    if found is None or int(found[2]) > _HIGHEST:
+        raise InvalidRequest(f"{str(text)[:_MAX_QUOTED_CHARS]!r} is no message id", hint="it is BUS.NUMBER or NUMBER")
+    return found[1] or "", int(found[2])
+
+
+def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> dict[str, Any]:
+    """`envelope` as a `Message`, ready for `json.dumps`. [ENV-1]
+
+    `bus` is the identity of the bus that gave out the ids. `thread` is the id of the message that began the thread; by
+    default the one that is answered, else the message itself.
+    """
+    root = thread or envelope.reply_to or envelope.id
+    more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
+    message: dict[str, Any] = {
+        "messageId": message_id(envelope.id, bus),
+        "contextId": message_id(root, bus),
+        "role": _ROLE,
+        "parts": [{"text": envelope.text}],
+        "metadata": {METADATA_KEY: more},
+    }
+    if envelope.reply_to is not None:
+        answered = message_id(envelope.reply_to, bus)
+        message["referenceTaskIds"] = [answered]
+        more["replyTo"] = answered
+    return message
+
+
+def from_a2a(message: object, *, max_bytes: int) -> Envelope:
+    """The envelope in a `Message` that `to_a2a` made, here or elsewhere. [ENV-2]
+
+    Fields and metadata that it does not know are passed over. `max_bytes` bounds the text, in bytes of UTF-8.
+
+    Raises InvalidRequest, naming the field, for anything that could not have come from there.
+    """
+    fields = _object(message, "the message")
+    more = _object(_object(fields.get("metadata"), "metadata").get(METADATA_KEY), f"metadata[{METADATA_KEY!r}]")
+    answered = more.get("replyTo")
+    return Envelope(
+        id=split_id(fields.get("messageId"))[1],
+        sender=_name(more.get("from"), "from"),
+        recipient=_name(more.get("to"), "to"),
+        text=check_body(_text(fields.get("parts")), max_bytes),
+        sent_at=_instant(more.get("sentAt")),
+        reply_to=None if answered is None else split_id(answered)[1],
+    )
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{what} is no JSON object", hint=f"an A2A Message of agentbus has {METADATA_KEY!r} in it")
+    return value
+
+
+def _name(value: object, what: str) -> str:
+    # Never folded: a name that is not in its one form was not given out by a bus.
+    if not isinstance(value, str) or normalise_name(value) != value:
+        raise InvalidRequest(f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint="use a name in its one form")
+    return value
+
+
+def _text(parts: object) -> str:
+    part = parts[0] if isinstance(parts, list) and len(parts) == 1 else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if not isinstance(text, str):
+        raise InvalidRequest("the message does not have exactly one text part", hint="send a file's path as text")
+    return text
+
+
+def _instant(value: object) -> int:
+    # The protocol's own types keep every number as a float.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST:
+        raise InvalidRequest(
+            f"'sentAt' is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint="use milliseconds since 1970 UTC, as a whole number"
+        )
+    return value
