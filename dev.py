@@ -85,7 +85,8 @@ def install_package():
 def install_tools():
     ready("use", install_package)
     pip("--editable", ".[dev]")
-    pip("--target", OLD_SDK, "--upgrade", OLD_SDK_REQUIREMENT)
+    # It is never beside ours on one path, so pip's warning that the two do not fit together is none of ours.
+    pip("--no-warn-conflicts", "--target", OLD_SDK, "--upgrade", OLD_SDK_REQUIREMENT)
 
 
 def main():

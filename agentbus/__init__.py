@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentbus.core.model import Envelope, Peer
     from agentbus.member import Member, join
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AgentbusError",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +14,21 @@ import pytest
 
 from agentbus.core.store import Store
 from tests.support.client import RawClient, clients
+
+# Folders and modules whose every test starts processes, and what starts one elsewhere.
+_PLACES = {"e2e", "faults", "test_bench", "test_sdk_clients"}
+_STARTS = re.compile(
+    r"\b(subprocess|agentbus\(|RawClient\(|clients\(|command\(|run\(home|examine\(|[Ww]atch\(home|Plain\()"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes: by where they are, by their fixtures, or by what they call."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        is_started = {"start", "plain"} & set(item.fixturenames) or _PLACES & {item.path.stem, item.path.parent.name}
+        if is_started or _STARTS.search(inspect.getsource(item.function)):
+            item.add_marker("process")
 
 
 @pytest.fixture

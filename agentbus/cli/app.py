@@ -226,7 +226,7 @@ _Module = Annotated[str, typer.Argument(metavar="MODULE", help="What `agentbus l
 
 @app.command(rich_help_panel=_SETUP)
 def install() -> None:
-    """Register agentbus with Claude Code, for all your projects, and say what to run next.
+    """Register agentbus with the agents on this machine, for all your projects, and say what to run next.
 
     Example: agentbus install
     """

@@ -119,7 +119,7 @@ async def _ping(trigger: Trigger) -> Finding:
                     )
                 if not await wakes.wait(_PING_PATIENCE_S):
                     seen = f"{trigger.name}: a wake did not arrive within {_PING_PATIENCE_S:g} s"
-                    return Finding("trigger", Level.WRONG, seen, "AGENTBUS_TRIGGER=poll")
+                    return Finding("trigger", Level.WRONG, seen, f"AGENTBUS_TRIGGER={list(registry.TRIGGERS)[-1]}")
                 times_ms.append((time.perf_counter() - began) * 1_000)
     except BrokenSetup as error:
         return Finding("trigger", Level.WRONG, f"{trigger.name} cannot be used: {error.args[0]}", error.hint or "")

@@ -11,16 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from agentbus.core.config import prepare_home
+from agentbus import registry
+from agentbus.core import config
+from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.ports import Trigger, Wake
 from agentbus.triggers.file_watch import FileWatchTrigger
-from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger
 from tests.support.command import until
 from tests.support.fakes import FakeTrigger
@@ -64,17 +66,35 @@ def make_file_watch(home: Path) -> Trigger:
     return FileWatchTrigger(home, step_ms=1)
 
 
+def settings(home: Path) -> Settings:
+    """Those of a bus that is polled so often that a thousand wakes are not a matter of minutes."""
+    return replace(config.load(home=home), poll_ms=10)
+
+
+def shipped(name: str) -> Callable[[Path], Trigger]:
+    """The trigger that the table in registry has under `name`."""
+
+    def make_one(home: Path) -> Trigger:
+        prepare_home(home)
+        return registry.Triggers(settings(home))[name]
+
+    return make_one
+
+
+# Every trigger of the table, and variants of some: one more in the table is one more here.
 TRIGGERS: dict[str, Callable[[Path], Trigger]] = {
-    "socket": make_socket,
+    **{name: shipped(name) for name in registry.TRIGGERS},
     "socket, long home": make_long_socket,
     "socket, long home, no /proc": make_symlinked_socket,
     "file-watch": make_file_watch,
-    "poll": lambda home: PollTrigger(poll_ms=10),
     "fake": lambda home: FakeTrigger(),
 }
 SOCKETS = {name: make for name, make in TRIGGERS.items() if name.startswith("socket")}
 # Those that leave something in a file system: senders can tell a dead listener, and a second one is refused.
-LISTENERS = {**SOCKETS, "file-watch": make_file_watch}
+LISTENERS = {
+    **SOCKETS,
+    **{name: TRIGGERS[name] for name, one in registry.Triggers(settings(Path("/nowhere"))).items() if one.folder},
+}
 
 
 @pytest.fixture(params=TRIGGERS)
@@ -539,3 +559,23 @@ async def test_a_file_of_the_same_name_is_not_the_listeners(listeners: Trigger, 
         assert not wakes.is_reachable()
         assert listeners.notify(endpoint) in (Wake.STALE, Wake.ABSENT)
     assert file.exists()
+
+
+async def test_what_listens_is_in_its_folder_and_what_is_others_is_not(listeners: Trigger, home: Path) -> None:
+    """Home checks, doctor and uninstall ask every trigger for its folder, and for what in it is its own."""
+    endpoint = listeners.endpoint("one")
+    assert list(listeners.leftovers()) == []
+    async with listeners.arm(endpoint):
+        assert list(listeners.leftovers()) == [endpoint]
+        (folder,) = home.rglob(str(listeners.folder))
+        for other in ("notes.txt", endpoint.replace("one", "folder")):
+            (folder / other).mkdir()
+        assert list(listeners.leftovers()) == [endpoint]
+        assert listeners.notify(endpoint) is Wake.WOKEN
+    assert list(listeners.leftovers()) == []
+
+
+def test_a_trigger_without_a_folder_has_left_nothing(home: Path) -> None:
+    for trigger in registry.Triggers(settings(home)).values():
+        if trigger.folder is None:
+            assert list(trigger.leftovers()) == []
