@@ -1,7 +1,7 @@
 """The command line: parse with typer, call the command. No SQL, no socket, no MCP here.
 
-`send` and `serve` are parsed by __main__.py when they are used, and are here for `--help`. What a command needs is
-imported when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
+__main__.py parses `send` and `serve` when they are used; they are also here for `--help`. Each command imports what it
+needs when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 _SETUP = "Setup"
 
-# What typer raises for a command line that makes no sense; it exports the child, not this.
+# typer raises this for an invalid command line. It exports only the child class, not this one.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 _From = Annotated[
@@ -47,20 +47,20 @@ _Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")
 
 
 def _names(incomplete: str) -> list[str]:
-    """Complete a name: those who are online, and those with mail waiting."""
+    """Complete a name, from the peers that are online and the mailboxes in which mail waits."""
     try:
         return common.known_names(incomplete)
     except AgentbusError:
-        return []  # a shell that completes a word has no place for an error; the command itself will say it
+        return []  # completion cannot show an error; the command itself will report it
 
 
 def run(arguments: list[str]) -> int:
-    """Parse `arguments` and run the command; the exit code.
+    """Parse `arguments` and run the command. Return the exit code.
 
-    Raises AgentbusError, InvalidRequest for a command line that makes no sense among them.
+    Raises AgentbusError: among others InvalidRequest, for an invalid command line.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A message may hold what the locale cannot show: then it is shown escaped, and the rest as it is.
+        # A message can hold characters that the locale cannot show. They are shown escaped, and the rest as it is.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Not standalone: typer would print a usage error as a box of five lines. [ERR-2]

@@ -1,7 +1,7 @@
-"""What the command line does, apart from parsing: open the bus, act, print.
+"""The work of the command line, apart from parsing: open the bus, act, print.
 
-Shared by the fast road in __main__.py and the typer commands in app.py; imports neither typer nor an event loop.
-Waits inline for a busy database. Implements [CLI-1] to [CLI-5], [WAKE-5].
+The fast path in __main__.py and the typer commands in app.py share this module. It imports neither typer nor an event
+loop, and waits inline for a busy database. Implements [CLI-1] to [CLI-5], [WAKE-5].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "when_signalled",
 ]
 
-# As long as a session waits. [STORE-4]
+# A session waits for the same time. [STORE-4]
 _BUSY_MS = 10_000
 
 
@@ -52,7 +52,7 @@ def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
 
 
 def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
-    """Who a shell is: the one it says, the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
+    """The name of a shell: the one asked for, else the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
     if asked is not None:
         return normalise_name(asked)
     session = bus.sender_among(process.ancestors())
@@ -62,9 +62,9 @@ def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
 
 
 def known_names(start: str) -> list[str]:
-    """The names that begin with `start` of those who are online or have mail waiting, for a shell to complete.
+    """The names for a shell to complete: they begin with `start`, and are online or have mail waiting.
 
-    Raises what opening the bus raises; where there is none yet, none is made.
+    Raises what opening the bus raises. If there is no bus yet, none is created.
     """
     if not (config.load().home / "bus.db").exists():
         return []
@@ -78,12 +78,12 @@ def _login_name() -> str:
 
     try:
         return fit_name(pwd.getpwuid(os.getuid()).pw_name) or "shell"
-    except KeyError:  # a user id without an entry, as containers have them
+    except KeyError:  # a user id without an entry, as in some containers
         return "shell"
 
 
 def text_or_stdin(text: str | None) -> str:
-    """`text`, or what is piped in, without its last newline. [CLI-1]
+    """`text`, or the text from stdin without its last newline. [CLI-1]
 
     Raises InvalidRequest when there is neither, or when stdin is not UTF-8.
     """
@@ -107,7 +107,7 @@ def send(
     sender: str | None,
     then: Callable[[Bus, config.Settings, Sent], None] = lambda _bus, _settings, _sent: None,
 ) -> None:
-    """Send one message and say what became of it; `then` is told too, while the bus is open."""
+    """Send one message and print what became of it. Then call `then` with the result, while the bus is still open."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
         sent = bus.send(own_name(bus, settings, sender), to, body)
@@ -116,7 +116,7 @@ def send(
 
 
 def broadcast(text: str | None, *, sender: str | None) -> None:
-    """Send one message to everybody who is online, and say to whom."""
+    """Send one message to every peer that is online, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
         sent = bus.broadcast(own_name(bus, settings, sender), body)
@@ -127,13 +127,13 @@ def broadcast(text: str | None, *, sender: str | None) -> None:
 
 
 def peers(*, as_json: bool) -> None:
-    """Show who is online, and for whom messages wait."""
+    """Show which peers are online, and for which names messages wait."""
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
         waiting = bus.store.queries.waiting()
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
-        import json  # 5 ms, which a send need not pay
+        import json  # takes 5 ms, which a send must not pay for
 
         for row in _json_rows(present, waiting, offline):
             print(json.dumps(row, ensure_ascii=False))
@@ -180,7 +180,7 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
 
 
 async def when_signalled(act: Callable[[int], None], *, task_status: TaskStatus[None]) -> None:
-    """Call `act` with the number of each SIGINT, SIGTERM and SIGHUP, until cancelled. To be started in a task group."""
+    """Call `act` with the number of each SIGINT, SIGTERM and SIGHUP, until cancelled. Start it in a task group."""
     import signal
 
     import anyio

@@ -1,6 +1,6 @@
-"""`agentbus demo`: real sessions, driven by the SDK's own client, on a bus of their own that is removed afterwards.
+"""`agentbus demo`: real sessions, driven by the SDK's own client, on their own bus, which is removed afterwards.
 
-Shows what a person cannot see in two terminals at once, and measures it. Each step either happens or raises.
+The demo shows what a person cannot see in two terminals at once, and measures it. Each step either happens or raises.
 Implements [CLI-5].
 """
 
@@ -22,11 +22,11 @@ from pydantic import BaseModel
 
 __all__ = ["run"]
 
-# What the client of the demo listens to, as Claude Code does. [CHAN-2]
+# The client of the demo listens to this notification, as Claude Code does. [CHAN-2]
 METHOD = "notifications/claude/channel"
-# The ready gate opens 0.25 s after the tools were listed; twice that is on the safe side. [CHAN-1]
+# The ready gate opens 0.25 s after the tools were listed; twice that is safe. [CHAN-1]
 _GATE_S = 0.5
-# Far more than a loaded machine needs: reached only when something is broken.
+# Far more than a busy machine needs, so it is reached only when something is broken.
 _PATIENCE_S = 30.0
 
 
@@ -36,7 +36,7 @@ class _Event(BaseModel):
 
 
 class _StepFailed(Exception):
-    """What should have happened did not."""
+    """A step did not happen as it should."""
 
 
 class _Channel(ClientExtension):
@@ -64,7 +64,7 @@ class _Channel(ClientExtension):
 
 
 class _Seat:
-    """One session: a client and the server that it has started."""
+    """One session: a client and the server that the client has started."""
 
     def __init__(self, name: str, client: Client, channel: _Channel) -> None:
         self.name = name
@@ -86,7 +86,7 @@ class _Seat:
 async def _start(home: str, name: str) -> AsyncIterator[_Seat]:
     folder = Path(home, "projects", name)
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nobody else is waiting
-    # The SDK hands on next to nothing of our environment; these two say where Python finds us.
+    # The SDK passes on almost nothing of our environment. With these two, Python finds agentbus.
     kept = {key: os.environ[key] for key in ("PYTHONPATH", "VIRTUAL_ENV") if key in os.environ}
     channel = _Channel()
     server = StdioServerParameters(
@@ -108,7 +108,7 @@ def _check(condition: bool, what: str) -> None:
 
 
 class _Show:
-    """Prints what happens, numbers the steps, keeps the delivery times."""
+    """Prints what happens, numbers the steps, and keeps the delivery times."""
 
     def __init__(self) -> None:
         self.step_count = 0
@@ -123,7 +123,7 @@ class _Show:
         print("   " + text.replace("\n", "\n   "), flush=True)
 
     async def deliver(self, sender: _Seat, receiver: _Seat, to: str, text: str) -> None:
-        """Send, wait for the event in the other session's client, check and show it."""
+        """Send, wait for the event in the other session's client, then check and show it."""
         called_at = time.perf_counter()
         answer = await sender.call("send_message", to=to, text=text)
         self.line(f"{sender.name} calls send_message: {answer}")
@@ -134,7 +134,7 @@ class _Show:
         self.line(f"delivered in {took_ms:.2f} ms, from the tool call to the event in the other client")
 
     async def drain(self, receiver: _Seat, text: str, started_at: float) -> None:
-        """Wait for the event of a message that was there before its receiver, check and show it."""
+        """Wait for the event of a message that was sent before its receiver started, then check and show it."""
         arrived_at, event = await receiver.channel.next()
         self._show_event(receiver.name, event, text)
         self.line(f"delivered {arrived_at - started_at:.1f} s after {receiver.name} was started, start-up included")
@@ -197,13 +197,13 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def run() -> int:
-    """Play the demo; 0 if all of it happened."""
+    """Play the demo. Return 0 if all steps happened, else 1."""
     show = _Show()
     print("agentbus demo: real processes, real sockets, a database of its own, removed at the end")
     try:
         with tempfile.TemporaryDirectory(prefix="agentbus-") as home:
             anyio.run(_play, home, show)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the demo did not happen, and says why in one line
+    except Exception as error:  # noqa: BLE001 - after any error the demo has failed, and says why in one line
         reason = _innermost(error)
         name = "" if isinstance(reason, _StepFailed) else f"{type(reason).__name__}: "
         print(f"\nagentbus demo: step {show.step_count} FAILED: {name}{reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The commands that look into the mailboxes: inbox, history, status. They take nothing out and mark nothing.
+"""The commands that read the mailboxes: inbox, history, status. They take nothing out and mark nothing.
 
 Implements [LEDGER-1] to [LEDGER-3], [CLI-3].
 """
@@ -20,14 +20,14 @@ from agentbus.core.model import MessageState, Status, normalise_name
 __all__ = ["history", "inbox", "parse_since", "parse_whole", "status"]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
-_MOST_DIGITS = 15  # SQLite's integers have 18; a Python program may be given thousands
+_MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
 
 def parse_since(text: str, now: int) -> int:
     """The instant that `10m`, `2h`, `3d`, `2026-01-31` or `2026-01-31T12:00` means, in ms since 1970 UTC.
 
-    A date without a zone is one of here. Raises InvalidRequest.
+    A date without a zone is in local time. Raises InvalidRequest.
     """
     found = _SPAN.fullmatch(text.strip().lower())
     if found:
@@ -41,7 +41,7 @@ def parse_since(text: str, now: int) -> int:
 
 
 def parse_whole(what: str, raw: str) -> int:
-    """The whole number from 1 on that `what` says. Raises InvalidRequest."""
+    """The whole number in `raw`, at least 1. `what` is its name in the error. Raises InvalidRequest."""
     if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
         raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="say a whole number from 1 on")
     return int(raw)
@@ -57,7 +57,7 @@ def _parse_grep(text: str) -> re.Pattern[str]:
 
 
 def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
-    """Show what a mailbox holds that is not known to be read; whose is asked for, or the one who asks."""
+    """Show the messages of a mailbox that are not known to be read: the mailbox of `name`, by default the caller's."""
     with common.bus_and_settings() as (bus, settings):
         mailbox = common.own_name(bus, settings, name)
         found = bus.store.queries.inbox(mailbox, limit + 1)
@@ -95,7 +95,7 @@ def _heading(one: Status) -> Text:
 def history(
     *, peer: str | None, since: str | None, grep: str | None, limit: int, as_json: bool, as_a2a: bool = False
 ) -> None:
-    """Show the newest messages of all mailboxes, oldest of them first. Raises InvalidRequest."""
+    """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
         raise InvalidRequest("--json and --a2a are two forms of one thing", hint="choose one")
     name = None if peer is None else normalise_name(peer)
@@ -119,7 +119,7 @@ def history(
 
 
 def status(row_id: int, *, as_json: bool) -> None:
-    """Show one message and where it is. Raises InvalidRequest when there is none of that id."""
+    """Show one message and its state. Raises InvalidRequest when there is no message with that id."""
     with common.bus_and_settings() as (bus, _settings):
         found = bus.store.queries.status(row_id)
     if as_json:

@@ -1,7 +1,7 @@
 """How a message, a time and a finding look on a terminal, in a pipe and as JSON.
 
-Colours only on a terminal, and not where NO_COLOR is set: rich sees to both. Knows no bus and reads none. Implements
-[CLI-3], [CLI-6], [CLI-7].
+rich takes care that there are colours only on a terminal, and none where NO_COLOR is set. This module knows no bus and
+reads none. Implements [CLI-3], [CLI-6], [CLI-7].
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ __all__ = [
 ]
 
 STYLES = {MessageState.PENDING: "yellow", MessageState.DELIVERED: "cyan", MessageState.READ: "green"}
-# Control characters, but for tab and newline: what a peer has written must not steer the reader's terminal.
+# Control characters, except tab and newline: a peer's text must not control the reader's terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever read our output has had enough: rich would exit with 1, and __main__ knows that this is no error."""
+        """The reader has closed our output. rich would exit with 1, but __main__ knows that this is not an error."""
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Where to print: no guessing of what a text means, no wrapping of it."""
+    """The console to print to. It does not guess what a text means, and does not wrap it."""
     return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say(sentence: str) -> None:
-    """One line to stderr, for the person and not for whoever reads the output."""
+    """Print one line to stderr, for the person and not for the program that reads the output."""
     print(f"agentbus: {sentence}", file=sys.stderr, flush=True)
 
 
 def line(to: Console, text: Text) -> None:
-    """Print one line; on a terminal what is too long for it is cut, in a pipe nothing is."""
+    """Print one line. On a terminal a line that is too long is cut; in a pipe nothing is cut."""
     if to.is_terminal:
         to.print(text, soft_wrap=False, no_wrap=True, overflow="ellipsis", crop=True)
     else:
@@ -64,24 +64,24 @@ def line(to: Console, text: Text) -> None:
 
 
 def json_line(row: dict[str, Any]) -> None:
-    """One object on a line of its own, in UTF-8 and at once: who reads a pipe waits for it. [CLI-3]"""
+    """Print one object on its own line, in UTF-8 and at once, because the reader of a pipe waits for it. [CLI-3]"""
     _write(json.dumps(row, ensure_ascii=False))
 
 
 def exactly(text: str) -> None:
-    """`text`, byte for byte, into a pipe or a file; made printable on a terminal. [CLI-7]"""
+    """Print `text` byte for byte into a pipe or a file; on a terminal, make it printable. [CLI-7]"""
     _write(printable(text) if sys.stdout.isatty() else text)
 
 
 def _write(text: str) -> None:
-    # In UTF-8 whatever the locale says: a message may hold what the locale cannot.
+    # Always in UTF-8: a message can hold characters that the locale does not have.
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode() + b"\n")
     sys.stdout.buffer.flush()
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """`text` with its control characters shown and not sent; newlines and tabs too, unless `lines`. [CLI-7]"""
+    """`text` with its control characters escaped; newlines and tabs too, unless `lines`. [CLI-7]"""
     shown = _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
@@ -98,19 +98,19 @@ def span(ms: float) -> str:
 
 
 def age(at_ms: int, now_ms: int) -> str:
-    """How long ago that was; a clock that went back makes it now."""
+    """How long ago `at_ms` was, at least 1 s, even if the clock was set back since then."""
     return span(max(1_000, now_ms - at_ms))
 
 
 def clock(at_ms: int) -> str:
-    """The time of day here, to the millisecond, with the date where it is not today's."""
+    """The local time of day, to the millisecond, with the date if it is not today."""
     then, now = time.localtime(at_ms / 1_000), time.localtime()
     day = "" if then[:3] == now[:3] else time.strftime("%Y-%m-%d ", then)
     return f"{day}{time.strftime('%H:%M:%S', then)}.{at_ms % 1_000:03d}"
 
 
 def status_row(status: Status) -> dict[str, Any]:
-    """A message as JSON: the instants in ISO 8601, null for what has not happened. [CLI-3]"""
+    """A message as JSON: times in ISO 8601, null for a time that has not come yet. [CLI-3]"""
 
     def instant(at: int | None) -> str | None:
         return None if at is None else timestamp(at)
@@ -126,18 +126,18 @@ def status_row(status: Status) -> dict[str, Any]:
     }
 
 
-# The keys that a message has before anything is known about its way.
+# The keys that a message has before anything is known about its delivery.
 _ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "sent_at")
 
 
 def envelope_row(envelope: Envelope) -> dict[str, Any]:
-    """The part of `status_row` that an envelope has."""
+    """The part of `status_row` that comes from an envelope."""
     values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to)
     return dict(zip(_ENVELOPE_KEYS, (*values, timestamp(envelope.sent_at)), strict=True))
 
 
 def status_line(status: Status) -> Text:
-    """A message on one line: when, which, where it is, from whom to whom, what."""
+    """A message on one line: time, id, state, sender, recipient, text."""
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
     text.append(f"  {status.sender} -> {status.recipient}", "bold")
@@ -145,6 +145,6 @@ def status_line(status: Status) -> Text:
 
 
 def contents(status: Status) -> Text:
-    """What ends the line of a message: which one it answers, and its text."""
+    """The end of a message's line: the id of the message that it answers, and its text."""
     text = Text() if status.reply_to is None else Text(f"  (re #{status.reply_to})", "dim")
     return Text().append(text).append(f"  {printable(status.text, lines=False)}")

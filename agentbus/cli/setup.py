@@ -1,7 +1,7 @@
-"""The commands that put agentbus in place and take it away: install, list, enable, disable, launch, uninstall.
+"""The commands that set up agentbus and remove it: install, list, enable, disable, launch, uninstall.
 
-Knows no module by name: what to register, and how, comes from the manifests. Implements [MOD-1] to [MOD-3], [UNINST-1],
-[UNINST-2].
+This module knows no adapter by name: the manifests say what to register, and how. Implements [MOD-1] to [MOD-3],
+[UNINST-1], [UNINST-2].
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from agentbus.core.model import Peer
 
 __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
-# Of a database that was put there while it was no WAL one yet.
+# A leftover of a database that was put there before it used a WAL.
 _JOURNAL = "bus.db-journal"
 _STYLES = {Standing.ENABLED: "green", Standing.DISABLED: "dim", Standing.STALE: "red", Standing.SHADOWED: "red"}
 
 
 def _load() -> tuple[list[tuple[Manifest, Registration]], list[tuple[str, BrokenSetup]]]:
-    """The modules that can be loaded, and what is wrong with the others: `?` is one whose id cannot be read. [MOD-1]"""
+    """The adapters that can be loaded, and what is wrong with the others; `?` if their id cannot be read. [MOD-1]"""
     manifests, broken = registry.manifests()
     loaded: list[tuple[Manifest, Registration]] = []
     failures = [("?", error) for error in broken]
@@ -45,7 +45,7 @@ def _load() -> tuple[list[tuple[Manifest, Registration]], list[tuple[str, Broken
 
 
 def _modules() -> list[tuple[Manifest, Registration]]:
-    """Every module that can be loaded; what is wrong with the others is said on stderr."""
+    """Every adapter that can be loaded. Prints what is wrong with the others to stderr."""
     loaded, failures = _load()
     for _, error in failures:
         output.say(str(error))
@@ -53,28 +53,28 @@ def _modules() -> list[tuple[Manifest, Registration]]:
 
 
 def install() -> None:
-    """Register every adapter whose client is on PATH, and say what to run next.
+    """Register every adapter whose client is on PATH, and print what to run next.
 
-    Raises BrokenSetup, having said what to do by hand.
+    Raises BrokenSetup, after printing what to do by hand.
     """
     modules = [one for one in _modules() if one[0].client]
     if not modules:
         raise BrokenSetup("no module can be loaded", hint="install agentbus anew")
-    # Those whose client is here. Where none is, the first says what to do by hand, and fails.
+    # The adapters whose client is here. If there are none, the first adapter says what to do by hand, and fails.
     there = [one for one in modules if shutil.which(one[0].client)]
     for manifest, registration in there or modules:
         _enable(registration)
         print()
         print(f"Start each session of {manifest.title} under a name, each in a terminal of its own:")
         for name in ("frontend", "backend"):
-            # Without flags: that reaches every session, a channel only those of accounts that have channels.
+            # Without flags this works for every session; a channel works only for accounts that have channels.
             print(f"  {registration.launch(name, flags=False)}")
         print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
         print("If something does not arrive: agentbus doctor backend")
 
 
 def enable(module: str) -> None:
-    """Register one module. Raises InvalidRequest when there is none of that id, BrokenSetup as `install`."""
+    """Register one adapter. Raises InvalidRequest when no adapter has that id, and BrokenSetup as `install` does."""
     _enable(registry.registration(registry.manifest(module)))
 
 
@@ -82,7 +82,7 @@ def _enable(registration: Registration) -> None:
     try:
         said = registration.enable()
     except BrokenSetup:
-        # An installation that will not stay has nothing that could be typed either.
+        # For an installation that will not stay, there is no command to type by hand either.
         with suppress(BrokenSetup):
             print("\n".join(registration.by_hand()), flush=True)
         raise
@@ -90,12 +90,12 @@ def _enable(registration: Registration) -> None:
 
 
 def disable(module: str) -> None:
-    """End the registration of one module. Raises as `enable`."""
+    """End the registration of one adapter. Raises as `enable` does."""
     print("\n".join(registry.registration(registry.manifest(module)).disable()))
 
 
 def launch(module: str, name: str | None) -> None:
-    """Print the command that starts a session, and nothing else on stdout. Raises as `enable`, for a bad name too."""
+    """Print the command that starts a session, and nothing else on stdout. Raises as `enable`, also for a bad name."""
     manifest = registry.manifest(module)
     registration = registry.registration(manifest)
     print(registration.launch(name), flush=True)
@@ -108,7 +108,7 @@ def launch(module: str, name: str | None) -> None:
 
 
 def show(*, as_json: bool) -> int:
-    """Show the modules and how each stands; 1 when a module is broken."""
+    """Show the adapters and the standing of each. Return 1 when one of them is broken."""
     loaded, failures = _load()
     out = output.console()
     for manifest, registration in loaded:
@@ -136,10 +136,10 @@ def show(*, as_json: bool) -> int:
 
 
 def uninstall(*, keep_mail: bool, force: bool) -> None:
-    """Remove the registrations, then what is ours in the home; say what was removed. [UNINST-1], [UNINST-2]
+    """Remove the registrations, then our files in the home, and print what was removed. [UNINST-1], [UNINST-2]
 
-    Raises Refused while sessions are online, unless `force`; nothing is changed then. Raises BrokenSetup when a
-    registration cannot be removed; the mail is still there then.
+    Raises Refused while sessions are online, unless `force`; then nothing is changed. Raises BrokenSetup when a
+    registration cannot be removed; then the mail is still there.
     """
     settings = config.load()
     home = settings.home
@@ -153,7 +153,7 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
         )
     for manifest, registration in _modules():
         if not manifest.client:
-            continue  # nobody knows where it is registered
+            continue  # it is not known where such an adapter is registered
         if shutil.which(manifest.client) is None and registration.registered().standing is Standing.DISABLED:
             continue
         print("\n".join(registration.disable()))
@@ -174,21 +174,21 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
 
 
 def _standing(home: Path) -> tuple[list[Peer], int]:
-    """Who is online, and how many messages are pending."""
+    """The peers that are online, and the number of pending messages."""
     if not (home / "bus.db").exists():
         return [], 0
     try:
         with bus_and_settings() as (bus, _settings):
             return bus.peers(), sum(bus.store.queries.waiting().values())
     except AgentbusError as error:
-        # A database that is broken, newer or somebody's: who is online cannot be told, and it may be just that which
-        # is to go away.
+        # The database is broken, newer, or belongs to another program, so the online peers are not known. Go on: this
+        # database can be the very thing that the user wants to remove.
         output.say(f"who is online cannot be told ({error})")
         return [], 0
 
 
 def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Iterable[str]]]]:
-    """Each folder of the home that is ours, and what finds the names in it that are."""
+    """Each folder in the home that is ours, with the function that lists our files in it."""
     triggers = registry.Triggers(settings)
     for trigger in (*triggers.values(), triggers.watchers.trigger()):
         if trigger.folder is not None:
@@ -200,18 +200,18 @@ def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Ite
 
 
 def _remove(settings: config.Settings, *, keep_mail: bool) -> Iterator[Path]:
-    """Delete what is ours in the home, and the home itself if nothing is left in it."""
+    """Delete our files in the home, and the home itself if nothing is left in it. Yield each path that was deleted."""
     home = settings.home
     if not keep_mail:
         for name in (*config.HOME_FILES, _JOURNAL):
             yield from _unlink(home / name)
     for folder, files in _folders(settings):
-        # Not through a symlink: what is there is not ours.
+        # Do not follow a symlink: the files behind it are not ours.
         if folder.is_symlink() or not folder.is_dir():
             continue
         for name in sorted(files()):
             yield from _unlink(folder / name)
-        with suppress(OSError):  # something else is in it, and stays
+        with suppress(OSError):  # the folder holds something else, and stays
             folder.rmdir()
             yield folder
     with suppress(OSError):

@@ -1,6 +1,6 @@
-"""The commands that wait for mail: `wait`, by which a shell is a peer for one message, and `send --wait-read`.
+"""The commands that wait: `wait`, which makes a shell a peer for one message, and `send --wait-read`.
 
-Woken by sockets, as sessions are. Implements [WAIT-1] to [WAIT-4].
+They are woken by sockets, as sessions are. Implements [WAIT-1] to [WAIT-4].
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["parse_seconds", "send_until_read", "wait"]
 
 RUNTIME = "shell"
 _REASON = "a shell waits for one message and prints it"
-# A day: who means for ever leaves the option out.
+# One day. To wait for ever, leave the option out.
 _LONGEST_S = 86_400.0
-# A message that was there when the time was up is still printed; reading one row takes a fraction of this.
+# A message that has arrived when the time is up is still printed. Reading one row takes a fraction of this.
 _LAST_CALL_S = 10.0
-# Shells report a death by a signal as this much more than its number.
+# Shells report death by a signal as this number plus the signal's number.
 _SIGNALLED = 128
 
 
 def parse_seconds(option: str, raw: str) -> float:
-    """The number of seconds that an option says: 0 to 86,400. Raises InvalidRequest."""
+    """The number of seconds that an option gives: 0 to 86,400. Raises InvalidRequest."""
     try:
         seconds = float(raw)
     except ValueError:
@@ -47,7 +47,7 @@ def parse_seconds(option: str, raw: str) -> float:
 
 
 class _Printed:
-    """The delivery of a shell: one envelope, printed. What cannot be printed was not handed over."""
+    """The delivery of a shell: it prints one envelope. An envelope that cannot be printed was not handed over."""
 
     carrier = "shell"
     trouble = ""
@@ -61,7 +61,7 @@ class _Printed:
         """A shell is ready when it has joined."""
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
-        """Print the first of `batch`, and no second one ever. Raises DeliveryClosed when it cannot be printed."""
+        """Print the first of `batch`, and never a second one. Raises DeliveryClosed when it cannot be printed."""
         if self.done.is_set():
             await anyio.sleep_forever()
         try:
@@ -74,7 +74,7 @@ class _Printed:
 
 
 def _show_text(envelope: Envelope) -> None:
-    # The text alone on stdout, so that ANSWER=$(agentbus wait) is just that; from whom it came is for the person.
+    # Only the text goes to stdout, so that ANSWER=$(agentbus wait) is the text alone. The sender is for the person.
     answers = "" if envelope.reply_to is None else f", answers #{envelope.reply_to}"
     print(f"#{envelope.id} from {envelope.sender}{answers}", file=sys.stderr, flush=True)
     output.exactly(envelope.text)
@@ -85,10 +85,10 @@ def _show_json(envelope: Envelope) -> None:
 
 
 def wait(name: str | None, *, timeout_s: float | None, as_json: bool) -> int:
-    """Be a peer until one message has come, print it, leave; the exit code. [WAIT-1]
+    """Join as a peer, wait for one message, print it, leave. Return the exit code. [WAIT-1]
 
-    Raises Refused when a live peer has the name, TryAgain when nothing has come within `timeout_s` seconds, and
-    DeliveryClosed when the message cannot be printed; it is pending then.
+    Raises Refused when a live peer has the name, TryAgain when no message has come within `timeout_s` seconds, and
+    DeliveryClosed when the message cannot be printed; the message then stays pending.
     """
     with common.bus_and_settings() as (bus, settings):
         mailbox = common.own_name(bus, settings, name)
@@ -131,9 +131,9 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
 
 
 def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: float) -> None:
-    """Send one message, say what became of it, and return once it is known to be read. [WAIT-4]
+    """Send one message, print what became of it, and return once it is known to be read. [WAIT-4]
 
-    Raises TryAgain when it is not within `seconds`, and what `common.send` raises.
+    Raises TryAgain when it is not known to be read within `seconds`, and what `common.send` raises.
     """
     common.send(to, text, sender=sender, then=partial(_until_read, seconds))
 

@@ -1,7 +1,7 @@
-"""`agentbus watch`: who is there, and each message as it becomes pending, delivered and read, while it happens.
+"""`agentbus watch`: shows live which peers are online, and each message as it becomes pending, delivered and read.
 
-Woken by a socket, as sessions are; reads, and changes nothing. core/changes finds out what has
-happened, a display shows it. Implements [WATCH-1] to [WATCH-4].
+It is woken by a socket, as sessions are. It reads and changes nothing. core/changes finds out what has happened, and a
+display shows it. Implements [WATCH-1] to [WATCH-4].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentbus.core.store import Store
 
 __all__ = ["watch"]
 
-# Between two looks: a burst of messages is one look, and the eye sees no difference.
+# The pause between two looks: a burst of messages takes one look, and a person sees no difference.
 _PAUSE_S = 0.02
 # -- how it is shown ---------------------------------------------------------------------------------------
 
@@ -37,10 +37,10 @@ class _Display(Protocol):
         """Show what has happened."""
 
     def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
-        """Show how things stand."""
+        """Show the peers that are online, and how many messages wait."""
 
     def say(self, line: str) -> None:
-        """Show a sentence for whoever watches."""
+        """Show a sentence to the person who watches."""
 
 
 def _event_line(event: MessageEvent | PeerEvent) -> Text:
@@ -79,7 +79,7 @@ class _Lines:
         sys.stdout.flush()
 
     def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
-        """A pipe has no place for what changes."""
+        """Does nothing: a pipe has no place for a table that changes."""
 
     def say(self, line: str) -> None:
         output.say(line)
@@ -112,12 +112,12 @@ def _event_row(event: MessageEvent | PeerEvent) -> dict[str, Any]:
 
 
 class _Screen:
-    """The events scroll by, and under them stands who is there now: for a terminal."""
+    """For a terminal: the events scroll by, and the table below them shows which peers are online now."""
 
     def __init__(self) -> None:
         self._out = output.console()
         self._out.soft_wrap = False
-        # No thread of rich's own: what stands there is drawn when it has changed.
+        # rich must not start a thread for this: the table is drawn when it has changed.
         self.live = Live(console=self._out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     def show(self, events: list[MessageEvent | PeerEvent]) -> None:
@@ -156,7 +156,7 @@ def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
 
 
 def watch(*, as_json: bool) -> None:
-    """Show what happens until a signal or the end of whoever reads it. Raises what opening the bus raises."""
+    """Show what happens, until a signal comes or the reader of the output ends. Raises what opening the bus raises."""
     with common.bus_and_settings() as (bus, settings):
         if not as_json and output.console().is_terminal:
             screen = _Screen()
@@ -173,7 +173,7 @@ async def _watch(store: Store, settings: config.Settings, display: _Display) -> 
             await _follow(store, settings, display)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # The task group is our affair: an error of the bus leaves it as it was raised.
+        # The task group is an internal detail: callers get the error of the bus as it was raised.
         raise group.exceptions[0] from None
 
 
@@ -182,7 +182,7 @@ async def _follow(store: Store, settings: config.Settings, display: _Display) ->
     while True:
         async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=display.say) as wakes:
             thoroughly = True
-            # Armed anew where the socket was removed under us. [WAKE-6]
+            # If the socket was removed while we listened, the outer loop arms it again. [WAKE-6]
             while wakes.is_reachable():
                 if store.is_replaced():
                     config.prepare_home(settings.home)
@@ -202,10 +202,10 @@ async def _follow(store: Store, settings: config.Settings, display: _Display) ->
 
 
 def _is_unread() -> bool:
-    """Whether whoever read our output is gone: a pipe says so before anything is written into it. [WATCH-4]"""
+    """Whether the reader of our output is gone. A pipe shows that before anything is written into it. [WATCH-4]"""
     poller = select.poll()
     try:
         poller.register(sys.stdout.fileno(), 0)
     except (OSError, ValueError):
-        return False  # no descriptor at all: then nobody minds
+        return False  # no descriptor at all: then there is no reader to lose
     return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poller.poll(0))

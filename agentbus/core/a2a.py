@@ -1,4 +1,4 @@
-"""An envelope as an A2A 1.0 `Message`, and back: the form in which other machines and other programs are given one.
+"""Turns an envelope into an A2A 1.0 `Message` and back: the form for other machines and other programs.
 
 Pure: values in, values out, and no A2A library. The field names are those of the protocol's JSON form,
 https://a2a-protocol.org/latest/specification (Message, Part). Implements [ENV-1] to [ENV-3].
@@ -14,24 +14,24 @@ from agentbus.core.model import Envelope, check_body, normalise_name
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
 
-# Under this key stands what A2A has no field for. The number is that of the form: a reader that does not know it must
-# not guess.
+# This key holds the values that A2A has no field for. The number is the version of this form: a reader that does not
+# know it must not guess.
 METADATA_KEY = "agentbus/1"
-# A message from a peer is an agent's: A2A knows only users and agents.
+# A2A knows only users and agents, so a message from a peer counts as an agent's.
 _ROLE = "ROLE_AGENT"
 _ID = re.compile(r"(?:([0-9a-f]{16})\.)?([1-9]\d{0,15})")
-# The largest whole number that every JSON parser keeps; instants and ids are below it.
+# The largest whole number that every JSON parser preserves; instants and ids are below it.
 _HIGHEST = 2**53 - 1
 _MAX_QUOTED_CHARS = 48
 
 
 def message_id(row_id: int, bus: str = "") -> str:
-    """The id of a message for the world: that of its bus (16 hex digits), where there is one, and its own. [ENV-1]"""
+    """The id of a message outside its bus: the id of the bus (16 hex digits), if it has one, and its own. [ENV-1]"""
     return f"{bus}.{row_id}" if bus else str(row_id)
 
 
 def split_id(text: object) -> tuple[str, int]:
-    """The bus and the id in what `message_id` made; the bus is "" where none is named. Raises InvalidRequest."""
+    """Split the text that `message_id` made into bus and id; the bus is "" if none is named. Raises InvalidRequest."""
     found = _ID.fullmatch(text) if isinstance(text, str) else None
     if found is None or int(found[2]) > _HIGHEST:
         raise InvalidRequest(f"{str(text)[:_MAX_QUOTED_CHARS]!r} is no message id", hint="it is BUS.NUMBER or NUMBER")
@@ -42,7 +42,7 @@ def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> d
     """`envelope` as a `Message`, ready for `json.dumps`. [ENV-1]
 
     `bus` is the identity of the bus that gave out the ids. `thread` is the id of the message that began the thread; by
-    default the one that is answered, else the message itself.
+    default the message that `envelope` answers, else `envelope` itself.
     """
     root = thread or envelope.reply_to or envelope.id
     more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
@@ -63,9 +63,9 @@ def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> d
 def from_a2a(message: object, *, max_bytes: int) -> Envelope:
     """The envelope in a `Message` that `to_a2a` made, here or elsewhere. [ENV-2]
 
-    Fields and metadata that it does not know are passed over. `max_bytes` bounds the text, in bytes of UTF-8.
+    Unknown fields and unknown metadata are ignored. `max_bytes` bounds the text, in bytes of UTF-8.
 
-    Raises InvalidRequest, naming the field, for anything that could not have come from there.
+    Raises InvalidRequest, naming the field, for anything that `to_a2a` could not have made.
     """
     fields = _object(message, "the message")
     more = _object(_object(fields.get("metadata"), "metadata").get(METADATA_KEY), f"metadata[{METADATA_KEY!r}]")
@@ -87,7 +87,7 @@ def _object(value: object, what: str) -> dict[str, Any]:
 
 
 def _name(value: object, what: str) -> str:
-    # Never folded: a name that is not in its one form was not given out by a bus.
+    # Not normalised here: a bus gives out names only in their one form.
     if not isinstance(value, str) or normalise_name(value) != value:
         raise InvalidRequest(f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint="use a name in its one form")
     return value

@@ -1,7 +1,7 @@
-"""What a module is: its manifest, what can be asked of its registration with a client, and the command it registers.
+"""Describes an adapter: its manifest, its registration with a client, and the command that it registers.
 
-A module is found by its `module.json`, and nothing of it is imported before it is used. Knows no adapter and no
-client. Implements [MOD-1], [MOD-2], [REG-1].
+An adapter is found by its `module.json`, and nothing in it is imported before it is used. Knows no adapter by
+name, and no client. Implements [MOD-1], [MOD-2], [REG-1].
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from agentbus.core.model import Peer
 
 __all__ = ["Manifest", "Registered", "Registration", "Standing", "Variable", "own_command"]
 
-# Where uv and pipx keep what they run once: gone with the next clean-up of their caches.
+# Where uv and pipx keep programs that they run once: the next clean-up of their caches removes them.
 _RUN_ONCE = re.compile(r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pipx)/|/pipx/\.cache/")
 
 
 def own_command(prefix: str = sys.prefix) -> list[str]:
-    """The command that runs this very agentbus, from any folder and with any PATH. [REG-1]
+    """The command that runs this installation of agentbus, from any folder and with any PATH. [REG-1]
 
     Raises BrokenSetup for an installation that will not stay.
     """
@@ -36,8 +36,8 @@ def own_command(prefix: str = sys.prefix) -> list[str]:
             f"this agentbus was run without installing it ({prefix}) and will not stay",
             hint="install it with `uv tool install` or `pipx install`, then repeat",
         )
-    # The script beside the interpreter: where pipx, `uv tool`, a virtual environment and `pip install -e` put it, and
-    # where they put it again when they upgrade.
+    # The script beside the interpreter: pipx, `uv tool`, a virtual environment and `pip install -e` put it there, and
+    # they put it there again when they upgrade.
     user = sysconfig.get_preferred_scheme("user")
     is_users = __file__.startswith(sysconfig.get_path("purelib", user) + os.sep)  # by `pip install --user`
     for scheme in (user,) if is_users else (sysconfig.get_default_scheme(),):
@@ -57,7 +57,7 @@ class Variable:
     default: int = 0
 
     def read(self, name: str) -> str | int:
-        """What the environment says. Raises InvalidRequest, naming the variable, its value and its range. [CONF-1]"""
+        """The value that is set. Raises InvalidRequest, naming the variable, its value and its range. [CONF-1]"""
         if self.choices:
             return config.choice(name, self.choices)
         return config.integer(name, self.default, self.low, self.high)
@@ -67,11 +67,11 @@ class Variable:
 class Manifest:
     """What an adapter says about itself in its module.json. `entry` and `registration` are `module:function`.
 
-    `client` is the program that the adapter belongs to, empty where that can be any; `server_name` what it is
-    registered as there, `serve` the arguments with which the client starts `agentbus`, `launch_flags` what the client
-    is started with. `folder_variable` is the client's variable that holds the folder of its project, and `folder` the
-    one in the home that the adapter keeps files of its own in; both may be empty. `variables` are the settings that
-    belong to the adapter.
+    `client` is the program that the adapter belongs to, empty if it can be any. `server_name` is the name of the
+    registration there, `serve` the arguments with which the client starts `agentbus`, and `launch_flags` the arguments
+    with which the client is started. `folder_variable` is the client's variable that holds the folder of its project.
+    `folder` is the folder in the home in which the adapter keeps its own files. Both can be empty. `variables` are the
+    settings that belong to the adapter.
     """
 
     id: str
@@ -104,27 +104,27 @@ class Manifest:
         return manifest
 
     def word(self, variable: str) -> str:
-        """What a variable with choices says. Raises InvalidRequest."""
+        """The value of a variable with choices. Raises InvalidRequest."""
         return str(self.variables[variable].read(variable))
 
     def number(self, variable: str) -> int:
-        """What a variable with a range says. Raises InvalidRequest."""
+        """The value of a variable with a range. Raises InvalidRequest."""
         return int(self.variables[variable].read(variable))
 
 
 class Standing(Enum):
-    """How a module stands with its client. [MOD-2]"""
+    """The state of an adapter's registration with its client. [MOD-2]"""
 
     ENABLED = "enabled"
     DISABLED = "not enabled"
-    STALE = "stale"  # registered, with another command than that of this agentbus
-    SHADOWED = "shadowed"  # an entry of the same name, for this folder alone, stands above the one of the user
+    STALE = "stale"  # registered, but not with the command of this agentbus
+    SHADOWED = "shadowed"  # an entry of the same name, for this folder alone, takes precedence over the user's
     UNKNOWN = "unknown"  # the client's file cannot be read
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """How a module stands, in one sentence without a full stop, and the command that mends it where that is needed."""
+    """The state of a registration, in one sentence without a full stop, and the command that fixes it if needed."""
 
     standing: Standing
     seen: str
@@ -132,29 +132,29 @@ class Registered:
 
 
 class Registration(Protocol):
-    """What can be asked of a module's registration. Made by the function that its manifest names, for that manifest.
+    """The registration of one adapter. The function that the manifest names makes it, for that manifest.
 
-    Nothing is asked of the client but by `enable`, `disable` and `findings`, each of which may take some seconds.
+    Only `enable`, `disable` and `findings` ask the client. Each of them can take some seconds.
     """
 
     def registered(self) -> Registered:
-        """How the module stands, by the client's own files. Never raises."""
+        """The state of the registration, from the client's own files. Never raises."""
 
     def enable(self) -> list[str]:
-        """Register the module, or mend its registration; say what was done, a sentence each.
+        """Register the adapter, or repair its registration. Return what was done, a sentence each.
 
-        Doing it again changes nothing. Raises BrokenSetup when the client is not there or does not do it, with what
-        to type or to paste instead.
+        Doing it again changes nothing. Raises BrokenSetup when the client is not there or does not do it. The error
+        says what to type or to paste instead.
         """
 
     def disable(self) -> list[str]:
-        """End the registration; say what was done, a sentence each. Raises as `enable` does."""
+        """End the registration. Return what was done, a sentence each. Raises as `enable` does."""
 
     def by_hand(self) -> list[str]:
-        """What to do where `enable` cannot, a line each. Raises BrokenSetup as `own_command` does."""
+        """What to do by hand when `enable` cannot do it, a line each. Raises BrokenSetup as `own_command` does."""
 
     def launch(self, name: str | None, *, flags: bool = True) -> str:
-        """The shell command that starts the client as `name`, with what this module can make use of if `flags`.
+        """The shell command that starts the client as `name`, with the flags that this adapter can use if `flags`.
 
         Raises InvalidRequest for a bad name.
         """
@@ -165,11 +165,11 @@ class Registration(Protocol):
     def delivery(self, peer: Peer) -> Finding:
         """What `doctor` says about how a live session of this adapter receives, as a finding `delivery`. Never raises.
 
-        Whether a session to which nothing is pushed is wrong, or just as its client is, the adapter knows.
+        If nothing is pushed to a session, the adapter knows whether that is wrong or normal for its client.
         """
 
     def gate(self, peer: Peer, *, delivered: int, read: int) -> Finding | None:
-        """What `doctor PEER` says about a gate of the client that cannot be seen from here; None where there is none.
+        """What `doctor PEER` says about a gate of the client that agentbus cannot see; None if there is no such gate.
 
         `delivered` and `read` count the messages of the peer's mailbox that are in these states. Never raises.
         """

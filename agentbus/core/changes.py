@@ -1,6 +1,7 @@
-"""What changes on a bus: how a reader is told to look again, and what has happened since it last looked.
+"""Changes on a bus: wakes a reader that should look again, and reports what has happened since it last looked.
 
-Reads and never writes. Knows no trigger by name, and not who shows what it finds. Implements [WATCH-1], [WATCH-2].
+Reads and never writes. Knows no trigger by name, and nothing about how changes are shown. Implements [WATCH-1],
+[WATCH-2].
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from agentbus.core.watchers import Watchers
 
 __all__ = ["SAFETY_S", "Changes", "MessageEvent", "PeerEvent", "watching"]
 
-# The price of a lost nudge; as long as the safety poll of a drain. [DRAIN-5]
+# A lost nudge costs this many seconds, as many as the safety poll of a drain. [DRAIN-5]
 SAFETY_S = 3.0
-# Messages whose next step is waited for. Of more than this, the oldest are no longer followed: a mailbox that nobody
-# reads must not make each look slower and slower.
+# How many messages are followed until their next step. If there are more, the oldest are no longer followed: a mailbox
+# that nobody reads must not make each look slower and slower.
 _MAX_FOLLOWED = 5_000
 _PAGE = 1_000
 _STAGES = (MessageState.PENDING, MessageState.DELIVERED, MessageState.READ)
@@ -56,7 +57,7 @@ async def watching(watchers: Watchers, *, poll_ms: int, say: Callable[[str], Non
         stack.callback(watchers.close)
         wakes: Wakes
         try:
-            # Random, not our pid: a watcher that was killed leaves its socket, and its pid may be used again.
+            # Random, not our pid: a watcher that was killed leaves its socket behind, and its pid can be used again.
             wakes = await stack.enter_async_context(trigger.arm(trigger.endpoint(os.urandom(6).hex())))
         except BrokenSetup as error:
             say(f"looking every {poll_ms} ms, as nothing can wake this command ({error})")
@@ -75,7 +76,7 @@ class MessageEvent:
 
 @dataclass(frozen=True, slots=True)
 class PeerEvent:
-    """A peer that came (`online`), went (`offline`), or is called otherwise than `was` from now on (`renamed`)."""
+    """A peer that came (`online`), went (`offline`), or has a new name instead of `was` (`renamed`)."""
 
     at: int
     what: str
@@ -92,7 +93,7 @@ def _instant(message: Status, state: MessageState) -> int | None:
 
 
 class Changes:
-    """What has happened on a bus since it was last asked. `store` is read, never written. [WATCH-2]"""
+    """Reports what has happened on a bus since the last look. It reads `store` and never writes. [WATCH-2]"""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -103,7 +104,7 @@ class Changes:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Follow what is there now: what is older is no news."""
+        """Follow what is there now. Earlier changes are not reported."""
         queries = self._store.queries
         self._version = queries.version()
         self._newest = queries.newest_id()
@@ -111,7 +112,7 @@ class Changes:
         self.peers = {}
 
     def look(self, *, thoroughly: bool = False) -> list[MessageEvent | PeerEvent]:
-        """What has happened, in its order. Unless `thoroughly`, nothing is read when nobody has written."""
+        """What has happened, in order of time. Unless `thoroughly`, it reads nothing when nobody has written."""
         version = self._store.queries.version()
         if version == self._version and not thoroughly:
             return []
@@ -120,7 +121,7 @@ class Changes:
         return sorted(found, key=lambda event: event.at)
 
     def _peers(self) -> Iterator[PeerEvent]:
-        # [PRES-4] A row may outlive its process, and who only looks reaps nobody.
+        # [PRES-4] A row can outlive its process, and a reader that only looks reaps nobody.
         present = {peer.session: peer for peer in self._store.present() if is_alive(peer.process)}
         for session, before in self.peers.items():
             if session not in present:

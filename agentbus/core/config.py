@@ -1,6 +1,6 @@
-"""What the environment says, and whether the home folder can be trusted.
+"""Reads the settings from the environment, and checks whether the home folder can be trusted.
 
-The only reader of os.environ. Knows nothing of SQL, sockets or MCP. Implements [CONF-1], [CONF-2] and
+The only reader of os.environ. Knows nothing about SQL, sockets or MCP. Implements [CONF-1], [CONF-2] and
 [TRUST-1].
 """
 
@@ -31,7 +31,7 @@ __all__ = [
     "unknown",
 ]
 
-# Where neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, say).
+# The name when neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, for example).
 DEFAULT_NAME = "agent"
 DEFAULT_MAX_BYTES = 65_536
 # A tool call and its channel event hold the text as JSON, escaped; much more would choke a client's line reader.
@@ -39,7 +39,8 @@ HIGHEST_MAX_BYTES = 1_048_576
 DEFAULT_POLL_MS = 1_000
 DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
-# The database, and what SQLite puts beside it. The folders of the home belong to triggers, watchers and adapters.
+# The database, and the files that SQLite puts beside it. The folders of the home belong to triggers, watchers and
+# adapters.
 HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm")
 # Where watchers bind their sockets. [WATCH-1]
 WATCH_FOLDER = "watch"
@@ -56,7 +57,7 @@ VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every `AGENTBUS_*` variable, checked. `name` is what the session wishes to be called.
+    """Every `AGENTBUS_*` variable, checked. `name` is the name that the session wishes for.
 
     `name_note` says, in one sentence, why `name` is not what AGENTBUS_NAME asked for; empty when it is.
     """
@@ -74,9 +75,9 @@ class Settings:
 
 
 def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = None, folder: str = "") -> Settings:
-    """The settings in `environ` (os.environ by default). `home` stands above AGENTBUS_HOME.
+    """The settings in `environ` (os.environ by default). `home` takes precedence over AGENTBUS_HOME.
 
-    A session that is not told its name is called after `folder`, by default the working folder. [NAME-3]
+    A session that is given no name is named after `folder`, by default the working folder. [NAME-3]
 
     Raises InvalidRequest, naming the variable, its value and its range.
     """
@@ -100,7 +101,7 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
 
 
 def unknown(known: Collection[str]) -> list[str]:
-    """The AGENTBUS_* variables that are set and not among `known`: misspelt, as likely as not."""
+    """The AGENTBUS_* variables that are set and not among `known`: probably misspelt."""
     return sorted(name for name in os.environ if name.startswith("AGENTBUS_") and name not in known)
 
 
@@ -126,7 +127,7 @@ def _wished_name(asked: str, folder: str) -> tuple[str, str]:
     try:
         return normalise_name(asked), ""
     except InvalidRequest as error:
-        # A session that does not start is worse than one with another name, as long as that is said.
+        # A session with another name is better than none, as long as the note says so.
         return fallback, f'AGENTBUS_NAME is not usable ({error}); the name is "{fallback}"'
 
 
@@ -154,9 +155,9 @@ def _choice(env: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> 
 
 
 def check_private(path: Path, *, is_folder: bool) -> None:
-    """Refuse `path` unless it is ours, no symlink, and writable by nobody else. Absent is fine. [TRUST-1]
+    """Refuse `path` unless it is ours, not a symlink, and nobody else can write to it. [TRUST-1]
 
-    Raises BrokenSetup with the command that mends it.
+    A path that does not exist is fine. Raises BrokenSetup with the command that fixes it.
     """
     try:
         facts = os.lstat(path)
@@ -184,16 +185,16 @@ def check_private(path: Path, *, is_folder: bool) -> None:
 
 
 def prepare_folder(path: Path) -> None:
-    """Create `path` for us alone (0700), or check that it is. [TRUST-1]
+    """Create `path` with access for us alone (0700), or check the folder that is there. [TRUST-1]
 
     Raises BrokenSetup.
     """
     try:
-        # Only the last folder is ours to make private; those above it are made as `mkdir -p` would.
+        # Only the last folder is made private; the folders above it are created as `mkdir -p` does.
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700)
     except FileExistsError:
-        pass  # it is there, whatever it is: the check below says so, with the remedy
+        pass  # something is there: if it is not right, the check below reports it, with the remedy
     except OSError as error:
         raise BrokenSetup(
             f"{path} cannot be created ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"

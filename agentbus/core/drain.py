@@ -1,9 +1,9 @@
-"""The drain machine: what a pump does next, decided without doing it.
+"""The drain machine: it decides what a pump does next, and does none of it.
 
-Facts go in, actions come out; no I/O, no clock, no await. The table below is the truth: SPEC.md repeats it and a
-test compares the two. To drain is to take what is pending from a mailbox and deliver it, oldest first; an
-envelope is marked delivered only after the far end has taken it, and waiting for that holds up no later
-envelope. Implements [DRAIN-1] to [DRAIN-7].
+Facts go in, actions come out; no I/O, no clock, no await. The table below is the truth: SPEC.md repeats it, and a
+test compares the two. To drain is to take what is pending from a mailbox and deliver it, oldest first. An
+envelope is marked delivered only after the far end has taken it. Waiting for that does not hold up later
+envelopes. Implements [DRAIN-1] to [DRAIN-7].
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class State(Enum):
     PUSHING = "pushing"  # envelopes are being handed over
     SETTLING = "settling"  # has the far end taken what was handed over?
     MARKING = "marking"  # what was taken is being marked delivered
-    HOLDING = "holding"  # something handed over is not taken, or not marked, yet
-    RETRYING = "retrying"  # the database or the delivery said: later
+    HOLDING = "holding"  # something that was handed over is not taken yet, or not marked yet
+    RETRYING = "retrying"  # the database is busy, or the delivery failed for now
     IDLE = "idle"  # everything is delivered and marked
     CLOSED = "closed"  # the far end is gone
 
@@ -36,14 +36,14 @@ class Fact(Enum):
     EMPTY = "empty"  # it has none
     HANDED = "handed"  # the delivery has handed over at least one
     TAKEN = "taken"  # the far end has taken some that are not marked yet
-    MORE = "more"  # nothing is due, and the mailbox may have more than what was handed over
-    RECENT = "recent"  # so recently that others may soon be marked with them
-    STREAMING = "streaming"  # message upon message comes: what comes next can be handed over together
-    UNTAKEN = "untaken"  # it has taken none of what is out
-    CLEAR = "clear"  # nothing is out
+    MORE = "more"  # nothing is due, and the mailbox may have more than was handed over
+    RECENT = "recent"  # the far end has taken some, so recently that others can soon be marked with them
+    STREAMING = "streaming"  # messages keep coming: the next ones can be handed over together
+    UNTAKEN = "untaken"  # the far end has taken none of the envelopes that are out
+    CLEAR = "clear"  # no envelope is out
     MARKED = "marked"  # the marks are committed
-    LOOK = "look"  # a wake arrived, or the time to look again
-    DUE = "due"  # no wake, but the time to ask the far end again
+    LOOK = "look"  # a wake arrived, or it is time to look again
+    DUE = "due"  # no wake arrived, but it is time to ask the far end again
     BUSY = "busy"  # another process holds the database
     FAILED = "failed"  # the delivery handed nothing over
     GONE = "gone"  # the far end is closed for good
@@ -58,7 +58,7 @@ class Action(Enum):
     CHECK = "check"
     MARK = "mark"
     SLEEP = "sleep"  # until a wake or the instant
-    PAUSE = "pause"  # until the instant, whatever wakes come: they make no database free, and no stream thinner
+    PAUSE = "pause"  # until the instant, even if wakes come: they do not free the database or thin a stream
     STOP = "stop"
 
 
@@ -77,9 +77,9 @@ TRANSITIONS: dict[tuple[State, Fact], tuple[State, Action]] = {
     (State.SETTLING, Fact.STREAMING): (State.HOLDING, Action.PAUSE),
     (State.SETTLING, Fact.UNTAKEN): (State.HOLDING, Action.SLEEP),
     (State.SETTLING, Fact.CLEAR): (State.IDLE, Action.SLEEP),
-    # Nobody has said that there is more: a read for each mark would be half of what a message costs the receiver.
+    # Nothing says that there is more: a read for each mark would be half of what a message costs the receiver.
     (State.MARKING, Fact.MARKED): (State.SETTLING, Action.CHECK),
-    # Reading needs no lock: what comes meanwhile does not wait for the marks of what came before.
+    # Reading needs no lock: new messages do not wait until the earlier ones are marked.
     (State.MARKING, Fact.BUSY): (State.HOLDING, Action.SLEEP),
     (State.HOLDING, Fact.LOOK): (State.READING, Action.READ),
     (State.HOLDING, Fact.DUE): (State.SETTLING, Action.CHECK),
@@ -94,12 +94,13 @@ class Pace:
 
     # The slow poll under every trigger: the price of a lost wake. [DRAIN-5]
     safety_s: float = 3.0
-    # A client that listens has read within a millisecond; one that is stuck is asked 20 times a second.
+    # A client that listens has read within a millisecond; a client that is stuck is asked 20 times a second.
     settle_s: tuple[float, float] = (0.001, 0.05)
-    # How long marks wait for others: a stream of messages then costs a thousand transactions a second at most, which
-    # its sender has to compete with, and a single message none more. What a crash doubles grows by as much.
+    # How long marks wait for others. A stream of messages then costs at most a thousand transactions a second, and its
+    # sender has to compete with them; a single message costs no extra one. The messages that a crash doubles grow by as
+    # much.
     mark_s: float = 0.001
-    # A writer is done in 0.1 ms; a full disk or a stopped writer may take its time.
+    # A writer is done in 0.1 ms; a full disk or a stopped writer can take much longer.
     retry_s: tuple[float, float] = (0.000_5, 0.5)
 
 
@@ -112,7 +113,7 @@ class Step:
 
 
 class IllegalFact(Exception):
-    """A fact that the state does not know: a fault of the caller. The machine has not moved."""
+    """A fact that the state does not know: a mistake of the caller. The machine has not moved."""
 
 
 class Drain:
@@ -140,7 +141,7 @@ class Drain:
             raise IllegalFact(f"{fact.value} while {self._state.value}") from None
         self._state = state
         if fact in (Fact.HANDED, Fact.MARKED):
-            # Things move again: whatever was slow is looked at closely from here on.
+            # Things move again: start again with the shortest pauses.
             self._settle_s = self._pace.settle_s[0]
             self._retry_s = self._pace.retry_s[0]
         return Step(action, now + self._sleep_s(fact) if action in (Action.SLEEP, Action.PAUSE) else None)

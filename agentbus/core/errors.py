@@ -1,7 +1,7 @@
 """Every error that agentbus raises on purpose, sorted by who has to act.
 
-Knows nothing of the rest of the package. An error is one sentence that names the value, the limit and
-the way out; its class decides the exit code of the command line. Implements [ERR-1], [ERR-2].
+Knows nothing about the rest of the package. An error is one sentence that names the value, the limit and what to do
+about it. Its class decides the exit code of the command line. Implements [ERR-1], [ERR-2].
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class AgentbusError(Exception):
 
 
 class InvalidRequest(AgentbusError):
-    """What was asked for cannot be done by anybody; the caller has to ask differently."""
+    """The request itself is invalid; repeating it will not help."""
 
     exit_code = 2
 
 
 class BrokenSetup(AgentbusError):
-    """The home folder, the database or the environment is not fit for use; a person has to mend it."""
+    """The home folder, the database or the environment cannot be used; a person has to fix it."""
 
 
 class Refused(AgentbusError):
@@ -62,7 +62,7 @@ class MailboxFull(TryAgain):
 
 
 class DeliveryFailed(AgentbusError):
-    """A delivery handed nothing over, and may be tried again."""
+    """The delivery handed nothing over; it can be tried again."""
 
 
 class DeliveryClosed(AgentbusError):

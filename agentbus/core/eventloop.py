@@ -1,7 +1,7 @@
-"""Which event loop runs, where anyio does not say, and how a thread calls into it without waiting.
+"""Finds the running event loop, which anyio does not tell, and lets a thread call into it without waiting.
 
-Two places need a reader that stays registered, which beats waiting anew each time: measured on 2 cores with spaced
-messages, the median delivery went from 0.98 to 0.74 ms. Loads no event loop itself.
+Two places need a reader that stays registered, which is faster than a new registration for each wait. Measured on 2
+cores with spaced messages, the median delivery went from 0.98 to 0.74 ms. Loads no event loop itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["asyncio_loop", "caller_from_threads"]
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """The asyncio loop that runs the caller; None under another event loop, or none."""
-    # Only asked of what is loaded already: `agentbus send` passes here, and has no event loop to import.
+    """The asyncio loop that runs the caller; None under another event loop, or outside of any."""
+    # Looks only at loaded modules: `agentbus send` comes through here, and it needs no event loop.
     module = sys.modules.get("asyncio")
     if module is None:
         return None
@@ -30,14 +30,14 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def caller_from_threads() -> Callable[[Callable[[], object]], object]:
-    """What any thread may hand a function to, to be called soon in the event loop that runs the caller.
+    """Return a function that takes a callback from any thread. The event loop that runs the caller calls it soon.
 
-    Waits for nothing, other than anyio.from_thread: a thread must not hang when the loop ends before it gets to it.
-    Raises RuntimeError, in the thread, once the loop has gone.
+    Unlike anyio.from_thread, it does not wait for the callback: a thread must not hang when the loop ends before it
+    gets to the callback. It raises RuntimeError, in the thread, once the loop has gone.
     """
     loop = asyncio_loop()
     if loop is not None:
         return loop.call_soon_threadsafe
-    import trio  # the only other one that anyio runs on: it is what runs us
+    import trio  # the only other event loop that anyio runs on, so it is the one that runs us
 
     return trio.lowlevel.current_trio_token().run_sync_soon

@@ -1,6 +1,6 @@
 """The values that travel: names, bodies, envelopes, peers, and the one place that validates them.
 
-Knows nothing of SQL, sockets or MCP. Implements [NAME-1] to [NAME-3], [BODY-1], [BODY-2] and the terms
+Knows nothing about SQL, sockets or MCP. Implements [NAME-1] to [NAME-3], [BODY-1], [BODY-2] and the terms
 of SPEC.md section 2.
 """
 
@@ -36,10 +36,10 @@ __all__ = [
     "timestamp",
 ]
 
-# Long enough for a project's folder, short enough for a table and for a model to copy without a slip.
+# Long enough for a project's folder, short enough for a table and for a model to copy without a mistake.
 MAX_NAME_CHARS = 32
 _OTHER_CHARACTERS = re.compile(r"[^a-z0-9_-]")
-# Quoted back in an error; an unbounded value would bury the sentence around it.
+# An error quotes this much of a bad value; an unbounded quote would bury the sentence around it.
 _MAX_QUOTED_CHARS = 48
 
 
@@ -69,13 +69,13 @@ class Envelope:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Envelope:
-        """The envelope in a row of COLUMNS; what follows these is passed over."""
+        """The envelope in a row of COLUMNS; further columns are ignored."""
         return Envelope(row[0], row[1], row[2], row[3], row[4], row[5])
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """An envelope that its recipient is not known to have read. `was_pushed`: it was handed over to it before."""
+    """An envelope that is not known to be read. `was_pushed`: it was handed over to its recipient before."""
 
     envelope: Envelope
     was_pushed: bool
@@ -83,7 +83,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Status(Envelope):
-    """A message and where it is. The instants are in milliseconds since 1970 UTC, None for what has not happened."""
+    """A message and its state. Instants are in milliseconds since 1970 UTC; None means that it has not happened."""
 
     delivered_at: int | None = None
     carrier: str | None = None
@@ -96,7 +96,7 @@ class Status(Envelope):
 
     @property
     def state(self) -> MessageState:
-        """The state that the instants amount to. [STATE-1]"""
+        """The state, worked out from the instants. [STATE-1]"""
         if self.read_at is not None:
             return MessageState.READ
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
@@ -137,7 +137,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a name leads: the mailbox, its peer if one is present, and whether the name was ever a peer's."""
+    """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name."""
 
     mailbox: str
     peer: Peer | None
@@ -146,7 +146,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """Who wants to be a peer. `session` and `name` are decided by the claim."""
+    """A session that wants to become a peer. The claim decides its `session` and `name`."""
 
     host: Process
     launch_name: str
@@ -165,15 +165,15 @@ def _quoted(raw: str) -> str:
 
 
 def normalise_name(raw: object) -> str:
-    """The one form of a name, for the one who claims it and for the one who addresses it. [NAME-1]
+    """The one form of a name, the same for claiming it and for addressing it. [NAME-1]
 
     Lower case; anything but `a-z 0-9 _ -` becomes `-`; dashes at the ends are dropped. Idempotent.
 
-    Raises InvalidRequest when nothing is left, or when it is longer than MAX_NAME_CHARS characters.
+    Raises InvalidRequest when nothing is left, or when the name is longer than MAX_NAME_CHARS characters.
     """
     if not isinstance(raw, str):
         raise InvalidRequest(f"a name is text, not {type(raw).__name__}")
-    # Measured before anything else: a name of a million characters costs nothing but its refusal.
+    # The length is checked first: a name of a million characters then costs nothing but its refusal.
     if len(raw.strip()) > 4 * MAX_NAME_CHARS:
         raise _too_long(raw, len(raw.strip()))
     name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()).strip("-")
@@ -194,7 +194,7 @@ def _too_long(raw: str, length: int) -> InvalidRequest:
 
 
 def fit_name(raw: str) -> str | None:
-    """A name made from a folder or a login, cut to length; None when nothing of it is left. [NAME-3]"""
+    """A name made from a folder or a login, cut to length; None when nothing is left. [NAME-3]"""
     name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()[: 4 * MAX_NAME_CHARS]).strip("-")
     return name[:MAX_NAME_CHARS].strip("-") or None
 
@@ -236,6 +236,6 @@ def check_body(text: object, max_bytes: int) -> str:
 
 def timestamp(at_ms: int) -> str:
     """ISO 8601, UTC, to the millisecond, from milliseconds since 1970 UTC."""
-    # Not by datetime, which `agentbus send` would have to import for 2 ms.
+    # Without datetime: importing it would cost `agentbus send` 2 ms.
     seconds, ms = divmod(at_ms, 1_000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"

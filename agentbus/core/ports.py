@@ -1,7 +1,7 @@
 """The two ports: how a peer is woken, and how a message enters a live session.
 
-The docstrings here are the whole contract: an implementation is right when it keeps them, and every
-implementation, the fakes of the tests included, runs through tests/triggers/test_contract.py or
+The docstrings here are the whole contract: an implementation is right when it keeps them. Every implementation,
+including the fakes of the tests, runs through tests/triggers/test_contract.py or
 tests/adapters/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-7], [DELIV-1] to
 [DELIV-3].
 """
@@ -27,27 +27,26 @@ __all__ = ["Delivery", "Receipt", "Settled", "Trigger", "Wake", "Wakes"]
 class Wake(Enum):
     """What became of one nudge."""
 
-    WOKEN = "woken"  # the peer listens, and has been told
-    FULL = "full"  # the peer listens, and has nudges enough waiting
-    PENDING = "pending"  # the peer will look by itself, if it lives
-    ABSENT = "absent"  # nobody listens, nor has left a trace
-    STALE = "stale"  # somebody listened and died without clearing up
+    WOKEN = "woken"  # the peer listens, and got the nudge
+    FULL = "full"  # the peer listens, and enough nudges are waiting for it
+    PENDING = "pending"  # the peer will look by itself, if it is alive
+    ABSENT = "absent"  # nobody listens, and no listener has left a trace
+    STALE = "stale"  # a listener died without clearing up
 
 
 class Wakes(Protocol):
     """The wakes of one armed endpoint."""
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Return True once at least one nudge has arrived since that was last returned, or False after `timeout_s`.
+        """Return True once a nudge has arrived since the last True, or False after `timeout_s` seconds.
 
-        Any number of nudges makes one return. Spurious returns are allowed. Whatever was nudged before the
-        return is forgotten *before* it, so who reads the mailbox afterwards misses nothing: a nudge that
-        comes later makes the next call return. Cancelling loses no nudge. Disarming makes it return too, sooner or
-        later.
+        Any number of nudges makes one return. Spurious returns are allowed. Earlier nudges are forgotten *before* the
+        call returns. So a caller that reads the mailbox afterwards misses nothing: a nudge that comes later makes the
+        next call return. Cancelling loses no nudge. Disarming makes the call return too, sooner or later.
         """
 
     def is_reachable(self) -> bool:
-        """Whether senders still find this listener: False once what they look for was removed under it."""
+        """Whether senders still find this listener: False once the thing they look for has been removed."""
 
 
 class Trigger(Protocol):
@@ -55,44 +54,44 @@ class Trigger(Protocol):
 
     @property
     def name(self) -> str:
-        """What `AGENTBUS_TRIGGER` and the `trigger` column call it."""
+        """Its name in `AGENTBUS_TRIGGER` and in the `trigger` column."""
 
     @property
     def folder(self) -> str | None:
-        """The folder in the home that holds what its listeners listen on; None where there is nothing to hold."""
+        """The folder in the home with the files that its listeners listen on; None if there are no such files."""
 
     def endpoint(self, session: str) -> str:
-        """The address under which `session` will listen. The same session always has the same one."""
+        """The address under which `session` will listen. The same session always has the same address."""
 
     def arm(self, endpoint: str) -> AbstractAsyncContextManager[Wakes]:
         """Listen on `endpoint` until the context ends, then leave no trace of it.
 
         A leftover of a dead process is replaced; arming beside a live listener raises.
 
-        Raises BrokenSetup when this place cannot be listened on.
+        Raises BrokenSetup when it is not possible to listen there.
         """
 
     def notify(self, endpoint: str) -> Wake:
-        """Nudge whoever listens on `endpoint`.
+        """Nudge the listener on `endpoint`.
 
-        Never blocks, never raises for an absent, dead or overfull peer, and touches nothing of the peer's.
+        Never blocks. Never raises for an absent, dead or overfull peer. Touches nothing that belongs to the peer.
         """
 
     def clear(self, endpoint: str) -> None:
-        """Remove what a dead peer has left at `endpoint`. Nothing there is no error."""
+        """Remove what a dead peer has left at `endpoint`. It is not an error if nothing is there."""
 
     def leftovers(self) -> Iterator[str]:
-        """Every endpoint that has something of this trigger's in `folder`: of live listeners and of dead ones.
+        """Every endpoint for which this trigger has something in `folder`: those of live and of dead listeners.
 
-        `notify` tells the two apart. What somebody else has put there is not among them.
+        `notify` tells the two apart. Things that somebody else has put there are not included.
         """
 
     def close(self) -> None:
-        """Give back what `notify` keeps open. What is armed stays armed, and the trigger can be used again."""
+        """Release what `notify` keeps open. Armed endpoints stay armed, and the trigger can be used again."""
 
 
 class Receipt(Protocol):
-    """What a delivery says of the envelopes that it handed over in one call."""
+    """What a delivery says about the envelopes that it handed over in one call."""
 
     @property
     def count(self) -> int:
@@ -101,13 +100,13 @@ class Receipt(Protocol):
     def taken(self) -> bool:
         """Whether the far end has taken all of them. Never blocks; once true, it stays true.
 
-        A delivery that cannot know says true.
+        A delivery that cannot know returns True.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The receipt of a delivery for which handed over is taken."""
+    """The receipt of a delivery whose envelopes count as taken once they are handed over."""
 
     count: int
 
@@ -121,21 +120,21 @@ class Delivery(Protocol):
 
     @property
     def carrier(self) -> str:
-        """What the `carrier` column calls it."""
+        """Its name in the `carrier` column."""
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be handed over just now, in a sentence without a full stop; empty when it can."""
+        """Why nothing can be handed over just now, in a sentence without a full stop; empty when delivery works."""
 
     async def ready(self) -> None:
-        """Return once the far end can take messages; nothing is handed over before."""
+        """Return once the far end can take messages. Nothing is handed over before that."""
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
         """Hand over the first envelopes of `batch` (never empty), in order.
 
-        May wait as long as the far end does not take anything. A cancelled call may have handed over what
-        it was at: the next process delivers that again under the same id.
+        Can wait as long as the far end takes nothing. If the call is cancelled, the envelope in progress may have been
+        handed over already: the next process delivers it again under the same id.
 
-        Raises DeliveryFailed when nothing was handed over but may be later, and DeliveryClosed when the far
+        Raises DeliveryFailed when nothing was handed over but a later try can succeed, and DeliveryClosed when the far
         end is gone for good.
         """

@@ -1,7 +1,7 @@
-"""Which process is which: a pid alone is reused, a pid with its start time is not.
+"""Identifies processes: a pid alone is reused, a pid with its start time is not.
 
-Knows nothing of peers or mailboxes. Linux is read from /proc (proc(5)); elsewhere from `ps`, which is in
-POSIX apart from `lstart`, known to macOS and the BSDs. Implements [PRES-1].
+Knows nothing about peers or mailboxes. On Linux it reads /proc (proc(5)); elsewhere it runs `ps`, which is
+in POSIX, except for `lstart`, which macOS and the BSDs know. Implements [PRES-1].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_ANCESTORS = 64
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process for all time: `pid`, and `started` as the system states it (opaque, compared only)."""
+    """One process, told apart from any later one by `pid` and `started` (as the system reports it; only compared)."""
 
     pid: int
     started: str
@@ -38,14 +38,14 @@ def _read_proc(pid: int) -> _Facts | None:
             stat = file.read()
     except OSError:
         return None
-    # The command name, in parentheses, may itself hold spaces and parentheses.
+    # The command name, in parentheses, can itself hold spaces and parentheses.
     fields = stat[stat.rindex(b")") + 2 :].split()
-    # A zombie has a pid but holds no socket and will never read its mail.
+    # A zombie has a pid, but it holds no socket and will never read its mail.
     return _Facts(int(fields[1]), fields[19].decode(), fields[0] in (b"Z", b"X"), fields[0] in (b"T", b"t"))
 
 
 def _ps(columns: str, pid: int) -> str:
-    import subprocess  # 3 ms, which Linux need not pay
+    import subprocess  # takes 3 ms, and Linux does not need it
 
     try:
         done = subprocess.run(
@@ -82,7 +82,7 @@ def look_up(pid: int) -> Process | None:
 
 
 def is_alive(process: Process) -> bool:
-    """Whether that very process, and not a later one with its pid, is running."""
+    """Whether this process is running, and not a later one with the same pid."""
     return look_up(process.pid) == process
 
 
@@ -98,7 +98,7 @@ def current() -> Process:
 
 
 def parent() -> Process:
-    """The process that started this one, or whoever adopted it."""
+    """The process that started this one, or the one that adopted it."""
     pid = os.getppid()
     return look_up(pid) or Process(pid, "")
 
@@ -119,7 +119,7 @@ def ancestors() -> list[Process]:
 def arguments(of: Process) -> list[str]:
     """The command line of a process, word by word; empty when it cannot be read.
 
-    Where only `ps` tells, a word with a space in it comes as two.
+    Where only `ps` is available, a word with a space in it comes back as two words.
     """
     if not _HAS_PROC:
         return _ps("args=", of.pid).split()

@@ -1,6 +1,6 @@
-"""What people look at: what is in the mailboxes, what became of each message. Reads, and changes nothing.
+"""Queries for people: what is in the mailboxes, and what became of each message. Reads, and changes nothing.
 
-Knows nothing of triggers, deliveries or MCP, nor who prints it. Instants are milliseconds since 1970 UTC. Every method
+Knows nothing about triggers, deliveries, MCP or printing. Instants are milliseconds since 1970 UTC. Every method
 raises what `Database.read` raises. Implements [LEDGER-1] to [LEDGER-3], [WATCH-2].
 """
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "Queries"]
 
 _MESSAGE = ", ".join(COLUMNS)
-# Read at once from a long history; enough that the reads do not count, few enough for any machine's memory.
+# Rows per read of a long history: enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
-# Of so many messages `was_peer` looks at who sent and who got them.
+# `was_peer` looks at the senders and recipients of this many messages.
 _LATELY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one mailbox holds. `delivered` are those not known to be read; `oldest_pending_at` is None for none."""
+    """What one mailbox holds. `delivered`: not known to be read. `oldest_pending_at`: None if none is pending."""
 
     mailbox: str
     pending: int
@@ -43,7 +43,7 @@ class Queries:
         self._read = read
 
     def status(self, row_id: int) -> Status:
-        """A message. Raises InvalidRequest for an id never used, or whose message is pruned. [LEDGER-3]"""
+        """A message. Raises InvalidRequest if its id was never used, or if it has been pruned. [LEDGER-3]"""
         rows = self._read(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", row_id)
         if not rows:
             raise InvalidRequest(f"there is no message #{row_id}", hint="it was never sent, or is pruned by now")
@@ -80,11 +80,11 @@ class Queries:
             below = rows[-1][0]
 
     def root(self, row_id: int) -> int:
-        """The message that began the thread of `row_id`: the first in the chain of those that are answered. [ENV-1]
+        """The message that began the thread of `row_id`: the first in the chain of answered messages. [ENV-1]
 
-        As far as these are kept; `row_id` itself where it answers nothing.
+        The chain goes as far as its messages are kept. Returns `row_id` itself if that answers nothing.
         """
-        # UNION and not UNION ALL: what answers something later, or itself, ends the chain and not this process.
+        # UNION, not UNION ALL: a message that answers a later one, or itself, must end the chain and not this process.
         rows = self._read(
             "WITH RECURSIVE up(id) AS (VALUES (?) UNION"
             " SELECT m.reply_to FROM up JOIN messages m USING (id) WHERE m.reply_to IS NOT NULL)"
@@ -104,13 +104,13 @@ class Queries:
         return [Counts(*row) for row in rows]
 
     def last_delivered(self, session: str) -> int | None:
-        """When a message was last delivered to `session`; None when none was, or it is pruned by now."""
+        """When a message was last delivered to `session`; None if there was none, or if it has been pruned."""
         rows = self._read("SELECT max(delivered_at) FROM messages WHERE delivered_to = ?", session)
         return None if rows[0][0] is None else int(rows[0][0])
 
     def was_peer(self, name: str) -> bool:
-        """Whether `name` has sent something or got something of late: among the newest 10,000 messages."""
-        # No index is worth it for a question that is only asked of names that nobody has; this is 1 ms at most.
+        """Whether `name` has sent or got a message lately: one of the newest 10,000."""
+        # Not worth an index: this is only asked about names that nobody has, and takes 1 ms at most.
         rows = self._read(
             "SELECT 1 FROM messages WHERE id > (SELECT coalesce(max(id), 0) FROM messages) - ?1"
             " AND (sender = ?2 OR (recipient = ?2 AND delivered_at IS NOT NULL)) LIMIT 1",
@@ -142,7 +142,7 @@ class Queries:
         return [Status.from_row(row) for row in rows]
 
     def among(self, ids: Collection[int]) -> list[Status]:
-        """Those of these messages that there are, ascending. [WATCH-2]"""
+        """The messages with these ids that still exist, ascending. [WATCH-2]"""
         listed = f"[{','.join(map(str, ids))}]"
         rows = self._read(
             f"SELECT {_MESSAGE} FROM messages WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", listed

@@ -1,4 +1,4 @@
-"""Wakes of which more than one hears, and whose trigger can be armed anew under whoever waits. Knows no session.
+"""Wakes for more than one waiting task, with a trigger that can be armed again during a wait. Knows no session.
 
 Implements [WAKE-6].
 """
@@ -13,7 +13,10 @@ __all__ = ["SharedWakes"]
 
 
 class SharedWakes:
-    """The wakes of a trigger, of which whoever waits for mail hears too, and whose trigger can be armed anew."""
+    """Wraps a trigger's `Wakes`.
+
+    Other tasks can wait for the next wake, and the wrapped `Wakes` can be swapped after re-arming.
+    """
 
     def __init__(self, wakes: Wakes) -> None:
         self._wakes = wakes
@@ -34,13 +37,13 @@ class SharedWakes:
         return self._woken
 
     def replace(self, wakes: Wakes) -> None:
-        """Wait for these from here on; who waits for the old ones is woken when they are disarmed."""
+        """Wait for `wakes` from now on. A task that waits for the old ones is woken when they are disarmed."""
         self._wakes = wakes
 
     def is_reachable(self) -> bool:
         return self._wakes.is_reachable()
 
     async def listen(self) -> None:
-        """Keep hearing, where no pump does."""
+        """Keep waiting for wakes, for a session in which no pump does so."""
         while True:
             await self.wait()

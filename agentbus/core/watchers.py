@@ -29,7 +29,7 @@ class Watchers:
         return self._made
 
     def tell(self) -> None:
-        """Nudge every watcher. Never blocks, never raises; costs 2 us where there is none."""
+        """Nudge every watcher. Never blocks, never raises; costs 2 us if there is none."""
         try:
             endpoints = os.listdir(self._folder)
         except OSError:
@@ -39,6 +39,6 @@ class Watchers:
                 self.trigger().clear(endpoint)
 
     def close(self) -> None:
-        """Give back what nudging keeps open."""
+        """Release what nudging keeps open."""
         if self._made is not None:
             self._made.close()

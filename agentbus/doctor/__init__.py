@@ -1,7 +1,9 @@
-"""`agentbus doctor`: looks at everything, changes nothing, and says what is wrong and what mends it.
+"""`agentbus doctor`: looks at everything, changes nothing, and reports what is wrong and how to repair it.
 
-A list of checks, each a function that yields findings; one that fails is a finding itself. `doctor PEER` asks one
-question of the same checks: why would a message to PEER not reach its model? Implements [DOCTOR-1] to [DOCTOR-6].
+doctor is a list of checks. Each check is a function that yields findings, and a check that fails is itself a finding.
+`doctor PEER` uses the same checks for one question: why would a message to PEER not reach its model?
+
+Implements [DOCTOR-1] to [DOCTOR-6].
 """
 
 from __future__ import annotations
@@ -43,14 +45,14 @@ from agentbus.registry import Triggers
 __all__ = ["run"]
 
 _STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
-# What a code was before; scripts that ask for the old one are answered for one version more. [DOCTOR-1]
+# The former names of a code. --json also prints these for one more version, for scripts that look for them. [DOCTOR-1]
 _FORMER_CODES = {"client": ("claude",)}
 _PINGS = 20
 _PING_PATIENCE_S = 2.0
 
 
 def run(peer: str | None, *, as_json: bool) -> int:
-    """Print all findings, or those for `peer`; 1 if anything is wrong. Raises InvalidRequest for a bad name."""
+    """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
     name = None if peer is None else normalise_name(peer)
     here = settings()
     found = list(_examine(here) if name is None else _examine_peer(here, name))
@@ -87,12 +89,12 @@ def _examine(here: Settings) -> Iterator[Finding]:
     yield from safely("mailbox", lambda: check_mailboxes(here.home))
 
 
-# -- triggers and modules ----------------------------------------------------------------------------------
+# -- triggers and adapters ---------------------------------------------------------------------------------
 
 
 def _check_triggers(here: Settings) -> Iterator[Finding]:
-    """Arm what a session would arm, and nudge it."""
-    # Arming makes the folder of its trigger: where there is none, another place has to do. [DOCTOR-2]
+    """Arm the trigger that a session would arm, and nudge it."""
+    # Arming creates the trigger's folder. If the home has none, arm in a temporary folder instead. [DOCTOR-2]
     with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
         for trigger in Triggers(here).preferred():
             is_there = (here.home / (trigger.folder or "")).is_dir()
@@ -128,7 +130,7 @@ async def _ping(trigger: Trigger) -> Finding:
 
 
 def _check_modules() -> Iterator[Finding]:
-    """What each module says of its client. [DOCTOR-4]"""
+    """What each adapter reports about its client. [DOCTOR-4]"""
     found, broken = registry.manifests()
     for error in broken:
         yield from_error("module", error)
@@ -144,7 +146,10 @@ def _findings(manifest: Manifest) -> list[Finding]:
 
 
 def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
-    """What keeps a message to `name` from its model: of everything what is wrong, of the peer all. [DOCTOR-6]"""
+    """What keeps a message to `name` from its model. [DOCTOR-6]
+
+    Of the checks around the bus, only what is wrong; about the peer, all findings.
+    """
     around = [
         *safely("settings", check_settings),
         *safely("home", lambda: check_home(here)),

@@ -1,4 +1,4 @@
-"""How a check is made: its failure is a finding like any other. Implements [DOCTOR-3]."""
+"""Runs a check, and turns its failure into a finding like any other. Implements [DOCTOR-3]."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["safely"]
 
 
 def safely(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings of a check; its failure is one more. [DOCTOR-3]"""
+    """Yield the findings of a check. If the check fails, that is one more finding. [DOCTOR-3]"""
     try:
         yield from check()
     except AgentbusError as error:
         yield from_error(what, error)
-    except Exception as error:  # noqa: BLE001 - a doctor that falls over its patient helps nobody: it is said instead
+    except Exception as error:  # noqa: BLE001 - doctor must not crash on what it examines: it reports it
         seen = f"this could not be looked at ({type(error).__name__}: {error})"
         yield Finding(what, Level.WRONG, seen, "agentbus doctor --json, and report it")

@@ -1,6 +1,6 @@
-"""What doctor finds about the database: is it whole, ours, merged, and free to be written.
+"""What doctor finds about the database: whether it is intact, ours, merged and not locked.
 
-Looks and changes nothing. Implements [DOCTOR-2], [DOCTOR-3].
+These checks read and change nothing. Implements [DOCTOR-2], [DOCTOR-3].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agentbus.doctor.readonly import ReadOnlyDatabase
 
 __all__ = ["check_database"]
 
-# A WAL that is merged has 4 MiB; one of this size is not merged any more.
+# A WAL that gets merged has 4 MiB. A WAL of this size is no longer merged.
 _LARGE_WAL_BYTES = 64 << 20
 
 

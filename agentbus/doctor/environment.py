@@ -1,6 +1,6 @@
-"""What doctor finds around the bus: Python, packages, SQLite, settings, the home folder and where it lies.
+"""What doctor finds around the bus: Python, packages, SQLite, settings, the home folder and its location.
 
-Looks and changes nothing; opens no database. Each function is one check. Implements [DOCTOR-1], [DOCTOR-2].
+They change nothing and open no database. Each function is one check. Implements [DOCTOR-1], [DOCTOR-2].
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _PACKAGE = "agentbus-local"
 _LEAST_PYTHON = (3, 11)
 # STRICT tables: https://sqlite.org/stricttables.html
 _LEAST_SQLITE = (3, 37, 0)
-# The WAL is shared memory, which these do not share between machines: https://sqlite.org/wal.html (Overview).
+# A WAL needs shared memory, and these do not share memory between machines: https://sqlite.org/wal.html (Overview).
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "9p", "fuse.sshfs", "vboxsf"}
 )
-# Less would be used up by a few large messages and their WAL.
+# A few large messages and their WAL would use up less than this.
 _LEAST_FREE_BYTES = 64 << 20
 
 
 def settings() -> Settings:
-    """The settings; where one cannot be used, those of the home folder alone."""
+    """The settings. If one of them is invalid, only AGENTBUS_HOME is used, and the others have their defaults."""
     try:
         return config.load()
     except InvalidRequest:
@@ -45,7 +45,7 @@ def settings() -> Settings:
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter."""
+    """Check the Python interpreter."""
     seen = f"Python {platform.python_version()} at {sys.executable}, {platform.system()} {platform.release()}"
     if sys.version_info[:2] >= _LEAST_PYTHON:
         yield Finding("python", Level.OK, seen)
@@ -55,7 +55,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """What agentbus is built on, against what its own metadata asks for."""
+    """Compare the installed dependencies with those that the metadata of agentbus requires."""
     remedy = f"install agentbus anew: pipx reinstall {_PACKAGE}, or uv tool install --reinstall {_PACKAGE}"
     try:
         asked = metadata.requires(_PACKAGE) or []
@@ -83,7 +83,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _fits(version: str, requirement: str) -> bool:
-    # Only the two operators that our own metadata uses; anything else is for pip to judge.
+    # Only the two operators that our own metadata uses; pip checks anything else.
     have = _numbers(version)
     for operator, bound in re.findall(r"(>=|<(?!=))\s*([\d.]+)", requirement):
         if (operator == ">=" and have < _numbers(bound)) or (operator == "<" and have >= _numbers(bound)):
@@ -92,7 +92,7 @@ def _fits(version: str, requirement: str) -> bool:
 
 
 def check_sqlite() -> Iterator[Finding]:
-    """The SQLite library."""
+    """Check the version of the SQLite library."""
     version = sqlite_version()
     if _numbers(version) >= _LEAST_SQLITE:
         yield Finding("sqlite", Level.OK, f"SQLite {version}")
@@ -103,7 +103,7 @@ def check_sqlite() -> Iterator[Finding]:
 
 
 def check_settings() -> Iterator[Finding]:
-    """The AGENTBUS_* variables."""
+    """Check the AGENTBUS_* variables."""
     is_right = True
     for manifest in registry.manifests()[0]:
         for name, variable in manifest.variables.items():
@@ -129,7 +129,7 @@ def check_settings() -> Iterator[Finding]:
 
 
 def check_home(here: Settings) -> Iterator[Finding]:
-    """The home folder, its files and folders: whose they are, and who can write them. [TRUST-1]"""
+    """Check who owns the home folder, its files and its folders, and who can write to them. [TRUST-1]"""
     home = here.home
     if not home.exists() and not home.is_symlink():
         yield Finding("home", Level.NOTE, f"{home} is not there yet", "the first message or session makes it")
@@ -154,7 +154,7 @@ def check_home(here: Settings) -> Iterator[Finding]:
 
 
 def check_place(home: Path) -> Iterator[Finding]:
-    """The path of the home, the file system that it lies on, and the space left there."""
+    """Check the length of the home's path, its file system, and the free space there."""
     length = len(os.fsencode(home / "sock" / ("x" * 12 + ".sock")))
     limit = 107 if sys.platform == "linux" else 103
     if length <= limit:
@@ -181,7 +181,7 @@ def check_place(home: Path) -> Iterator[Finding]:
 
 
 def _file_system(path: Path) -> str:
-    """The type of the file system that `path` is on, as proc_pid_mountinfo(5) names it; empty elsewhere."""
+    """The type of the file system of `path`, as proc_pid_mountinfo(5) names it; empty on systems without that file."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What doctor finds of the peers and the mailboxes: who can be woken, who is pushed to, what waits, for whom.
+"""What doctor finds about peers and mailboxes: which peers can be woken or pushed to, and which messages wait for whom.
 
-Looks through an readonly and changes nothing. Implements [DOCTOR-5], [DOCTOR-6].
+These checks read through a ReadOnlyDatabase and change nothing. Implements [DOCTOR-5], [DOCTOR-6].
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from agentbus.registry import Triggers
 
 __all__ = ["check_mailboxes", "check_one", "check_peers"]
 
-# What is pending for longer at a peer that is pushed to does not get through: the gate before it opens takes 2 s.
+# If a message for a peer with push is pending longer than this, it does not get through: opening the gate takes 2 s.
 _STUCK_MS = 10_000
 _MAX_MAILBOXES = 20
 _REAP = "agentbus peers clears it away"
 
 
 def check_peers(here: Settings) -> Iterator[Finding]:
-    """Every peer that is present by its row, and what dead ones have left."""
+    """Check every peer whose row says that it is present, and look for what dead peers have left."""
     path = here.home / "bus.db"
     if not path.exists():
         return
@@ -59,7 +59,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
 
 
 def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers) -> Iterator[Finding]:
-    """What there is to say of one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
+    """What doctor reports about one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
     whom = f'"{peer.name}" (process {peer.process.pid}, {peer.runtime}, {peer.cwd})'
     if not process.is_alive(peer.process):
         yield Finding("peer", Level.WRONG, f"{whom} is dead, its row is still there", _REAP)
@@ -108,7 +108,7 @@ def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
 
 
 def _check_delivery(peer: Peer) -> Finding:
-    """Whether messages are pushed to a peer, as its adapter judges it. [VOID-1]"""
+    """Whether messages are pushed to a peer, according to its adapter. [VOID-1]"""
     adapter = _adapter(peer.runtime)
     if adapter is not None:
         return adapter.delivery(peer)
@@ -116,7 +116,7 @@ def _check_delivery(peer: Peer) -> Finding:
 
 
 def _adapter(runtime: str) -> Registration | None:
-    """The adapter of a runtime; None for a program, a shell, or an adapter that cannot be loaded."""
+    """The adapter of a runtime. None for a program, a shell, or an adapter that cannot be loaded."""
     try:
         return registry.registration(registry.manifest(runtime))
     except AgentbusError:
@@ -127,18 +127,18 @@ def _launch(module: str, name: str, *, flags: bool = True) -> str:
     try:
         return registry.registration(registry.manifest(module)).launch(name, flags=flags)
     except AgentbusError:
-        return f"agentbus launch {module} {name}"  # it says itself what is wrong with the module
+        return f"agentbus launch {module} {name}"  # that command reports what is wrong with the adapter
 
 
 def check_mailboxes(home: Path) -> Iterator[Finding]:
-    """What each mailbox holds, the fullest first."""
+    """Report what each mailbox holds, the fullest first."""
     if not (home / "bus.db").exists():
         return
     with ReadOnlyDatabase(home / "bus.db") as readonly:
         found = sorted(readonly.queries.counts(), key=lambda one: -one.pending)
         online = {peer.name for peer in readonly.present() if process.is_alive(peer.process)}
         for counts in found[:_MAX_MAILBOXES]:
-            # Asked of few: it reads the newest messages each time.
+            # Called for few mailboxes: each `was_peer` reads the newest messages.
             may_be_misspelt = (
                 counts.pending and counts.mailbox not in online and not readonly.queries.was_peer(counts.mailbox)
             )
@@ -148,7 +148,7 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
 
 
 def _similar(name: str, online: Iterable[str]) -> str:
-    """Who may have been meant by a name that nobody has; empty where nobody is called anything like it."""
+    """Suggest similar names for a name that no peer has; empty if no name is similar."""
     found = get_close_matches(name, list(online), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(found)}?" if found else ""
 
@@ -169,7 +169,7 @@ def _mailbox(counts: Counts, meant: str = "") -> Finding:
 
 
 def check_one(here: Settings, name: str) -> Iterator[Finding]:
-    """Why a message to `name` would not reach its model, as far as that lies with the peer. [DOCTOR-6]"""
+    """Why a message to `name` would not reach its model, as far as the peer is the cause. [DOCTOR-6]"""
     path = here.home / "bus.db"
     if not path.exists():
         yield _absent(name, None, "", was_there=False)

@@ -1,7 +1,7 @@
-"""Looks into the database as a doctor does: reads it, and leaves every file as it was. Opens no bus.
+"""Reads the database for doctor, and leaves every file as it was. Opens no bus.
 
-Where a WAL is shared with others it is read with them; where there is none, the file is read as if it could not change.
-Implements [DOCTOR-2], [DOCTOR-3].
+If other processes share a WAL, it is read together with them. If there is none, the file is read as if it could not
+change. Implements [DOCTOR-2], [DOCTOR-3].
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from agentbus.core.store import peer_rows
 
 __all__ = ["ReadOnlyDatabase", "sqlite_version"]
 
-# quick_check reads the whole file: 0.1 s for some 100 MB here. What takes longer is told as not finished.
+# quick_check reads the whole file: 0.1 s for about 100 MB here. If it takes longer than this, it is reported as not
+# finished.
 _CHECK_S = 0.4
-# Steps of SQLite's virtual machine between two looks at the clock: some 10 us.
+# Steps of SQLite's virtual machine between two looks at the clock: about 10 us.
 _STEPS = 1_000
-# A send or a mark holds the lock for 0.1 ms; whoever holds it for this long is in the way.
+# A send or a mark holds the lock for 0.1 ms. A process that holds it for this long is in the way.
 _LOCK_MS = 250
 # WAL_WRITE_LOCK: the byte of the -shm file that a writer locks, https://sqlite.org/walformat.html (WAL locks).
 _WRITE_LOCK_BYTE = 120
 
 
 def sqlite_version() -> str:
-    """The version of the SQLite library that is used."""
+    """The version of the SQLite library in use."""
     return apsw.sqlite_lib_version()
 
 
 class ReadOnlyDatabase:
-    """One look at the database at `path`, to be used as a context manager; the file has to be there.
+    """The database at `path`, opened to be read only. Use it as a context manager; the file must exist.
 
-    Opening and every method raises what `database.explain` names.
+    Opening it and every method raise what `database.explain` names.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,13 +48,13 @@ class ReadOnlyDatabase:
         self._wal = path.with_name(path.name + "-wal")
         self._shm = path.with_name(path.name + "-shm")
         self.is_shared = self._shm.exists()
-        # Read-only, SQLite would still make the two files that a WAL needs, and leave them.
+        # With mode=ro alone, SQLite would still create the two files that a WAL needs, and leave them behind.
         how = "mode=ro" if self.is_shared else "immutable=1"
         with database.explained(path):
             self._connection = apsw.Connection(
                 f"file:{quote(str(path))}?{how}", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             )
-            # Or the last one to leave would merge the WAL and delete it.
+            # Otherwise closing the last connection would checkpoint and delete the WAL.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._connection.set_busy_timeout(_LOCK_MS)
         self.queries = Queries(self._read)
@@ -75,7 +76,7 @@ class ReadOnlyDatabase:
         return int(str(self._read("PRAGMA user_version")[0][0]))
 
     def is_foreign(self) -> bool:
-        """Whether it has tables, and not ours."""
+        """Whether the database has tables, but not ours."""
         names = {str(row[0]) for row in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
         return bool(names) and not {"peers", "messages"} <= names
 
@@ -87,11 +88,11 @@ class ReadOnlyDatabase:
             return 0
 
     def unmerged(self) -> bool:
-        """Whether there is a WAL that this look leaves aside, as nobody has the database open."""
+        """Whether there is a WAL that is not read here, because no process has the database open."""
         return not self.is_shared and self.wal_bytes() > 0
 
     def integrity(self) -> list[str]:
-        """What PRAGMA quick_check finds wrong: nothing, if all is well. Raises TimeoutError when it takes too long."""
+        """The errors that PRAGMA quick_check finds; none if all is well. Raises TimeoutError when it takes too long."""
         give_up_at = time.monotonic() + _CHECK_S
         self._connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
         try:
@@ -105,18 +106,18 @@ class ReadOnlyDatabase:
         return [str(row[0]) for row in rows if row[0] != "ok"]
 
     def present(self) -> list[Peer]:
-        """The peers that are present by their rows, by name."""
+        """The peers whose rows say that they are present, by name."""
         return peer_rows(self._read)
 
     def alias(self, name: str) -> str | None:
-        """The name that the present session has now which had `name` before; None if there is none."""
+        """The present name of the session that was called `name` before; None if no such session is present."""
         rows = self._read(
             "SELECT p.name FROM aliases a JOIN peers p USING (session) WHERE a.alias = ? AND p.left_at IS NULL", name
         )
         return str(rows[0][0]) if rows else None
 
     def is_locked(self) -> bool:
-        """Whether another process keeps everybody from writing. Takes the lock for an instant, and writes nothing."""
+        """Whether another process prevents all writes. Takes the lock for an instant, and writes nothing."""
         if not self.is_shared:
             return False
         with database.explained(self.path):
@@ -133,7 +134,7 @@ class ReadOnlyDatabase:
         return False
 
     def lock_holder(self) -> int | None:
-        """The pid of the process that holds the lock for writing, where the system tells: proc_locks(5)."""
+        """The pid of the process that holds the write lock, on systems that report it: proc_locks(5)."""
         try:
             inode = self._shm.stat().st_ino
             lines = Path("/proc/locks").read_text(encoding="utf-8").splitlines()

@@ -1,1 +1,1 @@
-"""Triggers: how a peer is woken. One module each, named in `agentbus.registry`, imported only when used."""
+"""Triggers: how a peer is woken. Each is one file here, is named in `agentbus.registry`, and is imported when used."""

@@ -1,8 +1,8 @@
 """The file-watch trigger: each peer has a wake file, and a nudge touches it.
 
-For places where no unix socket can be bound. The listener holds a lock on its file for as long as it lives, so a dead
-one is known at once, and watches it with `watchfiles` in a thread. Nothing is ever written into the file. Knows
-nothing of the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-7].
+For places where no unix socket can be bound. The listener watches its file with `watchfiles` in a thread. It also holds
+a lock on the file for as long as it lives, so a sender sees at once that a listener is dead. Nothing is ever written
+into the file. This trigger knows nothing about the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-7].
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 __all__ = ["FileWatchTrigger", "make"]
 
 _SUFFIX = ".wake"
-# watchfiles sleeps this long between two looks at what inotify has told it, and reports a change once a second look
-# found no more: a wake takes 1.5 steps. Measured on 2 slow cores, as step: CPU of an idle listener, its wake-ups a
-# second, median latency of a wake: 1 ms: 2.7 %, 910, 1.8 ms; 5 ms: 1.1 %, 194, 7.7 ms; 10 ms: 0.8 %, 98, 17 ms;
-# 20 ms: 0.5 %, 50, 31 ms; 50 ms: 0.2 %, 20, 74 ms. Every session pays the first all day; no agent notices the last.
+# watchfiles sleeps this long between two looks at the events from inotify. It reports a change when a second look finds
+# no more, so a wake takes 1.5 steps. Measured on 2 slow cores; for each step: CPU of an idle listener, its wake-ups per
+# second, median latency of a wake. 1 ms: 2.7 %, 910, 1.8 ms; 5 ms: 1.1 %, 194, 7.7 ms; 10 ms: 0.8 %, 98, 17 ms;
+# 20 ms: 0.5 %, 50, 31 ms; 50 ms: 0.2 %, 20, 74 ms. Every session pays for the CPU all day; no agent notices latency.
 _STEP_MS = 20
-# How long changes are grouped at most: there is nothing but nudges to group, and one is as good as many.
+# watchfiles groups changes for at most this long. All changes are nudges, and one nudge is as good as many.
 _DEBOUNCE_MS = 1
-# While it is armed somebody waits for the listener, so it looks more often.
+# The step while arming: a task waits for the listener to be armed, so the thread looks more often.
 _PROOF_STEP_MS = 1
-# 1.8 ms is usual. A session that waits for its fallback for longer than this would be called slow to start.
+# 1.8 ms is usual. A session that waited longer than this for its fallback would seem slow to start.
 _PROOF_MS = 2_000
-# A sender holds its lock for 10 us; what is held for longer than this is held by a sender that was stopped.
+# A sender holds its lock for 10 us. If a lock is held for longer than this, its sender was stopped.
 _LOCK_PATIENCE_S = 1.0
 _LOCK_POLL_S = 0.001
 
-# O_NONBLOCK: a fifo that somebody put there is opened and refused, and not waited for.
+# O_NONBLOCK: if somebody put a fifo there, open() does not wait for its other end, and the fifo is refused.
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ENDED = "the thread that watches has ended"
@@ -57,10 +57,10 @@ def make(settings: Settings) -> FileWatchTrigger:
 
 
 class _WakeFile:
-    """A wake file that is open, and whether it is still what senders find."""
+    """An open wake file. It knows whether it is still the file that senders find."""
 
     def __init__(self, path: Path, flags: int) -> None:
-        """Raises OSError when there is none, or no regular file."""
+        """Raises OSError when there is no file at `path`, or it is not a regular file."""
         self.path = path
         self._fd: int | None = os.open(path, flags, 0o600)
         facts = os.fstat(self._fd)
@@ -70,7 +70,7 @@ class _WakeFile:
             raise FileExistsError(errno.EEXIST, "what is there is no file")
 
     def lock(self, operation: int) -> bool | None:
-        """Whether the lock was to be had at once; None where the file system knows no locks."""
+        """Whether the lock could be taken at once; None where the file system does not support locks."""
         assert self._fd is not None
         try:
             fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
@@ -81,18 +81,18 @@ class _WakeFile:
         return True
 
     def make_private(self) -> None:
-        """Whatever the umask, or who left it there, made of it. Raises OSError."""
+        """Set mode 0600: the umask or an earlier process can have given the file another mode. Raises OSError."""
         assert self._fd is not None
         os.fchmod(self._fd, 0o600)
 
     def touch(self) -> None:
-        """Change its times, which is reported whether or not they are others by it. Raises OSError."""
-        # Not its content: that may need space, and the disk may be full.
+        """Set the times of the file. That is reported even if the times stay the same. Raises OSError."""
+        # The times and not the content: content can need space, and the disk might be full.
         assert self._fd is not None
         os.utime(self._fd)
 
     def is_in_place(self) -> bool:
-        """Whether it is open, and the file that senders look for."""
+        """Whether the file is open and is still the one that senders look for."""
         try:
             facts = os.lstat(self.path)
         except OSError:
@@ -101,31 +101,31 @@ class _WakeFile:
 
     def remove(self) -> None:
         """Remove the file, unless another one has taken its place, and close it."""
-        # Removed before it is unlocked: a successor could lock it in between, and would lose it.
+        # Remove it before unlocking: otherwise a successor could lock it in between, and would lose it.
         if self.is_in_place():
-            with suppress(OSError):  # removed by somebody else just now
+            with suppress(OSError):  # another process has just removed it
                 self.path.unlink()
         self.close()
 
     def close(self) -> None:
-        """Close the file, wherever it is by now, and unlock it by that; a second call does nothing."""
+        """Close the file, which also unlocks it, even if it was moved. A second call does nothing."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def _claim(path: Path) -> _WakeFile | None:
-    """The file at `path`, created as needed, locked; None when it is to be tried again.
+    """The file at `path`, locked, and created if needed; None when the caller must try again.
 
     Raises BrokenSetup when a live listener has it, and OSError.
     """
     file = _WakeFile(path, _CREATE)
     try:
         is_ours = file.lock(fcntl.LOCK_EX) is not False
-        # A listener alone locks for itself; senders share.
+        # Only a listener takes an exclusive lock; senders take a shared one.
         if not is_ours and file.lock(fcntl.LOCK_SH) is False:
             raise BrokenSetup(f"{path} is in use by a live process")
-        # Whoever cleared up after a dead peer may have removed it since it was opened.
+        # A process that cleared up after a dead peer might have removed the file since it was opened.
         if is_ours and file.is_in_place():
             file.make_private()
             return file
@@ -158,19 +158,19 @@ async def _patiently_claim(path: Path) -> _WakeFile:
 
 
 class _Stop:
-    """What a watching thread asks after each step: whether to end."""
+    """Tells a watching thread, which asks after each step, whether to end."""
 
     def __init__(self) -> None:
         self._armed_by = threading.current_thread()
         self.is_asked_for = False
 
     def is_set(self) -> bool:
-        """Also when the thread that armed has ended: an event loop that nobody closed must not keep a program."""
+        """True also when the thread that armed has ended: an event loop left open must not keep a program alive."""
         return self.is_asked_for or not self._armed_by.is_alive()
 
 
 class _Nudges:
-    """The wakes of a file: a thread watches it, and sets an event in the event loop that armed it."""
+    """The wakes of a file. A thread watches the file, and sets an event in the event loop that armed it."""
 
     def __init__(self, file: _WakeFile, step_ms: int) -> None:
         import anyio
@@ -188,7 +188,7 @@ class _Nudges:
     async def start(self) -> None:
         """Watch, and return once a change has been seen. Raises BrokenSetup."""
         try:
-            # No daemon: one that is inside of watchfiles when the interpreter goes takes the process down with it.
+            # Not a daemon thread: if it is inside watchfiles when the interpreter ends, the process crashes.
             threading.Thread(target=self._run, name=f"agentbus {self._file.path.name}").start()
         except RuntimeError as error:
             raise BrokenSetup(
@@ -201,7 +201,7 @@ class _Nudges:
         hint = f"set {_INSTEAD}"
         if isinstance(self._trouble, ImportError):
             hint = f"pip install watchfiles, or set {_INSTEAD}"
-        elif isinstance(self._trouble, RuntimeError):  # what watchfiles raises for every limit that is reached
+        elif isinstance(self._trouble, RuntimeError):  # watchfiles raises it for every limit that is reached
             hint = f"raise fs.inotify.max_user_instances or max_user_watches if they are used up, or set {_INSTEAD}"
         raise BrokenSetup(f"{self._file.path} cannot be watched ({reason})", hint=hint) from self._trouble
 
@@ -212,16 +212,16 @@ class _Nudges:
             await self._nudged.wait()
         if not self._nudged.is_set():
             return False
-        # Nothing runs between these two: what comes later sets the new event.
+        # No other code runs between these two lines, so a later nudge sets the new event.
         self._nudged = self._make_event()
         return True
 
     def is_reachable(self) -> bool:
-        # A watch that failed has closed it.
+        # If the watch failed, the file has been closed.
         return self._file.is_in_place()
 
     def stop(self) -> None:
-        """Let who waits go. The thread ends within one step, and takes the watch with it; nobody waits for that."""
+        """Wake the waiting task. The thread ends within one step and closes the watch; nothing waits for the thread."""
         self._stop.is_asked_for = True
         self._nudged.set()
 
@@ -229,7 +229,7 @@ class _Nudges:
 
     def _run(self) -> None:
         try:
-            # Here, because it takes 50 ms; and only here, as no other trigger needs it.
+            # Imported here because that takes 50 ms and no other trigger needs it.
             from watchfiles._rust_notify import RustNotify
 
             with RustNotify([str(self._file.path)], False, False, 0, False, False) as watch:
@@ -237,16 +237,16 @@ class _Nudges:
                 self._call_soon(self._on_armed)
                 while watch.watch(_DEBOUNCE_MS, self._step_ms, 0, self._stop) != "stop":
                     self._call_soon(self._on_nudge)
-        # ValueError is a path that is not UTF-8; RuntimeError every failure of watchfiles, and a loop that has gone.
+        # ValueError: the path is not UTF-8. RuntimeError: any failure of watchfiles, or the event loop is closed.
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             self._trouble = error
         finally:
-            with suppress(RuntimeError):  # the event loop has gone, and whoever waited in it
+            with suppress(RuntimeError):  # the event loop is closed, and its tasks are gone
                 self._call_soon(self._on_end)
 
     def _prove(self, watch: RustNotify) -> None:
-        """See one change, as there are file systems where none is reported. Raises OSError. [WAKE-7]"""
-        # By its path: whoever gave up arming has closed the file, and its descriptor is another's by now.
+        """Make one change and wait for its report: some file systems report none. Raises OSError. [WAKE-7]"""
+        # By path: if arming was given up, the file is closed, and its descriptor can belong to another file by now.
         os.utime(self._file.path, follow_symlinks=False)
         if watch.watch(_DEBOUNCE_MS, _PROOF_STEP_MS, _PROOF_MS, self._stop) == "timeout":
             raise TimeoutError(f"a change of it was not reported within {_PROOF_MS / 1000:g} s")
@@ -265,7 +265,8 @@ class _Nudges:
         self._armed.set()
         if not was_watching or self._stop.is_asked_for:
             return
-        # Senders are not to be told that this listener hears them: the next heartbeat arms it anew. [WAKE-6]
+        # Remove the file, so that senders do not believe that this listener hears them. The next heartbeat arms it
+        # again. [WAKE-6]
         self._file.remove()
         self._nudged.set()
         import logging
@@ -274,7 +275,7 @@ class _Nudges:
 
 
 class FileWatchTrigger:
-    """Wakes peers by touching files in `home`/wake. `step_ms` is how long a listener sleeps between two looks."""
+    """Wakes peers by touching files in `home`/wake. A listener sleeps `step_ms` milliseconds between two looks."""
 
     name = "file-watch"
     folder = "wake"
@@ -289,10 +290,10 @@ class FileWatchTrigger:
 
     @asynccontextmanager
     async def arm(self, endpoint: str) -> AsyncIterator[_Nudges]:
-        """Lock and watch the file of `endpoint`, in place of what a dead process left there.
+        """Lock and watch the file of `endpoint`. A file left by a dead process is taken over.
 
-        Raises BrokenSetup when the folder is not fit, a live listener has the endpoint, the system watches no more
-        files, or reports no changes of this one.
+        Raises BrokenSetup when the folder cannot be used, a live listener has the endpoint, the system cannot watch
+        another file, or the system does not report changes of this one.
         """
         prepare_folder(self._folder)
         file = await _patiently_claim(self._folder / endpoint)
@@ -307,10 +308,10 @@ class FileWatchTrigger:
             file.remove()
 
     def notify(self, endpoint: str) -> Wake:
-        """Touch the file of `endpoint`, if somebody listens. See Trigger."""
+        """Touch the file of `endpoint` if a peer listens there. See Trigger."""
         file = self._look(endpoint)
         if file is None:
-            # Whatever else is in the way: nobody there can be told, and a peer's poll finds the row.
+            # Also when something else is in the way: no peer can be nudged there, and a peer's poll finds the row.
             return Wake.ABSENT
         with closing(file):
             is_free = file.lock(fcntl.LOCK_SH)
@@ -320,34 +321,34 @@ class FileWatchTrigger:
                 file.touch()
             except OSError:
                 return Wake.PENDING
-        # Where nobody can lock, nobody can tell: the process is to be looked at.
+        # Without locks, the file does not show whether the peer lives: the caller has to check its process.
         return Wake.PENDING if is_free is None else Wake.WOKEN
 
     def clear(self, endpoint: str) -> None:
-        """Remove the wake file of a dead peer, and neither a live one's nor what is no file."""
+        """Remove the wake file of a dead peer. Leave the file of a live peer, and anything that is not a file."""
         file = self._look(endpoint)
         if file is None:
             return
-        # Held while it is removed: whoever arms meanwhile looks whether its file is still there.
+        # Hold the lock while removing the file: a listener that arms meanwhile checks that its file is still there.
         if file.lock(fcntl.LOCK_SH) is not False:
             file.remove()
         file.close()
 
     def leftovers(self) -> Iterator[str]:
-        """The files in the folder that are named as ours are."""
+        """The files in the folder that have the suffix of wake files."""
         try:
             found = sorted(os.scandir(self._folder), key=lambda entry: entry.name)
         except OSError:
-            return  # no folder, or none that can be looked into: nothing there can be told
+            return  # there is no folder, or it cannot be read: report nothing
         for entry in found:
             if entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False):
                 yield entry.name
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: no descriptor is kept open."""
 
     def _look(self, endpoint: str) -> _WakeFile | None:
-        # Only what can be a wake file is opened: closing a descriptor of the database takes SQLite's locks from it.
+        # Open only what can be a wake file: closing a descriptor of the database would release SQLite's locks on it.
         if os.sep in endpoint or not endpoint.endswith(_SUFFIX):
             return None
         try:

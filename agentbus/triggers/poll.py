@@ -1,6 +1,7 @@
-"""The poll trigger: nobody is told anything, everybody looks every so often.
+"""The poll trigger: senders nudge nobody, and each peer reads its mailbox at a fixed interval.
 
-Works wherever the database does. Knows nothing of the mailbox: a wake is the passing of time. Implements [WAKE-4].
+It works in every place where the database works. It knows nothing about the mailbox: a wake means that the time has
+passed. Implements [WAKE-4].
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class _Ticks:
 
 
 class PollTrigger:
-    """Wakes its peer every `poll_ms` milliseconds, whether there is anything or not."""
+    """Wakes its peer every `poll_ms` milliseconds, whether there is mail or not."""
 
     name = "poll"
     folder = None
@@ -44,7 +45,7 @@ class PollTrigger:
         self._poll_s = poll_ms / 1000
 
     def endpoint(self, session: str) -> str:
-        """The session itself: there is nothing to address."""
+        """The session id itself: the trigger needs no address."""
         return session
 
     @asynccontextmanager
@@ -53,15 +54,15 @@ class PollTrigger:
         yield _Ticks(self._poll_s)
 
     def notify(self, endpoint: str) -> Wake:
-        """PENDING: the peer looks by itself, if it lives."""
+        """Return PENDING: the peer looks by itself, if it lives."""
         return Wake.PENDING
 
     def clear(self, endpoint: str) -> None:
-        """Nothing is ever left behind."""
+        """Does nothing: a peer never leaves anything behind."""
 
     def leftovers(self) -> Iterator[str]:
-        """Nothing is ever left behind."""
+        """Yield nothing: a peer never leaves anything behind."""
         yield from ()
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: nothing is kept open."""

@@ -1,7 +1,7 @@
 """The socket trigger: each peer binds a unix datagram socket, and a nudge is one empty datagram.
 
-The default, and the fastest that there is without a daemon. A datagram carries nothing; a dead listener is known at
-once, by ECONNREFUSED. Knows nothing of the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-3], [TRUST-3].
+The default, and the fastest way without a daemon. A datagram carries no data. ECONNREFUSED shows at once that a
+listener is dead. This trigger knows nothing about the mailbox. Implements [WAKE-1], [WAKE-2], [WAKE-3], [TRUST-3].
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def make(settings: Settings, folder: str = "sock") -> SocketTrigger:
     return SocketTrigger(settings.home, folder=folder)
 
 
-# Linux reaches a folder of any depth through a descriptor of its own; elsewhere a short symlink has to do.
+# Linux can reach a folder of any depth through an open descriptor of it; other systems use a short symlink.
 _FD_FOLDER = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None
 # sizeof(sun_path) - 1: unix(7) on Linux, sys/un.h on macOS and the BSDs.
 _MAX_PATH_BYTES = 107 if _FD_FOLDER else 103
 _SUFFIX = ".sock"
 _NUDGE = b"\0"
-# More than any queue holds (net.unix.max_dgram_qlen is 10 to 512), so that one pass empties it; bounded, so that a
-# storm of nudges cannot keep a peer from its mailbox.
+# More than any queue holds (net.unix.max_dgram_qlen is 10 to 512), so that one pass empties it. It is bounded so that
+# a storm of nudges cannot keep a peer from its mailbox.
 _MAX_NUDGES = 1_024
 
-# Linux tells who sent a datagram; elsewhere the folder's mode alone keeps others out.
+# Linux reports which user sent a datagram; on other systems only the folder's mode keeps other users out.
 _CREDENTIALS: int = getattr(socket, "SO_PASSCRED", 0)
 _SCM_CREDENTIALS: int = getattr(socket, "SCM_CREDENTIALS", 2)
 _CREDENTIALS_SPACE = socket.CMSG_SPACE(12)  # struct ucred: pid, uid, gid, four bytes each
@@ -52,14 +52,14 @@ _RESULTS = {
     errno.ENOENT: Wake.ABSENT,
     errno.ENOTDIR: Wake.ABSENT,
     errno.ECONNREFUSED: Wake.STALE,
-    # The queue is full: wakes are waiting already, and the peer empties it before it reads its mailbox.
+    # The queue is full: wakes are already waiting, and the peer empties the queue before it reads its mailbox.
     errno.EAGAIN: Wake.FULL,
-    errno.ENOBUFS: Wake.FULL,  # what macOS says for a full queue
+    errno.ENOBUFS: Wake.FULL,  # macOS reports a full queue with this
 }
 
 
 class _Listener:
-    """A bound socket, and what there is to know of it."""
+    """A bound socket, with its path and its inode."""
 
     def __init__(self, bound: socket.socket, path: Path) -> None:
         self.socket = bound
@@ -68,14 +68,14 @@ class _Listener:
         self._uid = struct.pack("=I", os.geteuid())
 
     def is_in_place(self) -> bool:
-        """Whether the file that senders look for is still this socket's."""
+        """Whether the file that senders look for still belongs to this socket."""
         try:
             return os.lstat(self.path).st_ino == self._inode
         except OSError:
             return False
 
     def empty(self) -> bool:
-        """Take all nudges that have arrived; whether there were any from our own user."""
+        """Take all nudges that have arrived. Return whether any came from our own user."""
         was_nudged = False
         for _ in range(_MAX_NUDGES):
             try:
@@ -94,7 +94,7 @@ class _Listener:
 
 
 class _Nudges:
-    """The wakes of a listener, for any event loop: it is registered anew for each wait."""
+    """The wakes of a listener, for any event loop. Each wait registers the socket again."""
 
     def __init__(self, listener: _Listener) -> None:
         self._listener = listener
@@ -110,7 +110,7 @@ class _Nudges:
         except (anyio.ClosedResourceError, ValueError, OSError):
             if self._listener.socket.fileno() >= 0:
                 raise
-            # Disarmed while it waited: whoever armed anew has told where to wait from here on.
+            # It was disarmed while it waited. The code that armed again has already said where to wait from now on.
             return True
         return False
 
@@ -119,7 +119,7 @@ class _Nudges:
 
 
 class _LoopNudges:
-    """The same for asyncio, where a reader that stays registered is woken 50 us sooner."""
+    """The same for asyncio: there a reader that stays registered is woken 50 us sooner."""
 
     def __init__(self, listener: _Listener, loop: asyncio.AbstractEventLoop) -> None:
         self._listener = listener
@@ -136,7 +136,7 @@ class _LoopNudges:
 
     def _on_readable(self) -> None:
         if self._waiter is None:
-            # Nobody waits: who comes to will find it. Until then a stream of nudges wakes nobody again and again.
+            # No task waits; the next wait finds the nudge. Until then, more nudges must not call this again and again.
             self._loop.remove_reader(self._listener.socket)
             self._is_reading = False
         elif self._listener.empty():
@@ -148,7 +148,7 @@ class _LoopNudges:
             self._read()
         if not self._was_nudged:
             self._waiter = self._loop.create_future()
-            # A timer of the loop's own costs a fifth of a cancel scope, and this is on the way of each message.
+            # The loop's own timer costs a fifth of a cancel scope, and this code runs for each message.
             timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._release)
             try:
                 await self._waiter
@@ -169,7 +169,7 @@ class _LoopNudges:
     def close(self) -> None:
         self._is_closed = True
         self._loop.remove_reader(self._listener.socket)
-        # Who still waits here is to wait elsewhere, and may have missed a nudge.
+        # A task that still waits here must now wait elsewhere, and might have missed a nudge.
         self._was_nudged = True
         self._release()
 
@@ -195,8 +195,8 @@ def _nudges(listener: _Listener) -> Iterator[_Nudges | _LoopNudges]:
 class SocketTrigger:
     """Wakes peers through sockets in `home`/`folder`.
 
-    `max_path_bytes` is what the system lets the path of a socket be, `fd_folder` where it shows open descriptors
-    as paths, if it does.
+    `max_path_bytes` is the longest socket path that the system allows, in bytes. `fd_folder` is the folder in which the
+    system shows open descriptors as paths, or None.
     """
 
     name = "socket"
@@ -222,10 +222,10 @@ class SocketTrigger:
 
     @asynccontextmanager
     async def arm(self, endpoint: str) -> AsyncIterator[_Nudges | _LoopNudges]:
-        """Bind `endpoint`, in place of what a dead process left there.
+        """Bind `endpoint`, and replace a socket file that a dead process left there.
 
-        Raises BrokenSetup when the folder is not fit, a live listener has the endpoint, or the file system knows no
-        sockets.
+        Raises BrokenSetup when the folder cannot be used, a live listener has the endpoint, or the file system does
+        not support sockets.
         """
         prepare_folder(self._folder)
         path = self._folder / endpoint
@@ -242,11 +242,11 @@ class SocketTrigger:
                 with _nudges(listener) as wakes:
                     yield wakes
             finally:
-                # Closed before it is removed: who nudges in between is told STALE, not that all is well.
+                # Close the socket before removing its file: a sender in between then gets STALE, not WOKEN.
                 bound.close()
-                # A successor's socket of that name is not ours to remove.
+                # If a successor has bound a socket of that name, leave it.
                 if listener.is_in_place():
-                    with suppress(OSError):  # removed by somebody else just now
+                    with suppress(OSError):  # another process has just removed it
                         path.unlink()
 
     def _bind(self, listener: socket.socket, path: Path) -> None:
@@ -267,25 +267,25 @@ class SocketTrigger:
                 self._sender.setblocking(False)
             self._sender.sendto(_NUDGE, self._address(endpoint))
         except OSError as error:
-            # Anything else (no permission, not a socket): nobody there can be told, and its poll finds the row.
+            # Any other error (no permission, not a socket): no peer can be nudged there, and its poll finds the row.
             return _RESULTS.get(error.errno or 0, Wake.ABSENT)
         except AgentbusError:
-            # The folder itself is unfit; a sender is not the one to mend it.
+            # The folder itself cannot be used, and repairing it is not the sender's task.
             return Wake.ABSENT
         return Wake.WOKEN
 
     def clear(self, endpoint: str) -> None:
-        """Remove the socket file of a dead peer, and nothing that is not a socket."""
+        """Remove the socket file of a dead peer. Leave anything that is not a socket."""
         if self._is_socket(endpoint):
-            with suppress(OSError):  # removed by somebody else just now
+            with suppress(OSError):  # another process has just removed it
                 (self._folder / endpoint).unlink()
 
     def leftovers(self) -> Iterator[str]:
-        """The sockets in the folder that are named as ours are."""
+        """The sockets in the folder that have the suffix of ours."""
         try:
             names = sorted(os.listdir(self._folder))
         except OSError:
-            return  # no folder, or none that can be looked into: nothing there can be told
+            return  # there is no folder, or it cannot be read: report nothing
         yield from (name for name in names if name.endswith(_SUFFIX) and self._is_socket(name))
 
     def _is_socket(self, endpoint: str) -> bool:
@@ -296,7 +296,7 @@ class SocketTrigger:
             return False
 
     def close(self) -> None:
-        """Close the sending socket, and the descriptor of the folder."""
+        """Close the sending socket and the descriptor of the folder."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
@@ -315,7 +315,7 @@ class SocketTrigger:
 
     def _open_folder(self) -> int:
         fd = self._folder_fd
-        # A folder that was deleted and made anew is another one; st_nlink of the old is 0 then.
+        # If the folder was deleted and made again, it is a different folder, and st_nlink of the old one is 0.
         if fd is not None and os.fstat(fd).st_nlink == 0:
             os.close(fd)
             fd = self._folder_fd = None
@@ -324,8 +324,8 @@ class SocketTrigger:
         return fd
 
     def _short_folder(self) -> str:
-        """A symlink to the socket folder, short enough, in a folder of ours under the system's temporary one."""
-        # 15 ms to import, and only a home too long for a socket, off Linux, has to wait for it.
+        """A short enough symlink to the socket folder, in our own folder inside the system's temporary folder."""
+        # These take 15 ms to import. Only a home whose path is too long for a socket needs them, and not on Linux.
         import hashlib
         import tempfile
 
