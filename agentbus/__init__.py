@@ -1,7 +1,7 @@
 """agentbus: a local message bus for AI-agent sessions on one machine.
 
-The front door for Python programs. Names are imported when they are first used: `agentbus send` passes through
-here too, and must not wait for an event loop that it does not need.
+The public API for Python programs. Names are imported when they are first used: `agentbus send` imports this file too,
+and must not wait for an event loop that it does not need.
 """
 
 from __future__ import annotations

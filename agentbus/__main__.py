@@ -1,7 +1,7 @@
-"""`agentbus` and `python -m agentbus`: the fast road for what must be instant, typer for the rest.
+"""`agentbus` and `python -m agentbus`: a fast path for the commands that must be instant, typer for the rest.
 
-typer costs 50 to 300 ms; `send` is used in loops and hooks, and `serve` is waited for by an agent, so both are parsed
-here by hand. Every error leaves as one line. Implements [CLI-1], [CLI-4], [ERR-2].
+typer costs 50 to 300 ms. `send` is used in loops and hooks, and an agent waits for `serve`, so both are parsed here by
+hand. Every error is printed as one line. Implements [CLI-1], [CLI-4], [ERR-2].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     """Run the command in sys.argv and exit with its code."""
     is_send = sys.argv[1:2] == ["send"]
     if is_send:
-        gc.disable()  # what this process makes is gone before it would be collected; 2 ms of 50
+        gc.disable()  # the process ends before collecting would help; this saves 2 ms of 50
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -30,12 +30,12 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130  # 128 + SIGINT, as shells report it
     except BrokenPipeError:
-        # Whoever read our output has had enough (`agentbus peers | head -1`): no error, but the interpreter would
-        # complain about it at exit.
+        # The reader of our output has closed it (`agentbus peers | head -1`). This is not an error, but the interpreter
+        # would complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
     if is_send:
-        # The message is committed and the database closed: taking the interpreter apart is 5 ms for nothing.
+        # The message is committed and the database is closed. A normal exit would cost 5 ms for nothing.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

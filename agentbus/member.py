@@ -1,7 +1,7 @@
-"""A Python program as a peer: join, send, iterate over what arrives.
+"""A Python program as a peer: join, send, iterate over the messages that arrive.
 
-The same mailbox, the same wakes and the same promises as an agent's session. Knows no MCP. Implements [LIB-1] to
-[LIB-3].
+A program has the same mailbox, the same wakes and the same promises as an agent's session. Knows no MCP. Implements
+[LIB-1] to [LIB-3].
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = ["Member", "join", "peer_session"]
 
 RUNTIME = "python"
 _REASON = "a program takes them as it asks for them"
-# How long leaving waits for a busy database; a program that ends should not hang for it.
+# How long leaving waits for a busy database. A program that ends should not hang because of it.
 _CLOSE_PATIENCE_S = 1.0
-# How long sends in a row may keep the event loop to themselves, from the program's own drain and heartbeat. A turn of
-# the loop costs 20 us, a fifth of a send.
+# How long sends in a row can hold the event loop before the program's own drain and heartbeat get a turn. A turn of the
+# loop costs 20 us, a fifth of a send.
 _LONGEST_TURN_S = 0.001
 _log = logging.getLogger("agentbus")
 
 
 class _HandOver:
-    """The delivery of a program: one envelope at a time, when it asks for it."""
+    """The delivery of a program: one envelope at a time, when the program asks for it."""
 
     carrier = "python"
     trouble = ""
 
     def __init__(self) -> None:
-        # No buffer: an envelope leaves the mailbox when the program takes it, not before.
+        # No buffer: an envelope leaves the mailbox only when the program takes it.
         self._send, self.receive = anyio.create_memory_object_stream[Envelope](0)
 
     async def ready(self) -> None:
@@ -56,16 +56,16 @@ class _HandOver:
         return Settled(1)
 
     def close(self) -> None:
-        """Give back both ends."""
+        """Close both ends."""
         self._send.close()
         self.receive.close()
 
 
 class Member:
-    """A program that has joined the bus. Iterate over it for the messages that arrive, oldest first, each once.
+    """A program that has joined the bus. Iterate over it to get the messages that arrive, oldest first, each once.
 
-    A message is delivered when `receive` (or the loop) has returned it. A program that dies right then gets it again,
-    under the same id, when it joins again under its name.
+    A message is delivered when `receive` (or the loop) has returned it. If the program dies at that moment, it gets the
+    message again, with the same id, when it joins again under its name.
     """
 
     def __init__(self, session: Session, hand_over: _HandOver) -> None:
@@ -75,7 +75,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The name under which others reach this program: the one asked for, or `name-2` where that was in use."""
+        """The name under which others reach this program: the requested name, or `name-2` if that was in use."""
         return self._session.peer.name
 
     async def send(self, to: str, text: str, *, reply_to: int | None = None) -> Sent:
@@ -83,32 +83,32 @@ class Member:
 
         When this returns, the message is committed and survives the death of any process.
 
-        Raises InvalidRequest for a bad name, text or id, MailboxFull and TryAgain; nothing was sent then.
+        Raises InvalidRequest for a bad name, text or id, MailboxFull and TryAgain; then nothing was sent.
         """
         sent = await self._session.send(to, text, reply_to=reply_to)
         now = time.monotonic()
         if now - self._yielded_at > _LONGEST_TURN_S:
-            await anyio.lowlevel.cancel_shielded_checkpoint()  # it is sent: a cancellation comes too late for this
+            await anyio.lowlevel.cancel_shielded_checkpoint()  # the message is sent: too late to cancel
             self._yielded_at = time.monotonic()
         return sent
 
     async def broadcast(self, text: str) -> list[Sent]:
-        """Send `text` to every other peer that is online, to all or (with an error) to none. Raises as `send`."""
+        """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does."""
         return await self._session.broadcast(text)
 
     async def peers(self) -> list[Peer]:
-        """Who is online, this program included."""
+        """The online peers, this program included."""
         return await self._session.peers()
 
     async def rename(self, name: str) -> str:
-        """Take another name; return it in its one form. What is pending comes along, the old name leads here.
+        """Take another name; return it in its normal form. Pending messages come along. The old name leads here too.
 
         Raises InvalidRequest for a bad name, Refused when another peer has it, TryAgain.
         """
         return await self._session.rename(name)
 
     async def receive(self) -> Envelope:
-        """Wait for the next message. Cancel it for a timeout: no message is lost by that."""
+        """Wait for the next message. It is safe to cancel this, for example for a timeout: no message is lost."""
         return await self._hand_over.receive.receive()
 
     def __aiter__(self) -> AsyncIterator[Envelope]:
@@ -122,10 +122,10 @@ class Member:
 async def join(name: str | None = None, *, home: str | os.PathLike[str] | None = None) -> AsyncIterator[Member]:
     """Be on the bus as `name` (by default AGENTBUS_NAME, or the working folder's) until the block ends.
 
-    `home` stands above AGENTBUS_HOME; the other AGENTBUS_* variables count as for a session. Joining blocks the
-    event loop while the database is opened: a few milliseconds.
+    `home` overrides AGENTBUS_HOME. The other AGENTBUS_* variables work as in a session. Joining blocks the event loop
+    while the database is opened: a few milliseconds.
 
-    Raises InvalidRequest for a bad name or setting, BrokenSetup when the home is not fit, TryAgain when it is busy.
+    Raises InvalidRequest for a bad name or setting, BrokenSetup when the home is not usable, TryAgain when it is busy.
     """
     settings = config.load(home=None if home is None else Path(home))
     if name is not None:
@@ -148,11 +148,11 @@ async def peer_session(
     say: Callable[[str], None],
     other_name: bool = True,
 ) -> AsyncIterator[Session]:
-    """Be a peer whose mail goes into `delivery`, until the block ends; this process is its own host.
+    """Be a peer whose mail goes into `delivery`, until the block ends. This process is its own host.
 
-    `runtime` and `reason` are what others are shown. Unless `other_name`, only the very name in `settings` will do.
+    `runtime` and `reason` are shown to others. If `other_name` is false, only the exact name in `settings` is accepted.
 
-    Raises what `join` raises, and Refused for a name that is in use where no other will do.
+    Raises what `join` raises. If `other_name` is false and the name is in use, raises Refused.
     """
     checkpoints = Checkpoints(settings.home / "bus.db")
     bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
@@ -160,7 +160,7 @@ async def peer_session(
         preferred = triggers.preferred()
         here = process.current()
         arrival = Arrival(
-            # The program is its own host: started again it is another one, and takes its name if that is free.
+            # The program is its own host. Started again, it is another host, and takes its name if that is free.
             host=here,
             launch_name=settings.name,
             process=here,
@@ -194,7 +194,7 @@ async def peer_session(
                 yield session
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            # The task group is our affair: what the block raised leaves it as it was raised.
+            # The task group is an inner detail: callers get the error that the block raised, not a group.
             if len(group.exceptions) == 1:
                 raise group.exceptions[0] from None
             raise
@@ -206,10 +206,10 @@ async def peer_session(
 
 
 async def _close(session: Session, say: Callable[[str], None]) -> None:
-    # Shielded: a block that ends by cancellation leaves the bus all the same.
+    # Shielded: a block that is cancelled must leave the bus too.
     with anyio.CancelScope(shield=True):
         try:
             await retry_while_busy(session.close, patience_s=_CLOSE_PATIENCE_S)
         except TryAgain as error:
-            # What was not marked is delivered again, and the row is reaped with this process.
+            # The messages that were not marked are delivered again. The row is reaped when this process is gone.
             say(f"left in a hurry: {error}")

@@ -1,6 +1,6 @@
-"""Which triggers and adapters there are, by name; each is imported when it is first used.
+"""The triggers and adapters, by name. Each is imported when it is first used.
 
-Joins settings, store and triggers to a bus. The only door from the core to its edges: the table below names the
+Makes a bus out of settings, store and triggers. The only door from the core to its edges: the table below names the
 triggers, and each adapter is found by its manifest. Implements [WAKE-5], [WATCH-1], [MOD-1], [CONF-2].
 """
 
@@ -53,7 +53,7 @@ def _load(dotted: str) -> Any:
 
 
 class Triggers(Mapping[str, Trigger]):
-    """The triggers of one home, made when they are first asked for."""
+    """The triggers of one home. Each is made when it is first used."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -72,20 +72,20 @@ class Triggers(Mapping[str, Trigger]):
         return len(TRIGGERS)
 
     def close(self) -> None:
-        """Give back what the triggers that were used keep open."""
+        """Close the triggers that were used, and the watchers."""
         for trigger in self._made.values():
             trigger.close()
         self.watchers.close()
 
     @property
     def usual(self) -> str:
-        """The name of the trigger that a session has when it can choose."""
+        """The name of the trigger that a session uses when it can choose."""
         return next(iter(TRIGGERS))
 
     def preferred(self) -> list[Trigger]:
-        """What a session tries, in order: the one that AGENTBUS_TRIGGER names, or all. [WAKE-5]
+        """The triggers that a session tries, in order: the one that AGENTBUS_TRIGGER names, or all. [WAKE-5]
 
-        Raises InvalidRequest for a name that is none.
+        Raises InvalidRequest when AGENTBUS_TRIGGER does not name a trigger.
         """
         asked = self._settings.trigger
         if asked is None:
@@ -98,7 +98,7 @@ class Triggers(Mapping[str, Trigger]):
 
 
 def watchers(settings: Settings) -> Watchers:
-    """The watchers of the home: sockets wake them, and where none can be had, they poll. [WATCH-1]"""
+    """The watchers of the home. Sockets wake them; if a watcher cannot have a socket, it polls. [WATCH-1]"""
 
     def make() -> Trigger:
         trigger: Trigger = _load(TRIGGERS["socket"])(settings, folder=config.WATCH_FOLDER)
@@ -112,7 +112,7 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
 
     `busy_ms` is how long a call waits inline for another writer: 0 in an event loop.
 
-    Raises BrokenSetup when the home or the database is not fit, TryAgain when it is locked for 10 s.
+    Raises BrokenSetup when the home or the database is not usable, TryAgain when the database is locked for 10 s.
     """
     path = prepare_home(settings.home)
     triggers = Triggers(settings)
@@ -121,7 +121,7 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
 
 
 def _read_manifest(path: Path) -> Manifest:
-    import json  # 5 ms, which `agentbus send` need not pay
+    import json  # takes 5 ms, and `agentbus send` does not need it
 
     from agentbus.core.adapter import Manifest
 
@@ -134,7 +134,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
-    """The manifests of all adapters, by id, and what is wrong with the broken ones; imports no adapter. [MOD-1]"""
+    """The manifests of all adapters, sorted by id, and an error for each broken one. Imports no adapter. [MOD-1]"""
     found: list[Manifest] = []
     broken: list[BrokenSetup] = []
     for path in sorted(_ADAPTERS.glob("*/module.json")):
@@ -148,7 +148,7 @@ def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
 def manifest(module: str) -> Manifest:
     """The manifest of the adapter with that id.
 
-    Raises InvalidRequest when there is none, BrokenSetup when it may be the one whose manifest is broken.
+    Raises InvalidRequest when there is none. Raises BrokenSetup instead when a manifest is broken: it can be that one.
     """
     found, broken = manifests()
     for one in found:
@@ -161,20 +161,20 @@ def manifest(module: str) -> Manifest:
 
 
 def variables() -> tuple[str, ...]:
-    """Every AGENTBUS_* variable: the core's, and those that belong to adapters. [CONF-1]"""
+    """All AGENTBUS_* variables: those of the core and those of the adapters. [CONF-1]"""
     found, _ = manifests()
     return tuple(sorted({*config.VARIABLES, *(name for one in found for name in one.variables)}))
 
 
 def folders(settings: Settings) -> list[str]:
-    """The names of the folders in the home: those of the triggers, of the watchers, of the adapters."""
+    """The names of the folders in the home: those of the triggers, the watchers and the adapters."""
     of_triggers = [trigger.folder for trigger in Triggers(settings).values()]
     of_adapters = [one.folder for one in manifests()[0]]
     return [name for name in dict.fromkeys([*of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
 
 
 def registration(of: Manifest) -> Registration:
-    """What its client knows about an adapter. Raises BrokenSetup when the adapter is not what its manifest says."""
+    """The adapter's registration with its client. Raises BrokenSetup when the adapter does not match its manifest."""
     made: Registration = _part(of, of.registration)(of)
     return made
 
@@ -187,10 +187,10 @@ def _part(of: Manifest, dotted: str) -> Any:
 
 
 def serve(module: str) -> None:
-    """Be a peer for the runtime of `module` until it goes; does not return.
+    """Be a peer for the runtime of the adapter `module` until that runtime ends; does not return.
 
-    Raises InvalidRequest when there is no such adapter or a setting is not usable, and what its entry raises before it
-    serves.
+    Raises InvalidRequest when there is no such adapter or a setting is not usable, and the errors that the adapter's
+    entry raises before it serves.
     """
     of = manifest(module)
     settings = config.load(folder=config.other_program(of.folder_variable) if of.folder_variable else "")

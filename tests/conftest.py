@@ -15,7 +15,7 @@ import pytest
 from agentbus.core.store import Store
 from tests.support.client import RawClient, clients
 
-# Folders and modules whose every test starts processes, and what starts one elsewhere.
+# Folders and modules in which every test starts processes, and the calls that start one elsewhere.
 _PLACES = {"e2e", "faults", "test_bench", "test_sdk_clients"}
 _STARTS = re.compile(
     r"\b(subprocess|agentbus\(|RawClient\(|clients\(|command\(|run\(home|examine\(|[Ww]atch\(home|Plain\()"
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The event loop of a session; modules that a program may run under another one take both."""
+    """The event loop of a session. Test modules for code that a program can run under another loop take both."""
     return "asyncio"
 
 
@@ -54,7 +54,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def adapter() -> str:
-    """The adapter that `start` serves; modules whose tests hold for all of them take each."""
+    """The adapter that `start` serves. Test modules that hold for all adapters take each of them."""
     return "claude-mcp"
 
 

@@ -134,7 +134,7 @@ async def test_a_program_that_is_killed_gets_what_it_did_not_take(home: Path) ->
     async with agentbus.join("worker", home=home) as worker:
         assert worker.name == "worker"
         again = [await receive(worker), await receive(worker)]
-    # The first was taken and not marked: at least once, and recognisable by its id.
+    # The first was taken but not marked, so it comes again (at least once). Its id shows that.
     assert [(one.id, one.text) for one in again] == [(first, "1"), (first + 1, "2")]
 
 

@@ -1,7 +1,7 @@
-"""What a peer or a person can ask of the bus: send, broadcast, claim, rename, who is there.
+"""The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers.
 
-A send has succeeded when its row is committed; the wake that follows is a hint, given by the recipient's own
-trigger. Knows no trigger by name and nothing of MCP. Synchronous: in an event loop, wrap a call that writes in
+A send has succeeded when its row is committed. The wake that follows is only a hint, sent with the recipient's own
+trigger. Knows no trigger by name and nothing about MCP. Synchronous: in an event loop, wrap a call that writes in
 `retry_while_busy`. Implements [SEND-1] to [SEND-5], [NAME-4], [PRES-2].
 """
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
 
-# The `delivery` of a peer to whom nothing is pushed. [VOID-1]
+# The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
 
-# How long a session waits for a busy database, in all; as long as the command line waits inline. [STORE-4]
+# How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
-# A send or a mark holds the lock for 0.1 ms; whoever holds it for longer is asked less and less.
+# A send or a mark holds the lock for 0.1 ms. If it is held for longer, the pauses between two tries grow.
 _SPIN_S = 0.000_5
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.012
@@ -45,7 +45,7 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One message that was committed. `asked` is the name it was sent to, `recipient` the mailbox it is in."""
+    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in."""
 
     id: int
     asked: str
@@ -74,7 +74,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A name that was claimed. `wished_holder` holds the name that was wished for, when it was not free."""
+    """The result of a claim. `wished_holder` is the peer that holds the wished-for name, None if it was free."""
 
     peer: Peer
     wished_holder: Peer | None
@@ -95,8 +95,9 @@ def _pulls(peer: Peer | None) -> bool:
 class Bus:
     """One bus, as seen by one process. `triggers` are looked up by the name in a peer's row.
 
-    `clock` gives milliseconds since 1970 UTC. `max_bytes` bounds a message, in bytes of UTF-8. `tell` is called after
-    each change that this process has committed, for whoever looks on; it never blocks and never raises. [WATCH-1]
+    `clock` gives milliseconds since 1970 UTC. `max_bytes` is the limit of a message, in bytes of UTF-8. `tell` is
+    called after each change that this process commits, to nudge the watchers. It never blocks and never raises.
+    [WATCH-1]
     """
 
     def __init__(
@@ -123,9 +124,9 @@ class Bus:
         reply_to: int | None = None,
         sender_session: str | None = None,
     ) -> Sent:
-        """Commit `text` for `to` and wake it. What `reply_to` names counts as read by the sender. [SEND-1]
+        """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; nothing was sent then.
+        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
         """
         asked = normalise_name(to)
         body = check_body(text, self._max_bytes)
@@ -139,9 +140,9 @@ class Bus:
         return Sent(row_id, asked, address.mailbox, is_online, is_known, similar, _pulls(address.peer))
 
     def broadcast(self, sender: str, text: object) -> list[Sent]:
-        """Commit `text` for every present peer but `sender`, all or none, then wake them. [SEND-4]
+        """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
 
-        Raises InvalidRequest for a bad text, MailboxFull, Busy; nothing was sent then.
+        Raises InvalidRequest for a bad text, MailboxFull, Busy; then nothing was sent.
         """
         body = check_body(text, self._max_bytes)
         self.reap()
@@ -153,26 +154,26 @@ class Bus:
         return sent
 
     def _look_up(self, asked: str, sender: str) -> tuple[bool, tuple[str, ...]]:
-        """Whether `asked`, whom nobody is called, was there lately, and else who may have been meant. [SEND-5]"""
+        """For a name that nobody has now: whether a peer had it lately; if not, similar names. [SEND-5]"""
         try:
             if self.store.queries.was_peer(asked):
                 return True, ()
             return False, self._similar(asked, sender)
         except AgentbusError:
-            # The message is committed, and whoever reads an error would send it again.
+            # The message is committed. A sender that sees an error would send it again.
             return False, ()
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
         names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
         if not names:
             return ()
-        # 8 ms to import, and only who mistypes a name waits for it.
+        # The import takes 8 ms. Only a sender that mistypes a name waits for it.
         from difflib import get_close_matches
 
         return tuple(get_close_matches(asked, names, n=3, cutoff=0.6))
 
     def _wake(self, peer: Peer) -> bool:
-        """Nudge `peer`; whether it is there. A row whose process is dead ends here. [SEND-5]"""
+        """Nudge `peer` and return whether it is there. If its process is dead, end its presence. [SEND-5]"""
         trigger = self._triggers.get(peer.trigger)
         wake = Wake.PENDING if trigger is None else trigger.notify(peer.endpoint)
         if wake is Wake.WOKEN or wake is Wake.FULL or is_alive(peer.process):
@@ -180,18 +181,18 @@ class Bus:
         try:
             self.leave(peer)
         except Busy:
-            # The message is committed and that is what counts; whoever heartbeats next reaps the row.
+            # The message is committed, and that is what counts. The next session that heartbeats reaps the row.
             return False
         if trigger is not None:
             trigger.clear(peer.endpoint)
         return False
 
     def reap(self) -> list[Peer]:
-        """End the presence of the dead and the silent, and remove what they left; return them. [PRES-2]"""
+        """End the presence of dead and silent peers, clear the endpoints of dead ones, return them all. [PRES-2]"""
         gone = self.store.reap(now=self.clock())
         for peer in gone:
             trigger = self._triggers.get(peer.trigger)
-            # A silent peer that lives keeps its socket: it comes back with its next heartbeat.
+            # A silent peer that is alive keeps its socket: it comes back with its next heartbeat.
             if trigger is not None and not is_alive(peer.process):
                 trigger.clear(peer.endpoint)
         if gone:
@@ -199,18 +200,18 @@ class Bus:
         return gone
 
     def peers(self) -> list[Peer]:
-        """Who is present, by name; nobody whose process is gone. [PRES-4]"""
+        """The present peers, sorted by name. Peers whose process is gone are left out. [PRES-4]"""
         try:
             self.reap()
         except Busy:
-            # Reading needs no lock: the answer is right without the clean-up.
+            # Reading needs no lock, and the answer is right without the clean-up too.
             return [peer for peer in self.store.present() if is_alive(peer.process)]
         return self.store.present()
 
     def claim(
         self, arrival: Arrival, endpoint: Callable[[str], str], *, join_crowd: bool, again: Peer | None = None
     ) -> Claimed | None:
-        """Become a peer; None while a predecessor of that host and launch name runs. See Store.claim. [NAME-4]
+        """Become a peer. None while a predecessor with that host and launch name runs. See Store.claim. [NAME-4]
 
         Raises Busy.
         """
@@ -222,9 +223,9 @@ class Bus:
         return Claimed(*claimed)
 
     def rename(self, peer: Peer, name: object) -> str:
-        """Call `peer` something else; return the new name, in its one form. [NAME-5]
+        """Give `peer` another name; return it in its normal form. [NAME-5]
 
-        Raises InvalidRequest for a bad name, Refused when it is held, Busy.
+        Raises InvalidRequest for a bad name, Refused when a present peer holds it, Busy.
         """
         new = normalise_name(name)
         self.store.rename(peer.session, peer.process.pid, new)
@@ -232,11 +233,11 @@ class Bus:
         return new
 
     def pending(self, peer: Peer, limit: int) -> list[Envelope]:
-        """The oldest `limit` pending messages for `peer`, ascending; none once it was taken for dead. [DRAIN-1]"""
+        """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""
         return self.store.pending(peer.session, peer.process.pid, limit)
 
     def mark(self, peer: Peer, ids: Iterable[int], carrier: str) -> None:
-        """Stamp messages that `carrier` has brought to `peer` as delivered, all or none. [STATE-2]
+        """Stamp messages as delivered to `peer` by `carrier`, all or none. [STATE-2]
 
         Raises Busy.
         """
@@ -262,7 +263,10 @@ class Bus:
         self._tell()
 
     def sender_among(self, hosts: Sequence[Process]) -> str | None:
-        """The name of the one session whose host is among `hosts`, nearest first; None if none or several."""
+        """The name of the one session of the first host in `hosts` (nearest first) that has sessions.
+
+        None if that host has several sessions, or if no host has any.
+        """
         present = self.store.present()
         for host in hosts:
             found = [peer.name for peer in present if peer.host == host]
@@ -272,28 +276,28 @@ class Bus:
 
 
 async def retry_while_busy(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE_S) -> _T:
-    """`call()`, again and again while the database is busy, without blocking the event loop. [STORE-4]
+    """Repeat `call()` while the database is busy, without blocking the event loop; return its result. [STORE-4]
 
-    Raises Busy when it is busy for longer than `patience_s`, and whatever else `call` raises.
+    Raises Busy when the database is busy for longer than `patience_s`, and every other error that `call` raises.
     """
     try:
         return call()
     except Busy:
         pass
-    # Imported by whoever has an event loop already; the command line has none and need not pay for it.
+    # Imported here because the command line has no event loop and does not need to pay for it.
     import anyio
     import anyio.lowlevel
 
     began_at = time.monotonic()
     give_up_at = began_at + patience_s
-    # Most locks are gone before an event loop could even sleep: its timers have a resolution of 1 ms.
+    # Most locks are released in less time than an event loop can sleep: its timers have a resolution of 1 ms.
     while time.monotonic() < began_at + _SPIN_S:
         await anyio.lowlevel.checkpoint()
         with suppress(Busy):
             return call()
     pause_s = _FIRST_PAUSE_S
     while True:
-        # Jitter keeps sessions that met at a lock from meeting there again.
+        # With jitter, sessions that met at a lock do not meet there again.
         await anyio.sleep(pause_s * (0.5 + os.urandom(1)[0] / 255))
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         try:

@@ -1,6 +1,6 @@
-"""Opens the database: file modes, pragmas, busy policy, migrations, and what SQLite's errors mean to a person.
+"""Opens the database: file modes, pragmas, busy policy, migrations. Explains SQLite's errors to people.
 
-Knows the numbered files in migrations/, but no query. Implements [STORE-1] to [STORE-5].
+Knows the numbered files in migrations/, but no queries. Implements [STORE-1] to [STORE-5].
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["Database", "Transaction", "checkpoint", "connect", "explain", "explained", "latest_version", "migrations"]
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
-# Pages (4 KiB each) of WAL after which `on_wal` is told: SQLite's own default for a checkpoint.
+# From this many pages (4 KiB each) in the WAL on, a checkpoint is due: SQLite's own default.
 CHECKPOINT_PAGES = 1_000
-# How long opening may wait for others that open, migrate or recover the same file.
+# How long opening waits for other processes that open, migrate or recover the same file.
 _OPEN_PATIENCE_S = 10.0
 
 
 def migrations() -> list[tuple[int, str]]:
-    """The numbered migrations of this package, ascending, each with its SQL."""
+    """The numbered migrations of this package, in ascending order, each with its SQL."""
     found = []
     for path in sorted(_MIGRATIONS.glob("[0-9]*.sql")):
         found.append((int(path.name.split("_", 1)[0]), path.read_text(encoding="utf-8")))
@@ -51,11 +51,11 @@ def connect(
     """Open the mailbox at `path`, creating and migrating it as needed. [STORE-1]
 
     `busy_ms` is how long a statement waits inline for another writer, 0 to 60,000. `sync` is "normal" (a commit
-    survives the death of any process) or "full" (and a power cut). `on_wal` is called after a commit with
-    the number of pages in the WAL; with it, the caller does the checkpoints.
+    survives the death of any process) or "full" (it also survives a power cut). `on_wal` is called after each commit
+    with the number of pages in the WAL. If `on_wal` is given, the caller does the checkpoints.
 
-    Raises BrokenSetup when the file is not an agentbus mailbox, is newer than this package, or cannot be opened,
-    and TryAgain when others keep it locked for 10 s.
+    Raises BrokenSetup when the file is not an agentbus mailbox, is newer than this package, or cannot be opened.
+    Raises TryAgain when other processes keep it locked for 10 s.
     """
     with explained(path):
         _create_private(path)
@@ -78,11 +78,11 @@ def connect(
 
 
 def checkpoint(path: Path) -> None:
-    """Move what the WAL holds into the database, as far as nobody is in the way. Blocks: call it in a thread."""
-    with explained(path), suppress(apsw.BusyError):  # somebody else is at it: the next commit asks again
+    """Move the WAL into the database, as far as other connections allow. Blocks: call it in a thread."""
+    with explained(path), suppress(apsw.BusyError):  # another process does it now: the next commit asks again
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
-            # A connection that has read nothing does not know yet that there is a WAL, and would merge none.
+            # Read first: a connection that has read nothing does not know about the WAL yet, and merges nothing.
             connection.pragma("user_version")
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         finally:
@@ -90,7 +90,7 @@ def checkpoint(path: Path) -> None:
 
 
 def _create_private(path: Path) -> None:
-    # Created here and not by SQLite, whose mode would be 0644; WAL and shm take the mode of this file.
+    # Not left to SQLite, which would use mode 0644. The WAL and shm files get the mode of this file.
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except FileExistsError:
@@ -104,21 +104,21 @@ def _prepare(connection: apsw.Connection, path: Path, sync: str) -> None:
     connection.set_busy_timeout(1_000)
     while True:
         try:
-            # Switching to WAL fails at once, whatever the timeout, when another does the same: facts of SQLite,
-            # https://sqlite.org/wal.html (activating WAL), so it is tried again here.
+            # If another process switches to WAL at the same time, this fails at once, even with a timeout. SQLite
+            # works that way, https://sqlite.org/wal.html (activating WAL), so this loop tries again.
             if connection.pragma("journal_mode") != "wal":
                 connection.pragma("journal_mode", "wal")
             connection.pragma("synchronous", sync)
             connection.pragma("foreign_keys", 1)
-            # Checkpoints cost 11 ms where a send costs 0.1: a session does them off the send path. A command line
-            # has no later, so it leaves them to the close of its connection.
+            # A checkpoint costs 11 ms, a send 0.1 ms, so a session does checkpoints off the send path. A command
+            # ends too soon for that: closing its connection does the checkpoint.
             connection.pragma("wal_autocheckpoint", 0)
             _migrate(connection, path)
             return
         except apsw.BusyError:
             if time.monotonic() > give_up_at:
                 raise
-            # Jitter; the random module would cost `agentbus send` 6 ms for it.
+            # Jitter. Not from the random module: importing it would cost `agentbus send` 6 ms.
             time.sleep(0.001 + os.urandom(1)[0] / 255 * 0.02)
 
 
@@ -128,7 +128,7 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        # Read again: another process may have been here while we waited for the lock.
+        # Read again: another process can have migrated while we waited for the lock.
         version = _version(connection, path, latest)
         if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             raise BrokenSetup(
@@ -157,7 +157,7 @@ def _version(connection: apsw.Connection, path: Path, latest: int) -> int:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an error of SQLite at `path` into the sentence for whoever has to act. [ERR-1]"""
+    """Turn an SQLite error at `path` into an error that tells people what to do. [ERR-1]"""
     try:
         yield
     except apsw.Error as error:
@@ -165,7 +165,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def explain(error: apsw.Error, path: Path) -> AgentbusError:
-    """The error of ours that says what `error`, met at `path`, means to a person."""
+    """The agentbus error that explains the SQLite `error` at `path` to people."""
     match error:
         case apsw.BusyError() | apsw.LockedError():
             return Busy(f"{path} is being written by another process", hint="try again in a moment")
@@ -185,13 +185,13 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
 
 
 class Transaction:
-    """BEGIN IMMEDIATE to COMMIT, or ROLLBACK; entered, it is the `execute` of its connection.
+    """BEGIN IMMEDIATE to COMMIT, or ROLLBACK. Entering it returns the `execute` of its connection.
 
-    IMMEDIATE: a deferred transaction that reads first and writes later fails at once when another process has written
-    in between, in half of the cases with two writers. [STORE-3]
+    Why IMMEDIATE: a deferred transaction that reads first and writes later fails at once if another process has
+    written in between. With two writers, this happens in half of the cases. [STORE-3]
     """
 
-    # A class and not @contextmanager: entered for every message, and twice as fast.
+    # A class, not @contextmanager: it is twice as fast, and every message enters it.
     __slots__ = ("_connection", "_path")
 
     def __init__(self, connection: apsw.Connection, path: Path) -> None:
@@ -229,14 +229,14 @@ def _file_at(path: str) -> tuple[int, int] | None:
 
 
 class Database:
-    """One connection to the mailbox file at `path`, and the errors of SQLite in our words. Used from one thread.
+    """One connection to the mailbox file at `path`. Explains SQLite's errors. Used from one thread.
 
-    The arguments are those of `connect`, and so are the errors.
+    Takes the arguments of `connect`, and raises the same errors.
     """
 
     def __init__(self, path: Path, *, busy_ms: int, sync: str, on_wal: Callable[[int], None] | None) -> None:
         self.path = path
-        self._name = str(path)  # looked for before each send; a Path would be made into text each time
+        self._name = str(path)  # checked before each send; a Path would be converted to text each time
         self._busy_ms = busy_ms
         self._sync = sync
         self._on_wal = on_wal
@@ -248,16 +248,16 @@ class Database:
         return connection
 
     def is_replaced(self) -> bool:
-        """Whether the file that was opened is no longer the one at `path`: deleted, or another in its place."""
+        """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
         return _file_at(self._name) != self._file
 
     def reopen(self) -> None:
-        """Turn to the file that is at `path` now, creating it as needed."""
+        """Open the file that is at `path` now, creating it as needed, and close the old one."""
         old, self._connection = self._connection, self._connect()
         old.close()
 
     def close(self) -> None:
-        """Close the connection; the last one to leave merges the WAL."""
+        """Close the connection. Closing the last one merges the WAL into the database."""
         self._connection.close()
 
     def read(self, sql: str, *values: Any) -> list[Any]:
@@ -268,13 +268,13 @@ class Database:
             raise explain(error, self.path) from error
 
     def writing(self) -> Transaction:
-        """A transaction, to be entered."""
+        """A new transaction, to be used in a `with` statement."""
         return Transaction(self._connection, self.path)
 
     def executemany(self, sql: str, values: list[tuple[Any, ...]]) -> None:
-        """One statement for many rows, within a transaction that was entered."""
+        """Run one statement for many rows, inside a transaction that was entered."""
         self._connection.executemany(sql, values)
 
     def changes(self) -> int:
-        """How many rows the last statement has changed."""
+        """How many rows the last statement changed."""
         return self._connection.changes()

@@ -1,7 +1,8 @@
-"""The only loop: do what the drain machine says, tell it what came of it.
+"""The only loop: it does what the drain machine says, and reports the result to the machine.
 
-Knows the ports, not who implements them, and not where the mailbox is: it is handed two calls. A listener is
-armed before the pump starts, so that the first read misses nothing. Implements [DRAIN-1] to [DRAIN-7].
+Knows the ports, but not their implementations. Does not know where the mailbox is: it is given two functions, `read`
+and `mark`. The listener is armed before the pump starts, so that the first read misses nothing. Implements [DRAIN-1] to
+[DRAIN-7].
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from agentbus.core.ports import Delivery, Receipt, Wakes
 
 __all__ = ["Pump"]
 
-# Envelopes read and handed over at once: enough to amortise a write, few enough that a crash in between doubles
-# little.
+# Envelopes that are read and handed over at once. Enough to share the cost of a write, and few enough that a crash in
+# between delivers only a few twice.
 BATCH = 100
-# A mailbox that was found full again this often in a row, each time within this many seconds, holds a stream: from
-# there on it is looked at once in a millisecond or two. That costs a message of the stream as much, and saves a wake,
-# a read and a write for each. What comes every millisecond is no stream yet.
+# After this many non-empty reads in a row, each within `_STREAM_GAP_S` of the last, the mailbox is a *stream*: poll it
+# every 1 to 2 ms instead of on each wake. This delays a message of the stream by as much, and saves a wake, a read and
+# a write for each message. One message every millisecond is not a stream yet.
 _STREAM_LENGTH = 8
 _STREAM_GAP_S = 0.000_7
 
 
 @dataclass(frozen=True, slots=True)
 class _Out:
-    """Envelopes that were handed over and are not marked yet."""
+    """Envelopes that were handed over but are not marked yet."""
 
     ids: tuple[int, ...]
     receipt: Receipt
@@ -43,8 +44,9 @@ class _Out:
 class Pump:
     """Drains one mailbox into one delivery until the far end is gone.
 
-    `read(limit)` returns the oldest pending envelopes, ascending, at most `limit`; `mark(ids)` stamps them
-    delivered. Both may raise TryAgain, and are tried again. What else they or the delivery raise ends the pump.
+    `read(limit)` returns the oldest pending envelopes, ascending, at most `limit`. `mark(ids)` stamps them as
+    delivered. Both can raise TryAgain: then the pump tries again. Any other error, theirs or the delivery's, ends the
+    pump.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Pump:
         self._streak = 0
         self._handed_at = 0.0
         self._read_at = 0.0
-        # Whether the delivery has left some of what was found, and whether there may be more than was looked for.
+        # Whether the delivery took only a part of the batch, and whether there can be more behind a full batch.
         self._is_left = False
         self._is_more = False
         self._found: list[Envelope] = []
@@ -86,11 +88,11 @@ class Pump:
             step = self._drain.advance(fact, self._clock())
 
     def settle(self) -> None:
-        """Mark what the far end has taken by now; to be called after `run`, and again after TryAgain.
+        """Mark the messages that the far end has taken by now. Call it after `run`, and again after TryAgain.
 
-        What it has not taken stays pending, and is delivered again to whoever has the name next. [DRAIN-4]
+        The other messages stay pending. They are delivered again, to the next peer with this name. [DRAIN-4]
 
-        Raises TryAgain; then all of it is delivered again.
+        Raises TryAgain; if no later call succeeds, all of them are delivered again.
         """
         self._collect()
         if self._taken:
@@ -98,7 +100,7 @@ class Pump:
             self._taken = []
 
     def forget(self) -> None:
-        """Forget every id: the mailbox is another one from here on, and its ids mean other messages."""
+        """Forget every id. To be called when the database was replaced: the same ids mean other messages now."""
         self._generation += 1
         self._found = []
         self._out.clear()
@@ -106,7 +108,7 @@ class Pump:
         self._taken = []
 
     def is_out(self, envelope_id: int) -> bool:
-        """Whether an envelope was handed over and is not marked yet."""
+        """Whether an envelope was handed over but is not marked yet."""
         return envelope_id in self._out_ids
 
     async def _perform(self, step: Step) -> Fact:
@@ -147,7 +149,7 @@ class Pump:
         try:
             receipt = await self._delivery.deliver(found)
         except DeliveryFailed:
-            # What was taken before is marked meanwhile: the pause may be long, and a crash in it would repeat that.
+            # Mark what was taken before: the pause can be long, and a crash in it would deliver that twice.
             self._collect()
             if self._taken:
                 self._mark_taken()
@@ -158,22 +160,22 @@ class Pump:
             ids = tuple(envelope.id for envelope in found[: receipt.count])
             self._is_left = len(ids) < len(found)
             self._is_more = len(found) >= self._batch
-            # Of a delivery that takes one at a time, nothing is gained by reading a hundred each time.
+            # If the delivery takes one envelope at a time, reading a hundred each time gains nothing.
             self._batch = BATCH if len(ids) == len(found) else min(BATCH, 2 * len(ids))
             now = self._clock()
             is_soon = len(found) > 1 or now - self._handed_at < _STREAM_GAP_S
-            # Where something is left over there is no pause.
+            # If the delivery left something over, there is no pause.
             self._streak = self._streak + 1 if is_soon and len(ids) == len(found) < BATCH else 0
             self._handed_at = now
             self._found = []
             self._out.append(_Out(ids, receipt, now))
             self._out_ids.update(ids)
-        # A full mailbox drains without a pause otherwise: let heartbeats and tool calls in between.
+        # A full mailbox would drain without a pause: let heartbeats and tool calls run in between.
         await anyio.lowlevel.checkpoint()
         return Fact.HANDED
 
     def _collect(self) -> None:
-        # In order: the far end takes what was handed over first before what came later.
+        # In order: the far end takes messages in the order in which they were handed over.
         while self._out and self._out[0].receipt.taken():
             out = self._out.popleft()
             if not self._taken:
@@ -187,7 +189,7 @@ class Pump:
         if self._is_left:
             return Fact.MORE
         if not self._taken and not self._out:
-            # A full batch is marked before the next is read: no more than two are ever doubled by a crash.
+            # A full batch is marked before the next one is read, so a crash delivers at most two batches twice.
             return Fact.MORE if self._is_more else Fact.CLEAR
         if self._streak >= _STREAM_LENGTH:
             return Fact.STREAMING
@@ -206,7 +208,7 @@ class Pump:
         assert step.until is not None
         sleep_s = max(0.0, step.until - self._clock())
         if step.action is Action.PAUSE:
-            # Jitter: sessions that met at a lock must not meet there again.
+            # With jitter, sessions that met at a lock do not meet there again.
             await anyio.sleep(sleep_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         else:
             was_nudged = await self._wakes.wait(sleep_s)

@@ -1,8 +1,8 @@
 """The life of one peer in one process: claim a name, listen, drain, heartbeat, leave.
 
-What an agent's adapter and a Python program share; knows neither. Blocks the event loop nowhere: a busy
-database is waited for with `retry_while_busy`, checkpoints run in a thread. Implements [PRES-3], [NAME-7], [WAKE-5],
-[STATE-4], [STORE-5].
+Adapters and Python programs share this code; it knows neither. It never blocks the event loop: it waits for a busy
+database with `retry_while_busy`, and runs checkpoints in a thread. Implements [PRES-3], [NAME-7], [WAKE-5], [STATE-4],
+[STORE-5].
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ __all__ = ["Checkpoints", "Session"]
 _T = TypeVar("_T")
 
 HEARTBEAT_S = 15.0
-# What a predecessor that got its SIGINT 0.1 s ago may still need to leave. [NAME-7]
+# The time that a predecessor can still need to leave, if it got its SIGINT 0.1 s ago. [NAME-7]
 _PREDECESSOR_PATIENCE_S = 0.3
 _PREDECESSOR_POLL_S = 0.02
-# What a check waits for the wake that may be lost; as long as the safety poll of a drain. [DRAIN-5]
+# How often `check` re-reads the mailbox in case a wake was lost: as often as the safety poll of a drain. [DRAIN-5]
 _CHECK_POLL_S = 3.0
-# Rows deleted in one transaction: a few milliseconds, so that pruning is in nobody's way.
+# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
 _PRUNE_ROWS = 1_000
-# A reader that is always there keeps a checkpoint from finishing; asking again at once would only burn a core.
+# A reader that never stops keeps a checkpoint from finishing. Trying again at once would only burn a core.
 _CHECKPOINT_PAUSE_S = 0.2
 
 
 class Checkpoints:
-    """Keeps the WAL small without making a send wait: told of its size, merges it in a thread. [STORE-5]"""
+    """Keeps the WAL small without making a send wait: when it is large, a thread merges it. [STORE-5]"""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._due = anyio.Event()
 
     def __call__(self, pages: int) -> None:
-        """Take note that the WAL has `pages` pages; to be called after each commit."""
+        """Note that the WAL has `pages` pages. Call it after each commit."""
         if pages >= database.CHECKPOINT_PAGES:
             self._due.set()
 
     async def run(self, say: Callable[[str], None]) -> None:
-        """Merge the WAL whenever it is due, until cancelled; `say` is told when that fails."""
+        """Merge the WAL each time it is due, until cancelled. Failures are reported to `say`."""
         while True:
             await self._due.wait()
             self._due = anyio.Event()
             try:
                 await anyio.to_thread.run_sync(database.checkpoint, self._path, abandon_on_cancel=True)
             except AgentbusError as error:
-                # Messages are safe in the WAL, which only grows meanwhile; the next commit asks again.
+                # Messages are safe in the WAL; it only grows meanwhile. The next commit asks again.
                 say(f"the WAL was not merged: {error}")
             await anyio.sleep(_CHECKPOINT_PAUSE_S)
 
@@ -73,8 +73,8 @@ class Checkpoints:
 class Session:
     """One peer. Call `claim`, then `run` in a task; `stop` and `close` end it.
 
-    `delivery` is None where nothing is pushed: mail waits for `check`. `triggers` are tried in order until one can be
-    armed. `say` takes one line for whoever watches (stderr, say).
+    `delivery` is None if nothing is pushed: mail waits for `check`. `triggers` are tried in order until one can be
+    armed. `say` takes one line for people to read, for example on stderr.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class Session:
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
         self._wakes: SharedWakes | None = None
-        # Ids that a check has taken out and whose result is not written yet: the pump leaves them alone.
+        # Ids that a check has returned, and whose result is not written yet. The pump leaves them alone.
         self._checked: set[int] = set()
         self._is_running = False
         self._arming = AsyncExitStack()
         self._troubles: dict[str, str] = {}
-        # Set when the host process is gone, though it has left our stdin and stdout open. [LIFE-2]
+        # Set when the host process is gone although our stdin and stdout are still open. [LIFE-2]
         self.orphaned = anyio.Event()
         self._scope = anyio.CancelScope()
         self.ended = anyio.Event()  # set once `run` has ended
-        # Sends of one session are committed in the order in which they were asked for, busy database or not.
+        # Sends of one session are committed in the order of the calls, even if the database is busy.
         self._turn = anyio.Lock()
 
     @property
@@ -123,7 +123,7 @@ class Session:
 
     @property
     def wished_holder(self) -> Peer | None:
-        """Who holds the name that this session wished for; None when it got that name."""
+        """The peer that holds the name that this session wished for. None if the session got that name."""
         assert self._claimed is not None, "claim() comes first"
         return self._claimed.wished_holder
 
@@ -133,9 +133,9 @@ class Session:
         return self._delivery is None
 
     async def claim(self) -> Peer:
-        """Become a peer, waiting up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
+        """Become a peer. Waits up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
 
-        Raises Busy, and what `database.explain` names.
+        Raises Busy, and the errors of `database.explain`.
         """
         give_up_at = anyio.current_time() + _PREDECESSOR_PATIENCE_S
         while self._claimed is None:
@@ -155,7 +155,7 @@ class Session:
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen, drain and heartbeat until the delivery is closed or `stop` is called.
 
-        Reports started as soon as senders can wake it.
+        Reports to `task_status` as soon as senders can wake this session.
 
         Raises BrokenSetup when no trigger can be armed.
         """
@@ -180,16 +180,16 @@ class Session:
             self.ended.set()
 
     async def stop(self) -> None:
-        """Stop `run` and wait until it has stopped listening. Nothing of it blocks."""
+        """Stop `run` and wait until it has stopped listening. Nothing in this blocks."""
         self._scope.cancel()
         if self._is_running:
             await self.ended.wait()
 
     def close(self) -> None:
-        """Mark what was taken, end the presence. To be called once `run` has ended, again after TryAgain.
+        """Mark the taken messages and end the presence. Call it once `run` has ended, and again after TryAgain.
 
-        Raises TryAgain when the database is busy: if it stays so, what was not marked is delivered again, and the row
-        is reaped with the process.
+        Raises TryAgain when the database is busy. If it stays busy, the messages that were not marked are delivered
+        again, and the row is reaped when the process is gone.
         """
         if self._pump is not None:
             self._pump.settle()
@@ -223,7 +223,7 @@ class Session:
         self._troubles.pop("mark", None)
 
     def _noted(self, what: str, error: AgentbusError) -> TryAgain:
-        """Have the pump try again whatever is wrong with the database, and say once what it is. [DRAIN-6]"""
+        """Turn any error of the database into TryAgain for the pump, and report it once. [DRAIN-6]"""
         if str(error) != self._troubles.get(what):
             self._say(str(error))
         self._troubles[what] = str(error)
@@ -252,7 +252,7 @@ class Session:
         self._update(replace(self.peer, trigger=trigger, endpoint=endpoint))
 
     async def set_delivery(self, delivery: str, reason: str) -> None:
-        """Say how this session receives from now on, and why. Raises Busy. [VOID-2]"""
+        """Record how this session receives messages from now on, and why. Raises Busy. [VOID-2]"""
         await retry_while_busy(lambda: self.bus.store.set_delivery(self.peer.session, delivery, reason))
         self._arrival = replace(self._arrival, delivery=delivery, delivery_reason=reason)
         self._update(replace(self.peer, delivery=delivery, delivery_reason=reason))
@@ -267,7 +267,7 @@ class Session:
             try:
                 await self._beat()
             except AgentbusError as error:
-                # Two more beats may fail before anybody takes this session for dead, and it comes back from that.
+                # Two more beats can fail before others take this session for dead, and it comes back even from that.
                 self._say(f"heartbeat: {error}")
 
     async def _beat(self) -> None:
@@ -285,7 +285,7 @@ class Session:
             await anyio.lowlevel.checkpoint()
 
     async def _arm_anew(self, wakes: SharedWakes) -> None:
-        """Listen again where senders look, after the socket or its folder was removed. [WAKE-6]"""
+        """Listen again at the endpoint that senders use, after the socket or its folder was removed. [WAKE-6]"""
         arming = AsyncExitStack()
         wakes.replace(await self._arm(arming))
         old, self._arming = self._arming, arming
@@ -293,7 +293,7 @@ class Session:
         self._say("what senders wake this session by was removed, and is there again")
 
     async def _reopen_if_replaced(self) -> None:
-        """Join the database that is there, if the one that was opened is not: no two halves of a bus. [STORE-6]"""
+        """If bus.db was deleted or replaced, reopen it: two groups of sessions must not use two files. [STORE-6]"""
         store = self.bus.store
         if not store.is_replaced():
             return
@@ -306,13 +306,13 @@ class Session:
         await self._reclaim_name()
 
     async def _reclaim_name(self) -> None:
-        # The machine slept, or this process was stopped: others took it for dead, rightly. [PRES-3]
+        # The machine slept, or this process was stopped. Others were right to take this session for dead. [PRES-3]
         before = self.peer
         claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before)
         assert claimed is not None, "who joins a crowd waits for nobody"
         self._claimed = claimed
         if self._armed is not None:
-            # What came while it was away is due now, not at the next safety poll.
+            # Messages that came while it was away are due now, not at the next safety poll.
             self._armed.notify(claimed.peer.endpoint)
         if claimed.peer.name != before.name:
             self._say(f'was away; "{before.name}" is taken by now, the name is "{claimed.peer.name}"')
@@ -322,7 +322,7 @@ class Session:
         return await self._in_turn(lambda: self._send(to, text, reply_to))
 
     def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer, if nothing has to be waited for. Raises what `Bus.send` raises, and Busy if it has."""
+        """Send as this peer, without waiting. Raises what `Bus.send` raises, and Busy if it would have to wait."""
         return self._at_once(lambda: self._send(to, text, reply_to))
 
     def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
@@ -333,7 +333,7 @@ class Session:
         return await self._in_turn(lambda: self.bus.broadcast(self.peer.name, text))
 
     def broadcast_now(self, text: object) -> list[Sent]:
-        """The same, if nothing has to be waited for. Raises what `Bus.broadcast` raises, and Busy if it has."""
+        """The same, without waiting. Raises what `Bus.broadcast` raises, and Busy if it would have to wait."""
         return self._at_once(lambda: self.bus.broadcast(self.peer.name, text))
 
     def _at_once(self, call: Callable[[], _T]) -> _T:
@@ -342,8 +342,8 @@ class Session:
         return call()
 
     async def _in_turn(self, call: Callable[[], _T]) -> _T:
-        # Nearly always nobody is before us and nothing is to be waited for: then a lock and a task switch would be
-        # half of what a send costs.
+        # Usually nothing is ahead of this send. Taking the lock and switching tasks would double its cost, so try
+        # without them first.
         with suppress(Busy):
             return self._at_once(call)
         async with self._turn:
@@ -351,20 +351,20 @@ class Session:
             return await retry_while_busy(call)
 
     async def rename(self, name: object) -> str:
-        """Take another name, pending messages and all; return it. Raises what `Bus.rename` raises."""
+        """Take another name and keep the pending messages; return the name. Raises what `Bus.rename` raises."""
         async with self._turn:
             new = await retry_while_busy(lambda: self.bus.rename(self.peer, name))
             self._update(replace(self.peer, name=new))
         return new
 
     def count_unread(self, limit: int) -> int:
-        """How many messages this session is not known to have read, at most `limit`."""
+        """How many messages this session is not known to have read; counting stops at `limit`."""
         return self.bus.count_unread(self.peer, limit)
 
     async def check(self, wait_s: float, limit: int) -> list[Unread]:
-        """The oldest `limit` messages that were not read; waits up to `wait_s` seconds for the first. [READ-1]
+        """The oldest `limit` unread messages. Waits up to `wait_s` seconds if there are none. [READ-1]
 
-        What is returned is neither pushed nor returned again until `checked` is called, once, with its ids.
+        The messages returned are not pushed and not returned again until `checked` is called, once, with their ids.
         """
         give_up_at = anyio.current_time() + wait_s
         while True:
@@ -384,12 +384,12 @@ class Session:
         return [replace(one, was_pushed=one.was_pushed or is_out(one.envelope.id)) for one in unread]
 
     async def checked(self, ids: Sequence[int], *, reached: bool) -> None:
-        """Say what became of a check: whether its messages have reached the reader, and are read. [READ-1]
+        """End a check. `reached`: its messages have reached the reader, so they are read. [READ-1]
 
-        Raises Busy when they are read but cannot be marked: they will be returned again.
+        Raises Busy when they are read but cannot be marked: then they will be returned again.
         """
         try:
-            # Those of a database that was replaced meanwhile are forgotten: their ids mean other messages now.
+            # If the database was replaced meanwhile, these ids were forgotten: they mean other messages now.
             read = [one for one in ids if one in self._checked]
             if reached and read:
                 await retry_while_busy(lambda: self.bus.mark_read(self.peer, read))
@@ -397,5 +397,5 @@ class Session:
             self._checked.difference_update(ids)
 
     async def peers(self) -> list[Peer]:
-        """Who is present, this peer included."""
+        """The present peers, this one included."""
         return await retry_while_busy(self.bus.peers)

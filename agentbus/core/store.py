@@ -1,8 +1,8 @@
-"""What sessions do with the mailboxes and with presence, one method each; what people look at is in queries.py.
+"""The mailboxes and the presence of peers: one method for each thing that a session does with them.
 
-Synchronous; a method either commits whole or changes nothing. Knows nothing of triggers, deliveries or MCP.
-Instants are milliseconds since 1970 UTC. Every method raises Busy when another process holds the database for
-longer than the connection waits, and BrokenSetup or TryAgain for what `database.explain` names.
+Queries for people are in queries.py. Synchronous. A method commits all of its changes or none. Knows nothing about
+triggers, deliveries or MCP. Instants are milliseconds since 1970 UTC. Every method raises Busy when another process
+holds the database for longer than the connection waits, and BrokenSetup or TryAgain as in `database.explain`.
 Implements [SEND-1] to [SEND-4], [STATE-2], [NAME-4] to [NAME-7], [PRES-2] to [PRES-4].
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PENDING", "SILENT_MS", "Store", "peer_rows"]
 
-# A mailbox that nobody empties must not fill the disk; at 64 KiB each this is 640 MiB.
+# A mailbox that nobody empties must not fill the disk. At 64 KiB for each message, this is 640 MiB.
 MAX_PENDING = 10_000
 # Three missed heartbeats of 15 s. [PRES-3]
 SILENT_MS = 45_000
@@ -33,15 +33,15 @@ _PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
     " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason"
 )
-# A message as `Envelope.from_row` takes it, of a query that calls the table m.
+# The columns that `Envelope.from_row` takes, for a query that calls the table m.
 _MESSAGE = ", ".join(f"m.{column}" for column in COLUMNS)
 _PRESENT = f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
-# A message that is pulled, or answered while it is on its way, is delivered by that.
+# A message that is still pending becomes delivered too: by the pull, or by the reply to it.
 _MARK_READ = (
     "UPDATE messages SET read_at = ?, delivered_at = coalesce(delivered_at, ?), carrier = coalesce(carrier, ?),"
     " delivered_to = coalesce(delivered_to, ?) WHERE id = ? AND read_at IS NULL"
 )
-# What a present session has not read: pending under its name, or pushed to it and not known to be read.
+# The unread messages of a present session: pending under its name, or pushed to it and not known to be read.
 _UNREAD = (
     " FROM (SELECT name, session FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL) p"
     " JOIN messages m ON m.id IN ("
@@ -70,14 +70,14 @@ def _peer(row: Sequence[Any]) -> Peer:
 
 
 def peer_rows(read: Callable[..., list[Any]]) -> list[Peer]:
-    """The peers that are present by their rows, by name, over `read`, which runs a query."""
+    """The peers that are present according to their rows, sorted by name. `read` runs a query."""
     return [_peer(row) for row in read(_PRESENT)]
 
 
 class Store:
     """The mailboxes and the peers of one bus, over one connection, used from one thread.
 
-    `alive` says whether a process runs; `max_pending` bounds a mailbox, in messages.
+    `alive` tells whether a process is running. `max_pending` is the limit of a mailbox, in messages.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Store:
         self.queries = Queries(self._read)
         self._alive = alive
         self._max_pending = max_pending
-        # The last id for which there is room in a mailbox, unless a rename has brought it what another one held.
+        # The last id for which a mailbox has room. Too high after a rename that moved another mailbox's messages in.
         self._room_until: dict[str, int] = {}
 
     @property
@@ -105,16 +105,16 @@ class Store:
         return self._database.path
 
     def is_replaced(self) -> bool:
-        """Whether the file that was opened is no longer the one at `path`: deleted, or another in its place."""
+        """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
         return self._database.is_replaced()
 
     def reopen(self) -> None:
-        """Turn to the file that is at `path` now, creating it as needed. Raises what the first opening raises."""
+        """Open the file that is at `path` now, creating it as needed. Raises what the first opening raises."""
         self._database.reopen()
         self._room_until.clear()
 
     def close(self) -> None:
-        """Close the connection; the last one to leave merges the WAL."""
+        """Close the connection. Closing the last one merges the WAL into the database."""
         self._database.close()
 
     # -- messages ------------------------------------------------------------------------------------------
@@ -129,10 +129,10 @@ class Store:
         reply_to: int | None = None,
         sender_session: str | None = None,
     ) -> tuple[int, Address]:
-        """Commit one message for whoever `to` leads to; return its id and the address. [SEND-1]
+        """Commit one message for the mailbox that `to` leads to; return its id and the address. [SEND-1]
 
-        A message that is answered has been read: the one that `reply_to` names, if it went to `sender` or was
-        delivered to `sender_session`. [READ-2]
+        A reply shows that the message was read. So the message `reply_to` is marked as read, if it went to `sender`
+        or was delivered to `sender_session`. [READ-2]
 
         Raises MailboxFull.
         """
@@ -149,7 +149,7 @@ class Store:
     def broadcast(self, sender: str, body: str, *, now: int) -> list[tuple[int, Peer]]:
         """Commit one message for each present peer but `sender`, in one transaction. [SEND-4]
 
-        Raises MailboxFull, having sent to nobody.
+        Raises MailboxFull; then nothing was sent to anybody.
         """
         with self._writing() as execute:
             peers = [peer for peer in self._present(execute) if peer.name != sender]
@@ -166,8 +166,9 @@ class Store:
         return int(row[0])
 
     def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
-        """Refuse the message `row_id`, just inserted, if it is one too many for its mailbox. [SEND-3]"""
-        # Each id is given once: there is room for as many of them, whomever they are for, as when it was last counted.
+        """Refuse the message `row_id`, which was just inserted, if its mailbox is full. [SEND-3]"""
+        # Ids are global and never reused. If this mailbox had room for N messages at id I, it cannot be full before
+        # I + N: do not count until then.
         if row_id <= self._room_until.get(mailbox, 0):
             return
         counted = "SELECT count(*) FROM messages WHERE recipient = ? AND delivered_at IS NULL"
@@ -186,7 +187,7 @@ class Store:
         row = execute(
             f"SELECT {_PEER}, left_at FROM peers JOIN aliases USING (session) WHERE alias = ?", (to,)
         ).fetchone()
-        # An alias lives as long as the session, and a session as long as its host process. [NAME-6]
+        # An alias lives as long as its session, and a session lives as long as its host process. [NAME-6]
         if row and (row[15] is None or self._alive(Process(row[2], row[3]))):
             return Address(row[1], _peer(row) if row[15] is None else None, is_known=True)
         known = execute("SELECT 1 FROM peers WHERE name = ? LIMIT 1", (to,)).fetchone()
@@ -195,7 +196,7 @@ class Store:
     def pending(self, session: str, pid: int, limit: int) -> list[Envelope]:
         """The oldest `limit` pending messages for the name that `session` has now, ascending. [DRAIN-1]
 
-        None for a session that is not present in process `pid`: whoever was taken for dead drains no more.
+        Empty if `session` is not present in process `pid`: a session that was taken for dead no longer drains.
         """
         rows = self._read(
             f"SELECT {_MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
@@ -217,7 +218,7 @@ class Store:
             )
 
     def unread(self, session: str, pid: int, limit: int) -> list[Unread]:
-        """The oldest `limit` messages that `session`, present in process `pid`, has not read, ascending. [READ-1]"""
+        """The oldest `limit` unread messages of `session`, if it is present in process `pid`, ascending. [READ-1]"""
         rows = self._read(
             f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL{_UNREAD} ORDER BY m.id LIMIT ?3",
             session,
@@ -231,7 +232,7 @@ class Store:
         return int(self._read(f"SELECT count(*) FROM (SELECT 1{_UNREAD} LIMIT ?3)", session, pid, limit)[0][0])
 
     def mark_read(self, ids: Iterable[int], *, session: str, now: int) -> None:
-        """Stamp messages as read by `session`, those that were pending as pulled, in one transaction. [READ-1]"""
+        """Stamp messages as read by `session`, in one transaction; pending ones count as pulled. [READ-1]"""
         with self._writing():
             self._database.executemany(_MARK_READ, [(now, now, "pull", session, row_id) for row_id in ids])
 
@@ -258,12 +259,14 @@ class Store:
         join_crowd: bool,
         again: Peer | None = None,
     ) -> tuple[Peer, Peer | None] | None:
-        """Make `arrival` a present peer, in one transaction; return it and who holds the wished-for name. [NAME-4]
+        """Make `arrival` a present peer, in one transaction. [NAME-4]
 
-        A session of the same host and launch name whose process is gone is taken over, with its name and its
-        aliases. While its process runs, None is returned and nothing changed, unless `join_crowd`: then the
-        arrival becomes one more session. `endpoint` gives the wake address of a session. `again` is what the
-        arrival was before it was taken for dead: it comes back as that session and no other.
+        Returns the new peer, and the peer that holds the wished-for name, or None if that name was free. If there is
+        a session with the same host and launch name whose process is gone, the arrival takes over this session, with
+        its name and its aliases. If that process still runs, nothing changes and the result is None, unless
+        `join_crowd` is true: then the arrival becomes one more session. `endpoint` gives the wake address of a
+        session. `again` is for a peer that was taken for dead: it is the peer as it was before, and the arrival comes
+        back as that session and no other.
         """
         with self._writing() as execute:
             self._reap(execute, now)
@@ -304,7 +307,7 @@ class Store:
 
     @staticmethod
     def _seat(execute: Callable[..., Any], peer: Peer) -> None:
-        # Whoever claims a name ends its life as another session's alias. [NAME-6]
+        # A claimed name is no longer an alias of another session. [NAME-6]
         execute("DELETE FROM aliases WHERE alias = ?", (peer.name,))
         execute(
             f"INSERT INTO peers ({_PEER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -321,7 +324,7 @@ class Store:
         )
 
     def rename(self, session: str, pid: int, name: str) -> str:
-        """Give `session` another name, its pending messages with it; return the name it had. [NAME-5]
+        """Give `session` another name and move its pending messages to it; return the old name. [NAME-5]
 
         Raises Refused when a present peer holds `name`, or when `session` is not present in process `pid`.
         """
@@ -347,7 +350,7 @@ class Store:
         return old
 
     def heartbeat(self, session: str, pid: int, *, now: int) -> bool:
-        """Say that `session` lives in process `pid`; False when it was taken for dead meanwhile. [PRES-3]"""
+        """Record that `session` is alive in process `pid`. False if it was taken for dead meanwhile. [PRES-3]"""
         with self._writing() as execute:
             execute(
                 "UPDATE peers SET last_seen = ? WHERE session = ? AND pid = ? AND left_at IS NULL",
@@ -356,17 +359,17 @@ class Store:
             return self._database.changes() > 0
 
     def set_trigger(self, session: str, trigger: str, endpoint: str) -> None:
-        """Say by which trigger `session` is woken, and where."""
+        """Record which trigger wakes `session`, and at which endpoint."""
         with self._writing() as execute:
             execute("UPDATE peers SET trigger = ?, endpoint = ? WHERE session = ?", (trigger, endpoint, session))
 
     def set_delivery(self, session: str, delivery: str, reason: str) -> None:
-        """Say how `session` receives from now on, and why."""
+        """Record how `session` receives messages from now on, and why."""
         with self._writing() as execute:
             execute("UPDATE peers SET delivery = ?, delivery_reason = ? WHERE session = ?", (delivery, reason, session))
 
     def leave(self, session: str, pid: int, *, now: int) -> None:
-        """End the presence of `session` in process `pid`; its host's next server finds the name again."""
+        """End the presence of `session` in process `pid`. The next server of its host gets the name back."""
         with self._writing() as execute:
             execute(
                 "UPDATE peers SET left_at = ? WHERE session = ? AND pid = ? AND left_at IS NULL",
@@ -374,7 +377,7 @@ class Store:
             )
 
     def present(self) -> list[Peer]:
-        """The peers that are present by their rows, by name; `reap` first where it matters who is dead."""
+        """The peers that are present according to their rows, sorted by name. To leave out dead ones, `reap` first."""
         return peer_rows(self._read)
 
     @staticmethod
@@ -382,11 +385,11 @@ class Store:
         return [_peer(row) for row in execute(_PRESENT).fetchall()]
 
     def reap(self, *, now: int) -> list[Peer]:
-        """End the presence of peers that are dead or silent, forget sessions whose host is gone. [PRES-2]
+        """End the presence of peers that are dead or silent, and forget sessions whose host is gone. [PRES-2]
 
         Returns the peers whose presence ended, so that their endpoints can be cleared.
         """
-        # Looking is free, writing is not: most of the time there is nobody to reap.
+        # Reading is cheap, writing is not, and most of the time there is nobody to reap.
         if not any(self._is_gone(peer, now) for peer in self.present()) and not self._ended_hosts():
             return []
         with self._writing() as execute:
@@ -404,7 +407,7 @@ class Store:
         for peer in gone:
             execute("UPDATE peers SET left_at = ? WHERE session = ? AND left_at IS NULL", (now, peer.session))
         for host in self._ended_hosts():
-            # Aliases go with the row. [NAME-6]
+            # Deleting the row deletes its aliases too. [NAME-6]
             execute(
                 "DELETE FROM peers WHERE left_at IS NOT NULL AND host_pid = ? AND host_started = ?",
                 (host.pid, host.started),

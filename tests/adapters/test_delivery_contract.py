@@ -1,4 +1,4 @@
-"""What ports.Delivery promises, of every delivery. A new one is one more parameter."""
+"""The promises of ports.Delivery, tested for every delivery. A new one is one more parameter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 
 class FarEnd:
-    """A delivery with its far end: `take` lets that end take what there is, and gives back the ids, as text."""
+    """A delivery with its far end: `take` lets that end take all that is there, and returns the ids, as text."""
 
     def __init__(self, delivery: Delivery, take: Callable[[], list[str]], close: Callable[[], None] | None) -> None:
         self.delivery = delivery
@@ -149,7 +149,7 @@ async def far_end(request: pytest.FixtureRequest) -> AsyncIterator[FarEnd]:
 
 
 async def deliver_all(far_end: FarEnd, count: int) -> list[str]:
-    """Deliver envelopes 1 to `count` as a pump does, while the far end takes; what it took."""
+    """Deliver envelopes 1 to `count` as a pump does, while the far end takes. Returns what it took."""
     batch = [envelope(number) for number in range(1, count + 1)]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(far_end.until_took, [str(one.id) for one in batch])
@@ -202,7 +202,7 @@ async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -
 
 @pytest.mark.spec("DELIV-3")
 async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end: FarEnd) -> None:
-    """... once it can hold no more; cancelled, it lets go at once."""
+    """It waits once the far end can hold no more. When it is cancelled, it lets go at once."""
     if isinstance(far_end.delivery, FakeDelivery | InboxDelivery):
         pytest.skip("holds any number")
     huge = [envelope(number, "x" * 65_536) for number in range(1, 101)]
@@ -214,7 +214,7 @@ async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end
                 pytest.fail("6 MiB went where nobody takes anything")
 
             tasks.start_soon(deliver)
-            for _ in range(20):  # as much else happens as anybody likes
+            for _ in range(20):  # any amount of other work goes on meanwhile
                 await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
 

@@ -45,7 +45,7 @@ def test_the_strangers_walk(home: Path) -> None:
 def test_a_name_that_was_there_is_offline_and_no_stranger(home: Path) -> None:
     agentbus(home, "send", "backend", "hi", "--from", "web")
     assert agentbus(home, "wait", "--name", "backend").stdout == "hi\n"
-    agentbus(home, "peers")  # whose host is gone is forgotten by the next who looks; its messages are not
+    agentbus(home, "peers")  # forgets peers whose host process is gone, but not their messages
     for name in ("backend", "web"):
         done = agentbus(home, "send", name, "again")
         assert f'for "{name}": offline, it is delivered when that peer is back' in done.stdout
@@ -55,7 +55,7 @@ def test_a_name_that_was_there_is_offline_and_no_stranger(home: Path) -> None:
 @pytest.mark.spec("CLI-1")
 def test_send_loads_nothing_that_is_slow(home: Path) -> None:
     code = (
-        # It ends without taking the interpreter apart; here there is something to be said after it.
+        # `send` ends without taking the interpreter apart; here something is printed after it.
         "import os, sys; sys.argv = ['agentbus', 'send', 'bob', 'hi']; os._exit = sys.exit\n"
         "from agentbus.__main__ import main\n"
         "try: main()\n"
@@ -90,7 +90,7 @@ def test_as_whom_a_shell_sends(home: Path, start: Callable[..., RawClient]) -> N
     agentbus(home, "send", "bob", "1", "--from", "Night Build")
     agentbus(home, "send", "bob", "2", AGENTBUS_NAME="From Env")
     agentbus(home, "send", "bob", "3")
-    # This very process is the host of the session that now starts, and an ancestor of the commands.
+    # This very process is the host process of the session that now starts, and an ancestor of the commands.
     session = start("web")
     session.handshake()
     agentbus(home, "send", "bob", "4", AGENTBUS_NAME="ignored")

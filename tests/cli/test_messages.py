@@ -1,4 +1,4 @@
-"""What people look at: inbox, history, status, and what the ledger says of every message."""
+"""The commands that people read: inbox, history, status, and what the ledger says about every message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.fakes import FakeClock
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
-# What a hostile peer would send: clears the screen, renames the window, turns the text around.
+# A text as a hostile peer would send it: it clears the screen, renames the window and turns the text around.
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202ereversed\r\nsecond line"
 
 
@@ -91,7 +91,7 @@ def test_inbox_shows_what_is_unread_and_takes_nothing(home: Path, store: Store) 
         *((one, "pending") for one in ids[3::2]),
     ]
     assert store.queries.unsettled(100) == before
-    # By default it is the mailbox of who asks.
+    # By default, inbox shows the mailbox of the caller.
     assert agentbus(home, "inbox", AGENTBUS_NAME="c").stdout.startswith(f"#{ids[1]} from a, ")
     assert agentbus(home, "inbox", "nobody").stdout == 'nothing unread in the mailbox of "nobody"\n'
 

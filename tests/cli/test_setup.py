@@ -140,7 +140,7 @@ def test_uninstall_removes_what_is_ours_and_says_what(
     assert claude.entry() is not None
     session.end()
 
-    # What a killed session leaves behind is ours too; what somebody else put there is not.
+    # The leftovers of a killed session are ours too; a file that somebody else put there is not.
     (home / "sock" / "notes.txt").write_text("mine")
     done = run(home, claude, "uninstall")
     assert (done.returncode, done.stderr) == (0, "")

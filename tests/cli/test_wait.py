@@ -61,7 +61,7 @@ def test_what_waited_comes_first_and_one_at_a_time(home: Path) -> None:
         agentbus(home, "send", "ci", text, "--from", "web")
     assert agentbus(home, "wait", "--name", "ci").stdout == "one\n"
     assert (state(home, 1), state(home, 2)) == ("delivered", "pending")
-    # Even when the time is up already, what is there is there.
+    # A message that is already there is printed even when the time is up.
     assert agentbus(home, "wait", "--name", "ci", "--timeout", "0").stdout == "two\n"
     done = agentbus(home, "wait", "--json", AGENTBUS_NAME="ci")
     assert done.stderr == ""

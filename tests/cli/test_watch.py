@@ -151,7 +151,7 @@ def test_of_too_many_messages_the_newest_are_followed(store: Store, monkeypatch:
 def test_who_comes_goes_and_is_renamed_is_found(store: Store) -> None:
     changes = Changes(store)
     claimed = store.claim(arrival("web"), now=1_000, endpoint=str, join_crowd=True)
-    # A row whose process is gone is nobody, though it was not reaped yet.
+    # A row whose process is gone does not count as a peer, even if it was not reaped yet.
     ghost = Process(2**22 + 1, "0")
     store.claim(arrival("ghost", ghost), now=1_000, endpoint=str, join_crowd=True)
     assert claimed is not None
@@ -203,7 +203,7 @@ def test_it_shows_the_life_of_a_message_in_a_pipe(home: Path, start: Callable[..
 def test_every_change_is_told_and_not_found_by_polling(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The safety poll cannot be what brings it: a test may not measure time, so it counts who was nudged.
+    # The safety poll must not be what finds the change. A test must not measure time, so it counts the nudges.
     from agentbus import registry
     from agentbus.core import config
 
@@ -278,7 +278,7 @@ def test_a_reader_that_goes_ends_it(home: Path) -> None:
         assert child.stderr is not None
         assert child.stdout.readline().endswith(" -> bob  hi\n")
         child.stdout.close()
-        # Nothing more is sent: it has to notice by itself.
+        # Nothing more is sent, so watch has to notice by itself.
         assert child.wait(PATIENCE_S) == 0
         assert child.stderr.read() == ""
     assert list((home / "watch").iterdir()) == []
@@ -296,7 +296,7 @@ def test_a_home_that_is_deleted_under_it_is_followed(home: Path) -> None:
         until(lambda: (home / "watch").is_dir() and list((home / "watch").iterdir()), "the socket, again")
         assert set((home / "watch").iterdir()) != first
         agentbus(home, "send", "bob", "newer")
-        # "new" may have come just before it has joined, or just after.
+        # "new" can have come just before watch joined, or just after.
         until(lambda: watcher.next().endswith(" -> bob  newer"))
         assert watcher.end() == 0
 

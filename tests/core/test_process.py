@@ -43,7 +43,7 @@ def test_no_process_is_none(pid: int) -> None:
 
 @pytest.mark.spec("PRES-1")
 def test_ps_tells_what_proc_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The road for systems without /proc, on this one."""
+    """Runs the code for systems without /proc on this system."""
     parents = [one.pid for one in process.ancestors()]
     monkeypatch.setattr(process, "_HAS_PROC", False)
     here = process.current()

@@ -20,7 +20,7 @@ from tests.support.fakes import FakeDelivery, FakeWakes, arrival
 
 pytestmark = pytest.mark.anyio
 
-# A safety poll so slow that no test passes by it.
+# The safety poll is so slow that no test passes because of it.
 NO_POLL = Pace(safety_s=600.0, settle_s=(0.001, 0.002), retry_s=(0.001, 0.002))
 
 
@@ -144,7 +144,7 @@ async def test_a_reader_that_holds_back_delays_the_mark_and_not_the_next_envelop
         for count in range(1, 6):
             ids.append(run.send())
             await run.until(lambda count=count: len(run.delivery.handed) == count)
-        await anyio.sleep(0.02)  # many settle periods: nothing may be handed over twice, nothing marked
+        await anyio.sleep(0.02)  # many settle periods, in which nothing is handed over twice or marked
         assert [envelope.id for envelope in run.delivery.handed] == ids
         assert mailbox.marked == []
         assert mailbox.pending() == ids
@@ -205,7 +205,7 @@ async def test_a_lost_wake_costs_one_safety_poll(mailbox: Mailbox) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run.pump.run)
         await anyio.wait_all_tasks_blocked()
-        row_id = mailbox.send()  # and nobody is told
+        row_id = mailbox.send()  # without a wake
         await run.until_marked([row_id])
         tasks.cancel_scope.cancel()
 
@@ -225,7 +225,7 @@ async def test_spurious_wakes_deliver_nothing(mailbox: Mailbox) -> None:
 @pytest.mark.spec("DRAIN-7")
 async def test_a_stream_is_read_together_marked_together_and_over_when_it_ends(mailbox: Mailbox) -> None:
     run = Running(mailbox, FakeDelivery())
-    # A clock a thousand times too slow: on the slowest machine what comes here is a stream.
+    # The clock is a thousand times too slow, so the sends below are a stream even on the slowest machine.
     run.pump = Pump(
         read=mailbox.read,
         mark=mailbox.mark,
@@ -240,7 +240,7 @@ async def test_a_stream_is_read_together_marked_together_and_over_when_it_ends(m
         for _ in range(20):
             ids.append(run.send())
             await run.until(lambda: len(run.delivery.handed) == len(ids))
-        # One by one, as they came, and from the ninth on after a pause.
+        # The messages were handed over one by one, as they came, and from the ninth on after a pause.
         assert mailbox.marks == 0
         reads = mailbox.reads
         for _ in range(50):
@@ -306,7 +306,7 @@ async def test_a_delivery_that_takes_one_at_a_time_is_neither_paused_nor_read_a_
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run.pump.run)
         await run.until(lambda: len(run.delivery.handed) >= 150)
-        # No mark, no wake and no poll can have moved it on; it reads what is out and two more.
+        # No mark, wake or poll can have moved the pump on. It reads the messages that are out and two more.
         assert mailbox.largest_read <= BATCH + 2
         assert run.delivery.handed[0].id == ids[0]
         tasks.cancel_scope.cancel()
@@ -315,7 +315,7 @@ async def test_a_delivery_that_takes_one_at_a_time_is_neither_paused_nor_read_a_
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_sends_at_any_moment_are_delivered_without_a_poll(mailbox: Mailbox, seed: int) -> None:
-    """A wake between "queue emptied" and "mailbox read", and anywhere else: none is lost."""
+    """No wake is lost, neither between "queue emptied" and "mailbox read" nor at any other moment."""
     chance = random.Random(seed)
     run = Running(mailbox, FakeDelivery(most=chance.randint(1, 3), holds=chance.random() < 0.5))
     ids: list[int] = []

@@ -33,7 +33,7 @@ HOUR_MS = 3_600_000
 
 
 class World:
-    """A bus on a real file with a clock and a trigger of ours; its sessions live in this process."""
+    """A bus on a real file, with our own clock and trigger. Its sessions live in this process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class World:
             checkpoints=self.checkpoints,
             say=self.said.append,
             retention_hours=24,
-            # So slow a safety poll that no test passes by it.
+            # The safety poll is so slow that no test passes because of it.
             pace=Pace(safety_s=600.0),
             heartbeat_s=options.pop("heartbeat_s", 0.01),
         )
@@ -276,7 +276,7 @@ async def test_a_send_to_a_dead_peer_reaps_it_and_clears_what_it_left(world: Wor
 
 async def test_a_live_peer_that_cannot_be_woken_is_still_online(world: World) -> None:
     session = world.session("web", FakeDelivery())
-    await session.claim()  # present, and not armed yet: what a sender meets between the two
+    await session.claim()  # present but not armed yet: a sender can come between the two
     assert world.bus.send("alice", "web", "x").is_online
     assert [peer.name for peer in world.store.present()] == ["web"]
 
@@ -322,7 +322,7 @@ async def test_a_database_that_is_gone_is_noticed_and_the_new_one_joined(world: 
                 file.unlink()
         if what == "replaced":
             Store(world.path, busy_ms=1_000).close()
-        await session.send("api", "after")  # not into the file that nobody sees any more
+        await session.send("api", "after")  # not into the old file, which nobody sees any more
         await until(lambda: [one.text for one in received.handed] == ["before", "after"])
         await until(lambda: len(world.said) == 1)
         assert "was deleted or replaced: joined the new one; what was unread in the old one is gone" in world.said[0]
@@ -334,10 +334,10 @@ async def test_a_database_that_is_gone_is_noticed_and_the_new_one_joined(world: 
 async def test_ids_of_a_lost_database_are_not_taken_for_those_of_the_new_one(world: World) -> None:
     async with world.running("web", delivery=FakeDelivery(holds=True)) as (session, delivery):
         world.bus.send("alice", "web", "old 1")
-        await until(lambda: len(delivery.handed) == 1)  # out, and not taken
+        await until(lambda: len(delivery.handed) == 1)  # handed over, but not taken
         for file in world.path.parent.glob("bus.db*"):
             file.unlink()
-        await session.send("web", "new 1")  # under the id that the old one had
+        await session.send("web", "new 1")  # it gets the id that "old 1" had
         world.bus.send("alice", "web", "new 2")
         await until(lambda: len(delivery.handed) == 3)
         assert world.store.queries.waiting() == {"web": 2}

@@ -19,7 +19,7 @@ HOST_2 = Process(1, "another host")
 
 
 class Bench:
-    """A store on a real file, and which processes live."""
+    """A store on a real file; `dead` says which processes do not live."""
 
     def __init__(self, path: Path) -> None:
         self.dead: set[Process] = set()

@@ -1,4 +1,4 @@
-"""`agentbus doctor`: what was broken on purpose, does it name it, and is what it says to type the cure?"""
+"""`agentbus doctor` on things broken on purpose: does it name the fault, and does the suggested command cure it?"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def claude(tmp_path: Path) -> ClaudeOnPath:
 
 
 class Report:
-    """What doctor has said."""
+    """A report of doctor."""
 
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         assert done.stderr == ""
@@ -57,7 +57,7 @@ def examine(home: Path, claude: ClaudeOnPath, *arguments: str, **variables: str)
 
 
 def type_in(command: str, home: Path, claude: ClaudeOnPath) -> None:
-    """Type what was said into a shell, with agentbus on PATH."""
+    """Type a suggested command into a shell, with agentbus on PATH."""
     folder = Path(sys.executable).parent
     variables = {**claude.variables, "PATH": f"{claude.variables['PATH']}:{folder}"}
     subprocess.run(
@@ -66,7 +66,7 @@ def type_in(command: str, home: Path, claude: ClaudeOnPath) -> None:
 
 
 def everything(home: Path) -> dict[str, bytes]:
-    """Each file of the home with its content, but for the one that readers share."""
+    """Each file of the home with its content, except the one that readers share."""
     paths = [path for path in home.rglob("*") if not path.name.endswith("-shm")]
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}
 
@@ -472,6 +472,6 @@ def test_the_time_it_takes_does_not_grow_with_the_history(home: Path, claude: Cl
     connection.commit()
     connection.close()
     report = examine(home, claude, PATH="/nowhere")
-    # What would take long is told as not finished; the rest of the report is there.
+    # A check that would take long is reported as not finished; the rest of the report is there.
     assert report.one("database")["level"] in ("ok", "note")
     assert report.code == 0

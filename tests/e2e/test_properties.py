@@ -1,4 +1,4 @@
-"""Whatever comes in: one clear error, or an exact round trip; never a crash, a cut or a changed byte."""
+"""Every input gets one clear error or an exact round trip; never a crash, a cut or a changed byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agentbus.core.store import Store
 from tests.support.client import RawClient, clients
 from tests.support.fakes import arrival, envelope
 
-# A loaded machine takes its time; what is right does not depend on it.
+# A loaded machine takes its time; a correct result does not depend on it.
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200, derandomize=True)
 NAME = re.compile(r"[a-z0-9_-]{1,32}")
 
@@ -96,7 +96,7 @@ def test_no_text_makes_a_second_element_or_line(text: str, reply_to: int | None)
     try:
         line = channel_event(one)
     except UnicodeEncodeError:
-        assert any("\ud800" <= character <= "\udfff" for character in text)  # which no stored body has
+        assert any("\ud800" <= character <= "\udfff" for character in text)  # no stored body has one
         return
     assert line.count(b"\n") == 1
     params = json.loads(line)["params"]
@@ -143,7 +143,7 @@ def test_whatever_a_client_calls_a_real_server_answers_in_a_sentence(home: Path)
         @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150, derandomize=True)
         def call(tool: str, arguments: object) -> None:
             if isinstance(arguments, dict) and isinstance(arguments.get("wait_s"), (int, float)):
-                arguments.pop("wait_s")  # a wait would be granted
+                arguments.pop("wait_s")  # otherwise the call would really wait
             request = alice.post("tools/call", {"name": tool, "arguments": arguments})
             answer = alice.answer(request)
             if "error" in answer:

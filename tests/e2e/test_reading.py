@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(90)  # several sessions start in each test, and
 Start = Callable[..., RawClient]
 FLAG = "--dangerously-load-development-channels"
 
-# Stands where Claude Code stands: a script of an interpreter that starts the server on its own stdin and stdout.
+# Takes the place of Claude Code: an interpreter script that starts the server on its own stdin and stdout.
 CLAUDE = f"""#!{sys.executable}
 import signal, subprocess, sys
 child = subprocess.Popen([sys.executable, "-m", "agentbus", "serve", "claude-mcp"])
@@ -146,7 +146,7 @@ def test_a_health_check_leaves_no_trace(claude: Start, home: Path, arguments: li
 @pytest.mark.spec("READ-3")
 @pytest.mark.parametrize("delivery", ["pull", "channel"])
 def test_a_check_that_waits_returns_when_mail_comes(start: Start, home: Path, delivery: str) -> None:
-    # With a poll that never comes: it is the wake that ends the wait.
+    # The poll never comes here, so the wake has to end the wait.
     spy = (
         "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
         "import agentbus.core.session; agentbus.core.session._CHECK_POLL_S = 1e6\n"
@@ -156,7 +156,7 @@ def test_a_check_that_waits_returns_when_mail_comes(start: Start, home: Path, de
     bob.handshake()
     time.sleep(0.5)  # the ready gate
     request = bob.post_call("check_messages", wait_s=90)
-    assert "woken by" in bob.call("whoami")  # nothing else waits for it
+    assert "woken by" in bob.call("whoami")  # other calls do not wait for the check
     agentbus(home, "send", "bob", "there", "--from", "ci")
     text, is_error = bob.result(request)
     assert not is_error
@@ -246,7 +246,7 @@ def test_checking_while_messages_are_pushed_loses_and_mixes_up_nothing(start: St
 
 @pytest.mark.spec("READ-1", "STATE-3")
 def test_what_was_checked_is_unread_until_the_result_is_written(start: Start, home: Path) -> None:
-    """A client that does not read its pipe: the result does not fit in, so it is not written, and nothing is read."""
+    """The client does not read its pipe. A result that does not fit in is not written, and its messages stay unread."""
     for _ in range(3):
         agentbus(home, "send", "bob", "--from", "ci", stdin="x" * 60_000)
     bob = start("bob", read=False, AGENTBUS_DELIVERY="pull")
@@ -255,7 +255,7 @@ def test_what_was_checked_is_unread_until_the_result_is_written(start: Start, ho
     for _ in range(3):
         bob.post_call("check_messages")
     until(lambda: len(read_ids(home)) >= 1, "the first results fit")
-    time.sleep(0.5)  # those that do not have had their time
+    time.sleep(0.5)  # the results that do not fit have had their time
     assert len(read_ids(home)) < 3
     bob.process.kill()
     bob.process.wait()
@@ -281,7 +281,7 @@ def test_an_answer_marks_what_it_answers_as_read(start: Start, home: Path) -> No
     assert status.startswith('#1 from "alice" to "bob" is read: sent 20')
     assert "Z, delivered 20" in status
     assert " by channel, read 20" in status
-    # Nobody else's answer makes it read, and an id that nobody knows is no obstacle.
+    # The answer of another peer does not make it read, and an unknown id does not stop a send.
     alice.call("send_message", to="robert", text="another")
     alice.call("send_message", to="robert", text="answers itself", reply_to=3)
     alice.call("send_message", to="robert", text="x", reply_to=999)
@@ -301,7 +301,7 @@ def test_the_status_of_a_message(start: Start, home: Path) -> None:
 
 @pytest.mark.spec("NAME-7", "VOID-1")
 def test_a_wrapper_between_claude_and_the_server_is_seen_through(claude: Start, home: Path) -> None:
-    """The session belongs to `claude`, which outlives the wrapper: a restart finds its name again."""
+    """The session belongs to `claude`, which outlives the wrapper, so a restart finds its name again."""
     script = home.parent / "claude"
     script.write_text(
         CLAUDE.replace('[sys.executable, "-m"', '["/bin/sh", "-c", \'"$@"; exit $?\', "sh", sys.executable, "-m"')
@@ -314,7 +314,7 @@ def test_a_wrapper_between_claude_and_the_server_is_seen_through(claude: Start, 
 
 
 def test_many_clients_check_at_once(start: Start, home: Path) -> None:
-    """The same session asked by several calls at once: each message goes into one answer."""
+    """Several calls ask the same session at once. Each message goes into one answer."""
     for number in range(10):
         agentbus(home, "send", "bob", f"{number}", "--from", "ci")
     bob = start("bob", AGENTBUS_DELIVERY="pull")
@@ -327,7 +327,7 @@ def test_many_clients_check_at_once(start: Start, home: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.spec("READ-1")
 async def test_a_request_that_is_never_answered_gives_its_messages_back() -> None:
-    """Cancelled between the end of the tool and the write of its result: a gap that no client can hit at will."""
+    """Cancels between the end of the tool and the write of its result. No client can hit this gap at will."""
     from agentbus.adapters.mcp.fast_path import FastPath
     from agentbus.adapters.mcp.gate import ReadyGate
     from agentbus.adapters.mcp.sdk import _Settling

@@ -33,8 +33,8 @@ def adapter(request: pytest.FixtureRequest) -> str:
 
 
 def rows(home: Path, sql: str, *values: object) -> list[tuple]:
-    """What a person would see with `sqlite3`."""
-    # APSW and not the standard library: two copies of SQLite in one process undo each other's locks on a file.
+    """The rows that a person would see with `sqlite3`."""
+    # Uses APSW, not the standard library: two copies of SQLite in one process undo each other's locks on a file.
     connection = apsw.Connection(str(home / "bus.db"))
     connection.set_busy_timeout(int(PATIENCE_S * 1_000))
     try:
@@ -252,7 +252,7 @@ def test_mail_of_a_peer_that_never_ran_waits_for_the_whole_handshake_and_arrives
     bob.request("tools/list")
     bob.wait_events(1)
     assert bob.texts() == ["early"]
-    # The answer was written after this question, the event 250 ms after the answer: whatever the machine does.
+    # However slow the machine is, the answer was written after this question, and the event 250 ms after the answer.
     assert bob.events[0][0] - asked_at >= 0.25
     methods = [message.get("method", "answer") for _, message in bob.arrived]
     assert methods.index("notifications/claude/channel") == len(methods) - 1
@@ -490,7 +490,7 @@ def test_the_end_is_clean(start: Start, home: Path, how: str) -> None:
         bob.notify("notifications/initialized")
         bob.post("tools/list")
         alice.call("send_message", to="bob", text="into the void?")
-        select.select([bob.stdout_fd], [], [], PATIENCE_S)  # it has begun to answer, and writes on
+        select.select([bob.stdout_fd], [], [], PATIENCE_S)  # it has begun to answer, and is still writing
         assert bob.process.stdout is not None
         bob.process.stdout.close()
     else:
@@ -589,7 +589,7 @@ def test_delivered_means_that_the_client_has_read_it(start: Start, home: Path, s
         alice.call("send_message", to=client, text="x")
     bob.wait_events(1)
     until(lambda: rows(home, "SELECT recipient FROM messages WHERE delivered_at IS NOT NULL") == [("bob",)])
-    time.sleep(1.5)  # carol's gate is open and the event is in her pipe, where nobody has read it
+    time.sleep(1.5)  # carol's gate is open and the event is in her pipe, but nobody has read it
     assert rows(home, "SELECT recipient FROM messages WHERE delivered_at IS NULL") == [("carol",)]
     deaf.start_reading()
     assert deaf.wait_events(1)[0]["content"] == "x"

@@ -62,7 +62,7 @@ def send_into(sender: Sender, count: int, ids: list[int]) -> None:
 
 
 class Receiver:
-    """A receiver process and the client that reads its stdout: this one."""
+    """A receiver process. This process is the client that reads its stdout."""
 
     def __init__(self, home: Path, step: str = "never", count: int = 0, *, by_socket: bool = False) -> None:
         if by_socket:
@@ -88,12 +88,12 @@ class Receiver:
 
     @property
     def ids(self) -> list[int]:
-        """The messages that have been read as whole lines, in the order of their arrival."""
+        """The ids of the messages that were read as whole lines, in the order of their arrival."""
         lines = self._data.split(b"\n")[:-1]
         return [int(json.loads(line)["params"]["meta"]["msg_id"]) for line in lines]
 
     def read_to_the_end(self, flood: threading.Thread) -> list[int]:
-        """Read until it has killed itself; if its time never comes, because it had less to do, kill it."""
+        """Read until the receiver has killed itself. If its time never comes, because it had less to do, kill it."""
         while True:
             if select.select([self._fd], [], [], 0.5)[0]:
                 if not self.read():
@@ -109,7 +109,7 @@ class Receiver:
         return self.ids
 
     def read_until_delivered(self, home: Path) -> list[int]:
-        """Read on, doubles too, until nothing is pending."""
+        """Read on, duplicates too, until nothing is pending."""
         while rows(home, "SELECT count(*) FROM messages WHERE delivered_at IS NULL") != [(0,)]:
             if select.select([self._fd], [], [], 0.01)[0]:
                 assert self.read(), "it ended too early"
@@ -184,7 +184,7 @@ def test_client_and_server_that_die_together_lose_nothing(home: Path, sender: Se
             for _ in range(chance.randint(0, 30)):
                 if select.select([slow._fd], [], [], 0.05)[0]:
                     slow.read(chance.randint(1, 8_192))
-            slow.process.kill()  # and nobody will ever read the rest of the bytes
+            slow.process.kill()  # nobody will ever read the rest of the bytes
             slow.process.wait()
             first = slow.ids
         with receiver(home) as again:
@@ -204,7 +204,7 @@ def test_a_client_that_stops_reading_is_waited_for_and_then_gets_all_once(start:
     requests = [alice.post_call("send_message", to="bob", text=f"{n}:" + "x" * 400) for n in range(1_000)]
     for request in requests:
         alice.result(request)
-    time.sleep(1)  # the pipe has been full for long
+    time.sleep(1)  # the pipe has been full for a long time
     assert rows(home, "SELECT count(*) FROM messages WHERE delivered_at IS NOT NULL") == [(0,)]
     deaf.post_call("send_message", to="alice", text="I can still talk")
     assert alice.wait_events(1)[0]["content"] == "I can still talk"
@@ -369,7 +369,7 @@ FAST_HEART = (
 
 @pytest.fixture
 def start_fast(start: Start) -> Start:
-    """Starts servers whose heart beats ten times a second, so that a test need not wait for it."""
+    """Starts servers with ten heartbeats a second, so that a test does not have to wait for one."""
     return lambda name, **options: start(name, command=[sys.executable, "-c", FAST_HEART], **options)
 
 

@@ -1,4 +1,4 @@
-"""Each benchmark runs for real, with counts that are too small to mean anything. No figure is asserted on."""
+"""Each benchmark runs for real, with counts that are too small to mean anything. No test asserts a figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(120)  # a dozen processes each, on a loaded mac
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for path in ROOT.joinpath("bench").glob("*.py") if path.stem != "__init__")
 COMMANDS = [path.stem for path in MODULES if "def command(" in path.read_text() or "typer.run(" in path.read_text()]
-# Our own server, started as another one would be.
+# Our own server, started in the way another server would be.
 OURS = (
     "env AGENTBUS_HOME={home} AGENTBUS_NAME={name} AGENTBUS_DELIVERY=channel AGENTBUS_BURST=0 "
     f"{shlex.quote(sys.executable)} -m agentbus serve claude-mcp"
@@ -30,7 +30,7 @@ def bench(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"bench.{name}", *arguments],
         cwd=ROOT,
-        # What a shell has set must not reach the sessions: this name would be refused.
+        # Variables that a shell has set must not reach the sessions: this trigger name would be refused.
         env={**os.environ, "COLUMNS": "200", "AGENTBUS_TRIGGER": "nonsense"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -41,7 +41,7 @@ def bench(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def measured(tmp_path: Path, name: str, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """The tables that a benchmark wrote as JSON, having drawn and shown them too; rows by table."""
+    """Run a benchmark that writes its tables as JSON, and also draws and shows them. Returns the rows of each table."""
     out, plot = tmp_path / "out.json", tmp_path / "out.svg"
     done = bench(name, *arguments, "--json", str(out), "--plot", str(plot))
     assert (done.returncode, done.stderr) == (0, "")
@@ -57,7 +57,7 @@ def measured(tmp_path: Path, name: str, *arguments: str) -> dict[str, list[dict[
 
 
 def rows(tables: dict[str, list[dict[str, Any]]], start: str) -> set[str]:
-    """What the rows of the one table whose title starts so are called."""
+    """The names of the rows in the one table whose title starts with `start`."""
     (found,) = [table for title, table in tables.items() if title.startswith(start)]
     return {row[""] for row in found}
 

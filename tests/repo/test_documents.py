@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT.joinpath("README.md").read_text(encoding="utf-8")
 SPEC = ROOT.joinpath("SPEC.md").read_text(encoding="utf-8")
 EXIT_CODES = "0 done, 1 failed, 2 usage error, 75 try again later"
-# What a command may have without SPEC.md saying so each time.
+# Options that a command can have without SPEC.md saying so each time.
 COMMON = {"--help", "-h"}
 
 root: Any = typer.main.get_command(app.app)
@@ -63,7 +63,7 @@ def test_readme_has_each_command_and_no_option_that_there_is_not() -> None:
     known = set().union(*(options(command) for command in COMMANDS.values())) | {"--version", "--install-completion"}
     theirs = {"--dangerously-load-development-channels", "--help", "--against"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - known <= theirs
-    # Each command with options that README shows takes these options.
+    # Each command that README shows takes the options that README gives it.
     for line in re.findall(r"^\$ agentbus (.*)$", README, re.MULTILINE):
         name, rest = [*line.split("#")[0].split(maxsplit=1), ""][:2]
         if name in COMMANDS:
@@ -138,7 +138,7 @@ def test_completing_makes_nothing_and_says_nothing_of_what_is_broken(home: Path)
 
 @pytest.mark.spec("CLI-6")
 def test_typer_installs_the_completion_for_bash(home: Path, tmp_path: Path) -> None:
-    # It asks which shell has started it: here one has.
+    # typer asks which shell has started it, so a shell starts it here.
     command = f"'{Path(sys.executable).with_name('agentbus')}' --install-completion; true"
     env = clean_env(home, HOME=str(tmp_path), SHELL="/bin/bash")
     done = subprocess.run(["/bin/bash", "-c", command], env=env, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -1,4 +1,4 @@
-"""What lies in examples/ works as it says: a real git hook, a real job, the plugin's manifest, the pictures."""
+"""The files in examples/ work as they say: a real git hook, a real job, the plugin's manifest, the pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def on_path(home: Path, **variables: str) -> dict[str, str]:
-    """An environment with this agentbus on PATH, and git with nothing of whoever runs the tests."""
+    """An environment with this agentbus on PATH, and git without the settings of the user who runs the tests."""
     folder = Path(sys.executable).parent
     git = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(home.parent)}
     who = {f"GIT_{role}_{what}": "x@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -48,7 +48,7 @@ def test_the_git_hook_tells_a_session_of_each_commit(home: Path, tmp_path: Path)
     (row,) = [json.loads(line) for line in agentbus(home, "inbox", "backend", "--json").stdout.splitlines()]
     assert row["from"] == "git-shop"
     assert re.fullmatch(r"commit \w+ on .* by x@example.com: add a\nA\ta.txt", row["text"])
-    # A bus that cannot be used fails no commit.
+    # A bus that cannot be used does not make a commit fail.
     home.chmod(0o777)
     git("commit", "--allow-empty", "-m", "still works")
 

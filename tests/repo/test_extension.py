@@ -1,6 +1,6 @@
 """A trigger is one file and one line, an adapter is one folder: everything else follows from that.
 
-A trigger and an adapter that nobody has ever heard of are put in, and the parts that loop over all of them are asked.
+The tests add a trigger and an adapter that nothing else knows, and ask the parts that loop over all of them.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def test_no_trigger_is_named_but_in_its_own_file_and_in_the_table() -> None:
 
 
 def test_no_adapter_is_named_but_in_its_own_folder() -> None:
-    """... and in the examples of the help, and in the demo, which plays the part of a client."""
+    """Exceptions are the examples of the help, and the demo, which plays the part of a client."""
     ids = re.compile(rf"(?<![\w-])(?:{'|'.join(one.id for one in registry.manifests()[0] if one.client)})(?![\w-])")
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)

@@ -1,4 +1,4 @@
-"""Who may import whom, by room, read from the source. A breach is a change of the design, not of this file."""
+"""Which room may import which, read from the source. A breach is a change of the design, not of this file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ONLY_IN = {
 # The demo hands its environment to its children.
 READS_THE_ENVIRONMENT = {"core/config.py", "cli/demo.py"}
 MAX_LINES = 700
-# What the shared MCP server may not know: the clients, but for the two names that the protocol has from one of them.
+# The shared MCP server must not know the clients, except the two names that the protocol has from one of them.
 CLIENTS = re.compile(r"claude|codex|opencode|qwen|gemini", re.IGNORECASE)
 PROTOCOL_NAMES = ('"claude/channel"', '"notifications/claude/channel"')
 
@@ -49,7 +49,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """The dotted name of a module, without the package's."""
+    """The dotted name of a module, without the package's name."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
@@ -58,7 +58,7 @@ MODULES = {name_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in it; of ours without the package's name."""
+    """The dotted names that a file imports anywhere; for our own modules, without the package's name."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

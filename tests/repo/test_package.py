@@ -50,7 +50,7 @@ def test_the_wheel_works_when_installed_alone(home: Path, tmp_path: Path) -> Non
     demo = run("demo")
     assert (demo.returncode, demo.stderr) == (0, "")
     assert "All 6 steps happened." in demo.stdout
-    # What is registered is the command of this very environment.
+    # The registered command is the one of this very environment.
     assert str(fresh / "bin" / "agentbus") in run("enable", "claude-mcp").stdout
     listed = run("list")
     assert (listed.returncode, listed.stderr) == (0, "")

@@ -1,11 +1,11 @@
 """A stand-in for the `claude` command: `--version` and `mcp add-json|remove|get|list`, as recorded with 2.1.331.
 
-What it says, on which stream, with which exit code, and what it writes into `.claude.json` were taken from runs of the
-real one; adapters/claude_mcp/test_registration.py runs the same checks against the real one where that is on PATH.
+Its output, the stream, the exit code and the content of `.claude.json` were taken from runs of the real one.
+adapters/claude_mcp/test_registration.py runs the same checks against the real one where that is on PATH.
 
-STAND_IN_LOG names a file that gets the arguments of every call as a line of JSON. STAND_IN_HANG and STAND_IN_FAIL name
-the subcommand (`add-json`, say) that hangs, with a child that holds its output open, or fails; STAND_IN_VERSION is the
-version that it claims to be.
+STAND_IN_LOG names a file that gets the arguments of every call as a line of JSON. STAND_IN_HANG names the subcommand
+(for example `add-json`) that hangs, with a child that holds its output open. STAND_IN_FAIL names the subcommand that
+fails. STAND_IN_VERSION is the version that it claims to be.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
             log.write(json.dumps(arguments) + "\n")
     verb = arguments[0] if arguments[:1] != ["mcp"] else arguments[1]
     if os.environ.get("STAND_IN_HANG") == verb:
-        # A wrapper whose child outlives it: what is stopped has to be all of it.
+        # Like a wrapper whose child outlives it: the caller has to stop both.
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         time.sleep(600)
     if os.environ.get("STAND_IN_FAIL") == verb:

@@ -45,9 +45,9 @@ class RawClient:
     ) -> None:
         if name is not None:
             variables["AGENTBUS_NAME"] = name
-        # Who runs the tests is no Claude Code: what it shows is said here, unless a test is about just that.
+        # The tests do not run under Claude Code, so the delivery is set here, unless a test is about just that.
         variables.setdefault("AGENTBUS_DELIVERY", "channel")
-        # And tests send in bursts, but for the one about just that.
+        # Tests also send in bursts, so the burst is set here too, unless a test is about just that.
         variables.setdefault("AGENTBUS_BURST", "0")
         ours, theirs = socket.socketpair() if stdout == "socketpair" else (None, None)
         self.process = subprocess.Popen(
@@ -130,7 +130,7 @@ class RawClient:
             self._stdin.flush()
 
     def post(self, method: str, params: dict[str, Any] | None = None, request_id: Any = None) -> Any:
-        """Send a request without waiting for its answer; its id."""
+        """Send a request without waiting for its answer. Returns its id."""
         if request_id is None:
             self._next_id += 1
             request_id = self._next_id
@@ -175,7 +175,7 @@ class RawClient:
         return text
 
     def refuse(self, tool: str, **arguments: Any) -> str:
-        """Call a tool that must fail; the sentence."""
+        """Call a tool that must fail. Returns the sentence of the error."""
         text, is_error = self.result(self.post_call(tool, **arguments))
         assert is_error, text
         return text
@@ -208,7 +208,7 @@ class RawClient:
             self._stdin.close()
 
     def end(self) -> None:
-        """End the server by the end of stdin, by force if need be, and let go of everything."""
+        """End the server by closing its stdin, by force if necessary, and let go of everything."""
         if not self._stdin.closed:
             with suppress(BrokenPipeError):
                 self._stdin.close()

@@ -17,7 +17,7 @@ PATIENCE_S = 40.0
 
 
 def clean_env(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of a child: ours without what steers agentbus or comes from an agent."""
+    """The environment of a child: ours, without the variables that steer agentbus or come from an agent."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AGENTBUS_", "CLAUDE"))}
     return {**kept, "AGENTBUS_HOME": str(home), **variables}
 
@@ -61,7 +61,7 @@ class ClaudeOnPath:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What its file says."""
+        """The content of its `.claude.json`."""
         path = Path(self.variables.get("CLAUDE_CONFIG_DIR", self.home)) / ".claude.json"
         return dict(json.loads(path.read_text()))
 

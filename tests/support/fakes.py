@@ -19,7 +19,7 @@ from agentbus.core.ports import Receipt, Settled, Wake
 
 
 def arrival(name: str = "alice", **changes: Any) -> Arrival:
-    """Somebody who wants to be a peer: this very process, unless told otherwise."""
+    """An arrival that wants to be a peer: this very process, unless `changes` say otherwise."""
     here = process.current()
     fields: dict[str, Any] = {
         "host": here,
@@ -35,7 +35,7 @@ def arrival(name: str = "alice", **changes: Any) -> Arrival:
 
 
 def tool_context(session: Any = None, *, limit: int = 0) -> ToolContext:
-    """What the tools of a session whose mail is pushed act for; no session by default."""
+    """The context of the tools in a session whose mail is pushed. By default there is no session."""
     choice = Choice(host=process.current(), mode=Mode.PUSHED, delivery="channel", reason="a test")
     return ToolContext(
         runtime="claude-mcp",
@@ -60,7 +60,7 @@ def envelope(number: int, text: str = "hello", **changes: Any) -> Envelope:
 
 
 class FakeClock:
-    """Milliseconds that pass when told to."""
+    """A clock in milliseconds that moves only when a test says so."""
 
     def __init__(self, now: int = 1_700_000_000_000) -> None:
         self.now = now
@@ -86,7 +86,7 @@ class FakeWakes:
 
 
 class FakeTrigger:
-    """A trigger in memory, for one event loop. Endpoints in `dead` have been left by a process that died."""
+    """A trigger in memory, for one event loop. Endpoints in `dead` were left by a process that died."""
 
     name = "fake"
     folder = None

@@ -1,8 +1,9 @@
 """A stand-in for the inbox that Claude Code gives each session, as recorded with 2.1.331.
 
-It takes connections on a unix stream socket; of each an `auth` line with the right token, then `user` lines. It answers
-nothing, ever. Silently it drops what is more than 30 at once and one per 2 s after that, a text that it had within
-the window before, and, with its connection, a line of more than 1,048,576 characters or one that is no JSON.
+It takes connections on a unix stream socket. From each it takes an `auth` line with the right token, then `user` lines.
+It never answers. It silently drops posts beyond 30 at once and one per 2 s after that, and a text that it already had
+within the window. A line of more than 1,048,576 characters, or one that is not JSON, is dropped together with its
+connection.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TOKEN = "s3cret-of-the-session"
 
 
 class InboxStandIn:
-    """Listens at `path` until closed. `texts` are those that the session was given, `dropped` the others, with why."""
+    """Listens at `path` until closed. `texts` are those that the session got, `dropped` the others, with the reason."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic, reads: bool = True) -> None:
         self.path = path
@@ -65,7 +66,7 @@ class InboxStandIn:
 
     def _take(self, connection: socket.socket) -> None:
         is_known = False
-        # Only lines with an end: of one that is cut off nothing is taken.
+        # Only complete lines count: nothing is taken from a line that is cut off.
         for line in connection.makefile("r", encoding="utf-8", newline="\n"):
             if not line.endswith("\n") or len(line) > MAX_LINE_CHARS:
                 self.dropped.append(("line", line[:100]))
@@ -97,7 +98,7 @@ class InboxStandIn:
 
 
 def main() -> None:
-    """Be a `claude`: bind an inbox, start the server on our own stdin and stdout, write what comes to INBOX_LOG."""
+    """Act as `claude`: bind an inbox, start the server on our own stdin and stdout, log all texts to INBOX_LOG."""
     import signal
     import subprocess
 

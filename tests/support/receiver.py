@@ -1,9 +1,10 @@
-"""A session without the MCP SDK, which starts in a tenth of the time.
+"""A session without the MCP SDK. It starts in a tenth of the time.
 
 `python -m tests.support.receiver NAME STEP COUNT`
 
-The real mailbox, wake, pump and channel delivery on its stdout; it kills itself with SIGKILL when it comes to STEP for
-the COUNT-th time: read (before the push), write (in the middle of it), mark (between push and mark), or never.
+It has the real mailbox, wake, pump and channel delivery, on its stdout. It kills itself with SIGKILL when it comes to
+STEP for the COUNT-th time. STEP is read (before the push), write (in the middle of it), mark (between push and mark),
+or never.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Fate:
         self._left = count
 
     def strike(self, step: str) -> bool:
-        """Whether the time has come, at `step`."""
+        """Whether the time has come to kill this process, at `step`."""
         if step == self._step:
             self._left -= 1
         return self._left == 0 and step == self._step
@@ -41,7 +42,7 @@ class Fate:
 
 
 def cursed(stdio: Stdio, session: Session, fate: Fate) -> None:
-    """Put the fate in the way of each step."""
+    """Make each step ask the fate first."""
     write, read, mark = stdio.write, session._read, session._mark
 
     async def fated_write(data: bytes) -> int:

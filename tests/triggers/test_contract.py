@@ -1,4 +1,4 @@
-"""What ports.Trigger promises, of every trigger. A new one is one more parameter."""
+"""The promises of ports.Trigger, tested for every trigger. A new one is one more parameter."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def make_long_socket(home: Path) -> Trigger:
 
 
 def make_symlinked_socket(home: Path) -> Trigger:
-    """As on a system where open descriptors are no paths."""
+    """As on a system where open descriptors are not paths."""
     deep = long_home(home)
     prepare_home(deep)
     return SocketTrigger(deep, fd_folder=None)
 
 
 def make_file_watch(home: Path) -> Trigger:
-    """One that looks so often that a thousand wakes are not a matter of minutes."""
+    """A trigger that looks so often that a thousand wakes do not take minutes."""
     prepare_home(home)
     return FileWatchTrigger(home, step_ms=1)
 
 
 def settings(home: Path) -> Settings:
-    """Those of a bus that is polled so often that a thousand wakes are not a matter of minutes."""
+    """The settings of a bus that is polled so often that a thousand wakes do not take minutes."""
     return replace(config.load(home=home), poll_ms=10)
 
 
@@ -81,7 +81,7 @@ def shipped(name: str) -> Callable[[Path], Trigger]:
     return make_one
 
 
-# Every trigger of the table, and variants of some: one more in the table is one more here.
+# Every trigger of the table, and variants of some. A new trigger in the table is tested here too.
 TRIGGERS: dict[str, Callable[[Path], Trigger]] = {
     **{name: shipped(name) for name in registry.TRIGGERS},
     "socket, long home": make_long_socket,
@@ -90,7 +90,7 @@ TRIGGERS: dict[str, Callable[[Path], Trigger]] = {
     "fake": lambda home: FakeTrigger(),
 }
 SOCKETS = {name: make for name, make in TRIGGERS.items() if name.startswith("socket")}
-# Those that leave something in a file system: senders can tell a dead listener, and a second one is refused.
+# The triggers that leave something in a file system: senders can tell a dead listener, and a second one is refused.
 LISTENERS = {
     **SOCKETS,
     **{name: TRIGGERS[name] for name, one in registry.Triggers(settings(Path("/nowhere"))).items() if one.folder},
@@ -133,17 +133,17 @@ def make(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Trigger:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory, whoever in it asked for it."""
+    """The memory of this process, no matter which part of it asked for the memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def opened() -> tuple[int, int]:
-    """How many descriptors this process has, and how many threads, Python's and others."""
+    """The number of descriptors of this process, and of its threads, Python's and others."""
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
 def file_of(home: Path, trigger: Trigger) -> Path:
-    """What the one armed listener of a home has put into the file system."""
+    """The file that the one armed listener of a home has put into the file system."""
     (file,) = home.rglob(f"{trigger.folder}/*")
     return file
 
@@ -199,7 +199,7 @@ async def test_any_number_of_nudges_never_block_and_make_one_wake(trigger: Trigg
             results = {trigger.notify(endpoint) for _ in range(10_000)}
         assert results <= {Wake.WOKEN, Wake.FULL, Wake.PENDING}
         assert await is_woken(wakes)
-        # What watches files may hear of the last of them after it has returned for the first.
+        # A file watcher can hear about the last nudges after it has returned for the first.
         returns = 1
         while not await is_quiet(trigger, wakes):
             returns += 1
@@ -207,7 +207,7 @@ async def test_any_number_of_nudges_never_block_and_make_one_wake(trigger: Trigg
 
 
 async def test_a_nudge_between_the_return_and_the_next_wait_is_never_lost(trigger: Trigger) -> None:
-    """Between "the queue is empty" and "the mailbox is read" as well as after it: both come after the return."""
+    """The nudge comes between "the queue is empty" and "the mailbox is read", or later. Both are after the return."""
     endpoint = trigger.endpoint("a")
     async with trigger.arm(endpoint) as wakes:
         trigger.notify(endpoint)
@@ -228,7 +228,7 @@ async def test_ten_thousand_nudges_that_nobody_waits_for_take_no_memory(trigger:
             for number in range(times):
                 trigger.notify(endpoint)
                 if number % 100 == 0:
-                    await anyio.sleep(0)  # what comes from another thread is taken in
+                    await anyio.sleep(0)  # lets the loop take in wakes from another thread
 
         await nudge(1_000)
         gc.collect()
@@ -271,7 +271,7 @@ async def test_nudges_that_come_while_nobody_waits_leave_the_next_ones_heard(tri
                 await anyio.sleep(0.001)
             assert await is_woken(wakes)
             while not await is_quiet(trigger, wakes):
-                pass  # what watches files hears of them one after another
+                pass  # a file watcher hears about them one after another
         heard: list[bool] = []
 
         async def listen() -> None:
@@ -338,7 +338,7 @@ async def test_arming_a_thousand_times_leaks_no_descriptor_and_no_thread(trigger
     async def once(number: int) -> None:
         async with trigger.arm(endpoint) as wakes:
             trigger.notify(endpoint)
-            # Both what is woken and what is disarmed with a nudge on its way.
+            # Some listeners are woken; the others are disarmed with a nudge on its way.
             if number % 4 == 0 and trigger.name != "poll":
                 await is_woken(wakes)
 
@@ -347,7 +347,7 @@ async def test_arming_a_thousand_times_leaks_no_descriptor_and_no_thread(trigger
     for number in range(1_000):
         await once(number)
     with anyio.fail_after(10):
-        # A thread that watched goes within a step of its own; nobody waits for that.
+        # A thread that watched ends by itself within one of its steps; nobody waits for that.
         while opened()[0] > descriptors or opened()[1] > threads:
             await anyio.sleep(0.005)
 
@@ -370,7 +370,7 @@ async def test_disarming_lets_go_of_who_waits(listeners: Trigger) -> None:
 
 
 async def test_who_is_cancelled_can_disarm(listeners: Trigger) -> None:
-    """As a session does that is told to stop."""
+    """As in a session that is told to stop."""
     endpoint = listeners.endpoint("a")
     stack = AsyncExitStack()
     with anyio.CancelScope() as scope:
@@ -381,7 +381,7 @@ async def test_who_is_cancelled_can_disarm(listeners: Trigger) -> None:
 
 
 async def test_arming_anew_in_another_task_than_disarming_the_old(listeners: Trigger, home: Path) -> None:
-    """As a session's heartbeat does when what senders look for was removed."""
+    """As a session's heartbeat does when the file that senders look for was removed."""
     endpoint = listeners.endpoint("a")
     old, new = AsyncExitStack(), AsyncExitStack()
     first = await old.enter_async_context(listeners.arm(endpoint))
@@ -521,7 +521,7 @@ async def test_a_socket_folder_that_others_can_write_is_refused(home: Path, plai
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_users_datagram_wakes_nobody(plain: Trigger, home: Path) -> None:
     endpoint = plain.endpoint("a")
-    # The path is reached while still root: the modes of the folders would keep another user out before that.
+    # Connects while still root: otherwise the modes of the folders would already keep another user out.
     code = (
         "import os, socket, sys\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(sys.argv[1])\n"
@@ -562,7 +562,7 @@ async def test_a_file_of_the_same_name_is_not_the_listeners(listeners: Trigger, 
 
 
 async def test_what_listens_is_in_its_folder_and_what_is_others_is_not(listeners: Trigger, home: Path) -> None:
-    """Home checks, doctor and uninstall ask every trigger for its folder, and for what in it is its own."""
+    """Home checks, doctor and uninstall ask every trigger for its folder, and for its own files in that folder."""
     endpoint = listeners.endpoint("one")
     assert list(listeners.leftovers()) == []
     async with listeners.arm(endpoint):

@@ -1,4 +1,4 @@
-"""What is the file-watch trigger's own: locks, leftovers, and a thread that may fail."""
+"""The special parts of the file-watch trigger: locks, leftovers, and a thread that may fail."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ anyio.run(main)
 
 @contextmanager
 def listening(home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that listens, until the block ends at the latest."""
+    """Another process that listens; it ends with the block at the latest."""
     code = [sys.executable, "-c", LISTENER, str(home), ENDPOINT]
     with subprocess.Popen(code, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -225,7 +225,7 @@ async def test_a_sender_that_was_stopped_is_not_waited_for_for_ever(
 async def test_a_file_that_is_removed_while_it_is_being_locked_is_made_anew(
     trigger: FileWatchTrigger, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever finds a dead peer clears its file at the very moment at which a successor arms."""
+    """A process finds a dead peer, and clears its file at the very moment at which a successor arms."""
     flock, removed = fcntl.flock, []
 
     def remove_first(fd: int, operation: int) -> None:
@@ -253,7 +253,7 @@ async def test_where_nothing_can_be_locked_a_nudge_is_pending_and_wakes(
         assert trigger.notify(ENDPOINT) is Wake.PENDING
         assert await is_woken(wakes)
     file.touch()
-    assert trigger.notify(ENDPOINT) is Wake.PENDING  # and the bus looks whether the process lives
+    assert trigger.notify(ENDPOINT) is Wake.PENDING  # and the bus checks whether the process lives
     trigger.clear(ENDPOINT)
     assert not file.exists()
 
@@ -293,7 +293,7 @@ async def test_a_limit_of_the_system_is_a_refusal_with_a_hint(trigger: FileWatch
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     held = [os.open(os.devnull, os.O_RDONLY)]
-    # With every number up to there in use, the limit leaves room for the file, and none to watch it.
+    # Every number up to `highest` is in use, so the limit leaves room for the file, but none to watch it.
     while held[-1] < highest:
         held.append(os.open(os.devnull, os.O_RDONLY))
     try:
@@ -325,7 +325,7 @@ async def test_no_thread_to_be_had_is_a_refusal(trigger: FileWatchTrigger, monke
 
 
 class Watch:
-    """watchfiles' own, which can be told to be slow to start, or to fail."""
+    """The watcher of watchfiles. A test can make it slow to start, or make it fail."""
 
     go_on = threading.Event()
     failure: list[BaseException]
@@ -444,7 +444,7 @@ def test_senders_and_who_does_not_arm_it_load_nothing_of_it(home: Path) -> None:
 
 @pytest.mark.parametrize("chosen", ["socket", "file-watch", "poll"])
 def test_who_listens_otherwise_does_not_load_what_watches(home: Path, chosen: str) -> None:
-    """A program, that is: in an agent's server the MCP SDK loads watchfiles itself, where it is installed."""
+    """This is about a program. In an agent's server the MCP SDK loads watchfiles itself, where it is installed."""
     code = (
         "import anyio, sys, agentbus\n"
         "async def main():\n"

@@ -1,4 +1,4 @@
-"""Who the host is and how its session receives, from command lines as they are met."""
+"""Which process is the host process, and how its session receives: read from command lines as they occur."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_arguments_of_a_process_are_read(monkeypatch: pytest.MonkeyPatch) ->
     try:
         found = process.look_up(child.pid)
         assert found is not None
-        until(lambda: process.arguments(found), "exec")  # for a moment of it a process has no arguments
+        until(lambda: process.arguments(found), "exec")  # during exec, a process has no arguments for a moment
         assert process.arguments(found) == [sys.executable, "-c", "input()", "two words", "ü", ""]
         monkeypatch.setattr(process, "_HAS_PROC", False)
         assert process.arguments(found)[:3] == [sys.executable, "-c", "input()"]

@@ -1,4 +1,4 @@
-"""The inbox delivery: against a stand-in that drops without a word, as the real inbox does."""
+"""The inbox delivery, against a stand-in that drops posts silently, as the real inbox does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MESSAGE = re.compile(r'<channel source="agentbus" from="([a-z0-9_-]+)" msg_id="(
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Short enough for a socket, and ours alone."""
+    """A folder with a path short enough for a socket; it is ours alone."""
     with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as made:
         yield Path(made)
 
@@ -92,7 +92,7 @@ def test_a_text_has_up_to_64_kib_and_at_least_one_message() -> None:
     assert count == 2
     assert len(text.encode()) < 65_536 + 1_000
     assert compose([envelope(1, "x" * 500_000), envelope(2, "y")], "m")[1] == 1
-    # More than the inbox takes as a line is not sent into the void: it is read with check_messages.
+    # A message longer than the line limit of the inbox is not sent into the void: it is read with check_messages.
     huge, count = compose([envelope(1, "\x01" * 300_000)], "m")
     assert count == 1
     assert len(huge) < 1_000
@@ -227,7 +227,7 @@ async def test_a_socket_that_has_vanished_is_looked_up_anew(folder: Path, home: 
         after.close()
 
 
-# -- which way ---------------------------------------------------------------------------------------------
+# -- which delivery ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("VOID-1")
@@ -247,7 +247,7 @@ async def test_a_socket_that_has_vanished_is_looked_up_anew(folder: Path, home: 
 )
 def test_when_the_inbox_may_be_used(command: str, may: bool) -> None:
     above = [Process(1, "x")]
-    # Where it may be used, it is missed: the tests have none.
+    # Where the inbox can be used, the reason says that its socket is missing: the tests have none.
     missing = "there is no CLAUDE_CODE_MESSAGING_SOCKET"
     assert (missing in choose("auto", chain=above, arguments=lambda _one: command.split()).reason) is may
     for asked in ("channel", "pull"):
@@ -321,7 +321,8 @@ def test_a_session_without_any_flag_is_reached(home: Path, plain: Callable[..., 
     assert "what comes goes into its inbox" in who
     (row,) = [json.loads(line) for line in agentbus(home, "peers", "--json").stdout.splitlines()]
     assert row["delivery"] == "inbox"
-    # As unconfirmed as the channel: check_messages returns it, in the very same form, and a reply makes it read.
+    # Like the channel, the inbox confirms nothing: check_messages returns the message, in the very same form,
+    # and a reply makes it read.
     checked = session.client.call("check_messages")
     assert "(pushed to this session before)\n" in checked
     assert MESSAGE.findall(checked) == MESSAGE.findall(session.said()["texts"][0])
@@ -355,7 +356,7 @@ def test_500_messages_in_a_burst_all_arrive_once_and_in_order(home: Path, plain:
             for number in range(500):
                 await me.send("web", f"n{number}")
                 if number < 60:
-                    # One by one at first: more posts than the inbox would take, if each went out at once.
+                    # One by one at first: if each went out at once, these would be more posts than the inbox takes.
                     await anyio.sleep(0.02)
 
     anyio.run(burst)
@@ -389,7 +390,7 @@ def test_an_inbox_that_is_gone_is_said_and_its_mail_waits(home: Path, plain: Cal
     session.socket.rename(away)
     away.chmod(0o600)
     folder = session.socket.parent
-    folder.chmod(0o777)  # so that it is not found beside it either
+    folder.chmod(0o777)  # so that the moved socket is not found there either
     agentbus(home, "send", "web", "two")
     until(lambda: _peers(home)[0]["delivery"] == "pull", "what peers says")
     assert "its inbox cannot be used" in _peers(home)[0]["delivery_reason"]

@@ -20,7 +20,7 @@ from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Level
 from tests.support.command import ClaudeOnPath, agentbus, claude_on_path, until
 
-pytestmark = pytest.mark.timeout(120)  # the real one takes half a second a call, on a machine of its own
+pytestmark = pytest.mark.timeout(120)  # the real one takes half a second a call, on an idle machine
 
 REAL = shutil.which("claude")
 ELSEWHERE = {"type": "stdio", "command": "/usr/bin/env", "args": ["serve", "claude-mcp"], "env": {"A": "1"}}
@@ -166,7 +166,7 @@ def test_the_real_one_says_what_was_recorded(claude: ClaudeOnPath) -> None:
 
 
 def said(claude: ClaudeOnPath) -> None:
-    """What a run of the real one was recorded to say."""
+    """The output that was recorded from a run of the real one."""
     text = json.dumps(ELSEWHERE)
     add = ("mcp", "add-json", "-s", "user", "agentbus")
     for arguments, code, output in (
@@ -212,7 +212,7 @@ def test_a_claude_that_hangs_is_stopped_with_all_that_it_started(
                 if mark.encode() in entry.joinpath("environ").read_bytes():
                     return True
             except OSError:
-                continue  # somebody else's, or gone by now
+                continue  # the process of another user, or one that has ended
         return False
 
     if Path("/proc/self/environ").exists():
@@ -237,7 +237,7 @@ def test_a_mend_that_fails_puts_the_old_entry_back(home: Path, stand_in: ClaudeO
     wrapper = stand_in.folder.parent / "bin" / "claude"
     real = wrapper.with_name("claude-stand-in")
     wrapper.rename(real)
-    # It fails for every entry but the old one.
+    # It fails for every entry except the old one.
     wrapper.write_text(f'#!/bin/sh\ncase "$*" in *alwaysLoad*) echo no >&2; exit 1;; esac\nexec {real} "$@"\n')
     wrapper.chmod(0o755)
     done = run(home, stand_in, "enable", "claude-mcp")
@@ -251,7 +251,7 @@ def test_without_claude_it_says_what_to_type_and_what_to_paste(home: Path, stand
     assert done.returncode == 1
     assert done.stderr.startswith("agentbus: claude is not on PATH, nothing was changed: ")
     typed = next(line for line in done.stdout.splitlines() if "add-json" in line)
-    # What is printed is what works, typed into a shell.
+    # The printed line works when it is typed into a shell.
     subprocess.run(["/bin/sh", "-c", typed], env={**os.environ, **stand_in.variables}, check=True, capture_output=True)
     assert standing(home, stand_in)[0] == "enabled"
     pasted = json.loads(done.stdout.split("configuration:\n")[1])
@@ -263,7 +263,7 @@ def test_the_command_survives_every_way_of_installing(monkeypatch: pytest.Monkey
     scripts = tmp_path / "bin"
     scripts.mkdir()
     monkeypatch.setattr(adapter.sysconfig, "get_path", lambda _name, _scheme=None: str(scripts))
-    # No script (run from a source tree, or a zip): the interpreter runs the module.
+    # There is no script (run from a source tree, or a zip), so the interpreter runs the module.
     assert adapter.own_command() == [os.path.abspath(sys.executable), "-m", "agentbus"]
     scripts.joinpath("agentbus").write_text("#!/bin/sh\n")
     scripts.joinpath("agentbus").chmod(0o755)

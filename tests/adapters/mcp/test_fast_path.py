@@ -1,4 +1,4 @@
-"""The front desk answers like the SDK, before the SDK is there, and hands over without a seam."""
+"""The fast path answers like the SDK, before the SDK is loaded, and then hands over without a gap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def line(method: str, params: dict[str, Any] | None = None, **more: Any) -> byte
 
 
 def conversation(version: str) -> list[bytes]:
-    """What the desk answers alone, in the order of Claude Code."""
+    """The requests that the fast path answers alone, in the order of Claude Code."""
     return [
         line("server/discover", {}, id="server-discover-probe-1"),
         line("ping", id=0),
@@ -81,7 +81,7 @@ async def test_desk_and_sdk_answer_alike(version: str) -> None:
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stdio.run)
-                # A desk that nobody has asked has nothing to hand over: the SDK answers all of it.
+                # This fast path was asked nothing, so it has nothing to hand over: the SDK answers all requests.
                 tasks.start_soon(serve_mcp, context, stdio, ReadyGate(), FastPath(context, ReadyGate()))
                 speaker = Speaker(far)
                 for request in conversation(version):
@@ -136,13 +136,13 @@ def test_an_incomplete_handshake_is_left_to_the_sdk(missing: str) -> None:
 
 @pytest.fixture
 def slow_sdk(home: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A folder for PYTHONPATH with which the SDK's import waits until it is let go."""
+    """A folder for PYTHONPATH that makes the import of the SDK wait until it is let go."""
     folder = home.parent / "slow"
     folder.mkdir()
     gate = folder / "gate"
     os.mkfifo(gate)
     folder.joinpath("sitecustomize.py").write_text(
-        # In the loader and not in the finder, which holds the lock of all imports.
+        # The wait is in the loader and not in the finder, because the finder holds the lock of all imports.
         "import sys\n"
         "from importlib.machinery import PathFinder, SourceFileLoader\n"
         "class Slow(SourceFileLoader):\n"
@@ -158,7 +158,7 @@ def slow_sdk(home: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
         "            return spec\n"
         "sys.meta_path.insert(0, Finder)\n"
     )
-    # Held open from the start: who opens a fifo waits for the other end.
+    # Held open from the start: opening a fifo waits for the other end.
     keeper = os.open(gate, os.O_RDWR)
     is_open = [True]
 
@@ -182,7 +182,7 @@ def test_the_handshake_and_the_mail_do_not_wait_for_the_sdk(
     assert '"bob" (online)' in agentbus(home, "send", "--from", "alice", "bob", "early").stdout
     assert [event["content"] for event in client.wait_events(1)] == ["early"]
     assert client.call("send_message", to="bob", text="first") == 'sent #2 to "bob" (online)'
-    # What the desk cannot answer waits, in order, and so does what it could after that.
+    # A request that the fast path cannot answer waits, in order. Later ones that it could answer wait too.
     first = client.post_call("set_name", name="robert")
     second = client.post_call("send_message", to="robert", text="second")
     assert client.request("ping")["result"] == {}
@@ -240,7 +240,7 @@ def test_a_handshake_that_only_the_sdk_sees_through_is_said(start: Callable[...,
     client.request("initialize", {**INITIALIZE, "capabilities": {"roots": 5}})
     client.wait(lambda: "result" in client.request("ping"))
     assert "error" in client.request("tools/call", {"name": "whoami", "arguments": {}})
-    until(lambda: "the handshake was refused late" in client.stderr)  # which another thread reads
+    until(lambda: "the handshake was refused late" in client.stderr)  # another thread reads stderr
 
 
 CALLS: list[tuple[str, dict[str, Any]]] = [
@@ -281,9 +281,9 @@ def test_a_message_is_sent_alike_by_desk_and_sdk(start: Callable[..., RawClient]
         )
 
     for tool, arguments in CALLS:
-        # Something that the desk does not know is the SDK's to ignore.
+        # An argument that the fast path does not know is left to the SDK, which ignores it.
         assert answer(tool, arguments) == answer(tool, arguments, somethingNew=1), (tool, arguments)
-    # What has reached the others was sent twice each time: once by the desk, once by the SDK.
+    # Each message that reached the others was sent twice: once by the fast path, once by the SDK.
     eve.wait_events(2)
     assert eve.texts() == ["hi", "hi"]
 

@@ -1,4 +1,4 @@
-"""`agentbus serve mcp`: any MCP client, to which nothing is pushed. What all adapters promise is in test_e2e.py."""
+"""`agentbus serve mcp`: any MCP client, to which nothing is pushed. What all adapters promise is in e2e/test_sessions.py."""
 
 from __future__ import annotations
 
