@@ -1,4 +1,4 @@
-"""The least that an MCP server on the SDK can be, stock transport and all: what a session's memory is compared with."""
+"""The smallest possible MCP server on the SDK, with its stock transport. A session's memory is compared with it."""
 
 from __future__ import annotations
 

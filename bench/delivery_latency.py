@@ -1,12 +1,12 @@
 """How long from a call to the channel event in the other client, with nothing else going on, and where does it go?
 
-Real `agentbus serve claude-mcp` sessions over pipes, a pair for each trigger, and what the machine itself charges
-(floor.py) beside them. They take turns. A turn is two messages, each after the pause; the first is not counted, it
-makes the second one "N ms after the one before" for everybody. The longer the silence, the colder the caches: that,
-more than agentbus, decides what one message costs.
+The contenders are real `agentbus serve claude-mcp` sessions over pipes, a pair for each trigger, and beside them what
+the machine itself charges (floor.py). They take turns. A turn is two messages, each after the pause. The first is not
+counted: it only makes the second one "N ms after the one before" for every contender. The longer the silence, the
+colder the caches. The caches, more than agentbus, decide what one message costs.
 
-Three roads: `send_message` called by an MCP client, `send` of a Python program that has joined (this process), and the
-first once more between traced sessions, whose stamps (traced.py) say which step takes how long.
+It measures three ways to send: `send_message` called by an MCP client, `send` of a Python program that has joined (this
+process), and the first way again between traced sessions. Their stamps (traced.py) say how long each step takes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, me
 from bench.sessions import TRACED, Client, Contender, Field, contenders, rivals, temporary
 from bench.traced import STEPS, Trace, steps
 
-# Who takes longer than this waits for a clock, a poll's say, and rounds that follow each other would all meet it at the
-# same point. So they come at random moments instead, and no pause has a row of its own.
+# A pair that takes longer than this waits for a clock, for example a poll's. Rounds that follow each other would all
+# meet the clock at the same point. So they come at random moments instead, and there is no row for each pause.
 _CLOCK_MS = 10
 _TRIALS = 5
 _TRIAL_PAUSE_S = 0.03
 AT_RANDOM = 0.0
-# Of a clock as slow as this no hundreds of rounds are needed: a tenth, and at least so many.
+# For a clock as slow as this, hundreds of rounds are not needed: a tenth is enough, but at least so many.
 _SLOW_CLOCK_MS = 200
 _SLOW_SHARE = 10
 _SLOW_LEAST = 5
@@ -50,7 +50,7 @@ FLOOR = "floor of this machine, ms"
 
 @dataclass
 class Racer:
-    """Who takes turns. `one(pause_ms)` sends a message and returns how long it took, in milliseconds.
+    """One contender in the turns. `one(pause_ms)` sends a message and returns how long it took, in milliseconds.
 
     `clock_ms` is the period of the clock that its messages wait for; 0 if they wait for none.
     """
@@ -63,16 +63,16 @@ class Racer:
 
 
 class Pair:
-    """Two sessions, from the first of which messages go to the second."""
+    """Two sessions; messages go from the first to the second."""
 
     def __init__(self, sender: Client, receiver: Client) -> None:
         self.sender = sender
         self.receiver = receiver
-        # When each call was written and its event held, in nanoseconds: the clock of the traces.
+        # For each call: when it was written and when its event arrived, in nanoseconds, on the clock of the traces.
         self.instants: list[tuple[int, int]] = []
 
     def call(self, to: str, _pause_ms: float) -> float:
-        """One `send_message` to the session `to`; how long it took, in milliseconds."""
+        """Call `send_message` once, to the session `to`. Returns how long it took, in milliseconds."""
         seen = len(self.receiver.events)
         request, line = self.sender.prepare_call("send_message", to=to, text="one round")
         written = time.perf_counter()
@@ -85,7 +85,7 @@ class Pair:
 
 
 async def program_send(member: agentbus.Member, receiver: Client, to: str) -> float:
-    """One `send` of this process; how long until the client of the session `to` holds it, in milliseconds."""
+    """Call `send` once in this process. Returns how long until the client of session `to` has it, in milliseconds."""
     seen = len(receiver.events)
     began = time.perf_counter()
     await member.send(to, "one round")
@@ -94,7 +94,7 @@ async def program_send(member: agentbus.Member, receiver: Client, to: str) -> fl
 
 
 class Race:
-    """All who take turns in one run."""
+    """All racers of one run."""
 
     def __init__(self, folder: Path, fields: list[Field], stack: AsyncExitStack) -> None:
         self._folder = folder
@@ -136,13 +136,13 @@ class Race:
         """The period of the clock that messages of this pair wait for; 0 if they wait for none."""
         times = []
         for _ in range(_TRIALS):
-            # Long enough that nobody is still looking after what came before; a clock has just ticked then.
+            # Long enough that no session is still busy with the message before. For a clock: it has just ticked.
             time.sleep(_TRIAL_PAUSE_S)
             times.append(pair.call("backend", 0))
         return median(times) if median(times) > _CLOCK_MS else 0.0
 
     async def _message(self, racer: Racer, pause_ms: float) -> float:
-        # Not the event loop's sleep, which is late by up to a millisecond; but let those who have joined breathe.
+        # Not the event loop's sleep, which is late by up to a millisecond. The checkpoint lets the joined members run.
         await anyio.lowlevel.checkpoint()
         time.sleep(pause_ms / 1_000)
         if racer.table == PROGRAM:
@@ -151,7 +151,7 @@ class Race:
         return racer.one(pause_ms)
 
     async def run(self, rounds: int, pauses_ms: list[float]) -> None:
-        """`rounds` turns for each racer and pause, fewer for who waits for a slow clock."""
+        """Run `rounds` turns for each racer and pause, fewer for a racer that waits for a slow clock."""
         every = max(1, rounds // max(_SLOW_LEAST, rounds // _SLOW_SHARE))
         clocked = [racer for racer in self.racers if racer.clock_ms]
         fast = [racer for racer in self.racers if not racer.clock_ms]
@@ -169,7 +169,7 @@ class Race:
 async def measure(
     folder: Path, fields: list[Field], rounds: int, pauses_ms: list[float]
 ) -> tuple[list[Racer], dict[str, list[dict[str, float]]]]:
-    """The racers with their samples, and the steps of each traced message by trigger, in milliseconds."""
+    """Return the racers with their samples, and the steps of each traced message by trigger, in milliseconds."""
     async with AsyncExitStack() as stack:
         race = Race(folder, fields, stack)
         await race.prepare()
@@ -178,7 +178,7 @@ async def measure(
         homes = {one.label: one.home for one in fields}
         for label, pair in race.traced.items():
             sender, receiver = (Trace(homes[label], client.process.pid) for client in (pair.sender, pair.receiver))
-            # Of a turn's two messages the second counts; who waits for a clock has only that one.
+            # Only the second of a turn's two messages counts. A racer that waits for a clock has only one message.
             is_clocked = any(racer.clock_ms for racer in race.racers if racer.label == label)
             counted = pair.instants if is_clocked else pair.instants[1::2]
             broken_down[label] = [steps(sender, receiver, *instants) for instants in counted]
@@ -193,7 +193,7 @@ def after(label: str, pause_ms: float) -> str:
 def tell(
     report: Report, racers: list[Racer], pauses_ms: list[float]
 ) -> dict[tuple[str, str], dict[float, list[float]]]:
-    """The tables of all samples; the samples by table and label."""
+    """Add the tables of all samples. Returns the samples by table and label."""
     found = {(racer.table, racer.label): racer.samples for racer in racers}
     labels = list(dict.fromkeys(racer.label for racer in racers if racer.table == CALL))
     for label in labels:
@@ -203,7 +203,7 @@ def tell(
                 continue
             lines = {after(label, pause_ms): values for pause_ms, values in by_pause.items()}
             report.add_samples(table, lines)
-            if table == CALL or AT_RANDOM not in by_pause:  # of a clock's, one picture is enough
+            if table == CALL or AT_RANDOM not in by_pause:  # for a clock, one picture is enough
                 report.draw_histogram(f"{label}: {table.removesuffix(', ms')}", "ms", lines)
     for pause_ms in pauses_ms:
         theirs = after("theirs", pause_ms if pause_ms in found.get((CALL, "theirs"), {}) else AT_RANDOM)
@@ -222,7 +222,7 @@ def tell_steps(
     found: dict[tuple[str, str], dict[float, list[float]]],
     broken_down: dict[str, list[dict[str, float]]],
 ) -> None:
-    """The tables of the steps, beside the totals with and without tracing."""
+    """Add the tables of the steps, beside the totals with and without tracing."""
     for label, messages in broken_down.items():
         pauses = list(found["traced", label])
         for position, pause_ms in enumerate(pauses):
@@ -240,7 +240,7 @@ def tell_steps(
 def tell_targets(
     report: Report, found: dict[tuple[str, str], dict[float, list[float]]], pauses_ms: list[float]
 ) -> None:
-    """What is aimed at, for the socket trigger."""
+    """Add the targets, for the socket trigger."""
     for pause_ms in pauses_ms:
         calls, sends = found.get((CALL, "socket"), {}), found.get((PROGRAM, "socket"), {})
         if pause_ms not in calls:

@@ -22,9 +22,9 @@ from bench.report import Failed
 
 __all__ = ["Floor"]
 
-# What the far end writes: when it was woken, and when it wrote this, both in nanoseconds.
+# The far end writes when it was woken and when it wrote this, both in nanoseconds.
 _STAMPS = struct.Struct("<qq")
-# What it is asked: to answer at once, or after so many microseconds.
+# A request to the far end: answer after so many microseconds; 0 means at once.
 _REQUEST = struct.Struct("<q")
 _NS_PER_MS = 1_000_000
 _SCHEMA = """
@@ -39,7 +39,7 @@ class Floor:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        # As a mailbox is opened: WAL, synchronous=NORMAL, no checkpoint on this path.
+        # The same settings as a mailbox: WAL, synchronous=NORMAL, no checkpoint on this path.
         self._database = apsw.Connection(str(folder / "floor.db"))
         for name, value in (("journal_mode", "wal"), ("synchronous", "normal"), ("wal_autocheckpoint", 0)):
             self._database.pragma(name, value)
@@ -50,7 +50,7 @@ class Floor:
         self._far = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._far.stdout is not None
         self._fd = self._far.stdout.fileno()
-        self._stamps()  # it listens
+        self._stamps()  # the far end listens now
 
     def close(self) -> None:
         """End the far end."""
@@ -75,25 +75,25 @@ class Floor:
         ).fetchone()
 
     def insert(self, _pause_ms: float) -> float:
-        """A bare INSERT, committed."""
+        """Time a bare INSERT, committed."""
         began = time.perf_counter_ns()
         self._insert()
         return (time.perf_counter_ns() - began) / _NS_PER_MS
 
     def datagram(self, _pause_ms: float) -> float:
-        """One datagram, from before it is sent to the far end's reader being called."""
+        """Time one datagram, from before it is sent until the far end's reader is called."""
         began = time.perf_counter_ns()
         self._socket.sendto(_REQUEST.pack(0), self._path)
         return (self._stamps()[0] - began) / _NS_PER_MS
 
     def pipe(self, pause_ms: float) -> float:
-        """One line through a pipe, from before it is written, `pause_ms` of silence later, to its being read here."""
+        """Time one line through a pipe: from before its write, after `pause_ms` of silence, until it is read here."""
         self._socket.sendto(_REQUEST.pack(int(pause_ms * 1_000)), self._path)
         _, wrote = self._stamps()
         return (time.perf_counter_ns() - wrote) / _NS_PER_MS
 
     def chain(self, _pause_ms: float) -> float:
-        """All three in a row, as one message takes them."""
+        """Time all three in a row, as for one message."""
         began = time.perf_counter_ns()
         self._insert()
         self._socket.sendto(_REQUEST.pack(0), self._path)
@@ -120,7 +120,7 @@ async def _far_end(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(path)
         loop.add_reader(listener, on_datagram)
-        loop.add_reader(0, ended.set)  # stdin has ended: so has the benchmark
+        loop.add_reader(0, ended.set)  # when stdin ends, the benchmark has ended
         write(0)
         await ended.wait()
 

@@ -1,7 +1,7 @@
 """Python programs on the bus, for benchmarks to drive: `python -m bench.member HOME NAME...` joins under each name.
 
-Reads one JSON command a line from stdin and answers each with one line: {"send": [TO, COUNT]} has the first name send
-COUNT messages one after the other, {"take": COUNT} has it receive. Ends with its stdin.
+It reads one JSON command per line from stdin and answers each with one line. With {"send": [TO, COUNT]} the first name
+sends COUNT messages one after the other, with {"take": COUNT} it receives COUNT messages. It ends when its stdin ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Crew"]
 
 
 class Crew:
-    """The near end: a process of its own, in which each of `names` joins the bus at `home`; call `joined` first."""
+    """The near end: starts a process in which each of `names` joins the bus at `home`. Call `joined` first."""
 
     def __init__(self, home: Path, *names: str, **variables: str) -> None:
         self._process = subprocess.Popen(
@@ -36,22 +36,22 @@ class Crew:
         )
 
     def joined(self) -> None:
-        """Wait until all have joined."""
+        """Wait until all names have joined."""
         self.answer()
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The id of the process."""
         return self._process.pid
 
     def ask(self, **command: Any) -> None:
-        """Give one command."""
+        """Send one command to the process."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
         self._process.stdin.flush()
 
     def answer(self) -> Any:
-        """What has come of the command, when it is done."""
+        """Wait until the command is done. Returns its result."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -59,7 +59,7 @@ class Crew:
         return json.loads(line)
 
     def close(self) -> None:
-        """Have it leave the bus."""
+        """Make the process leave the bus and end."""
         for file in (self._process.stdin, self._process.stdout):
             assert file is not None
             file.close()

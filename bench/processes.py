@@ -1,6 +1,6 @@
-"""What the system says of a process: its CPU time, how often it went to sleep, its memory.
+"""What the system reports about a process: its CPU time, how often it went to sleep, its memory.
 
-Linux only, proc(5); elsewhere every answer is None, and what needs it is left out of the tables.
+Linux only, from proc(5). On other systems every answer is None, and the tables leave out the columns that need it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Memory", "cpu_ms", "cpu_ticks", "memory", "wakeups"]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """In MB of 10^6 bytes. `private_mb`: clean and dirty pages of its own, which would be free if it ended."""
+    """In MB of 10^6 bytes. `private_mb`: its private pages, clean and dirty, which would become free if it ended."""
 
     rss_mb: float
     private_mb: float
@@ -23,21 +23,21 @@ class Memory:
 def _of_threads(pid: int, file: str) -> list[str]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
-        with suppress(OSError):  # a thread that has ended meanwhile
+        with suppress(OSError):  # the thread has ended meanwhile
             found.append((task / file).read_text())
     return found
 
 
 def cpu_ms(pid: int) -> float | None:
-    """The CPU time of all threads that there are, in milliseconds, to the nanosecond where the kernel tells it."""
+    """The CPU time of all running threads in milliseconds, exact to the nanosecond if the kernel reports it."""
     times = [text.split()[0] for text in _of_threads(pid, "schedstat")]
     return sum(int(time) for time in times) / 1e6 if times else None
 
 
 def cpu_ticks(pid: int) -> int | None:
-    """The CPU time as the system bills it, in ticks (of 10 ms, mostly)."""
+    """The CPU time as the system counts it, in ticks (mostly of 10 ms)."""
     try:
-        # The command name, in parentheses, may itself hold spaces and parentheses.
+        # The command name stands in parentheses, and can itself contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -45,14 +45,14 @@ def cpu_ticks(pid: int) -> int | None:
 
 
 def wakeups(pid: int) -> int | None:
-    """How often its threads have gone to sleep by themselves, and were woken."""
+    """How often its threads went to sleep by themselves and were woken."""
     lines = [line for text in _of_threads(pid, "status") for line in text.splitlines()]
     counts = [int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches")]
     return sum(counts) if counts else None
 
 
 def memory(pid: int) -> Memory | None:
-    """How much it takes."""
+    """How much memory the process uses; None if it cannot be read."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:

@@ -1,6 +1,6 @@
-"""What every benchmark here shares: figures of a sample, tables, JSON, plots, a progress bar, the machine, the ends.
+"""What all benchmarks share: figures of a sample, tables, JSON, plots, a progress bar, the machine, exit codes.
 
-Knows nothing of agentbus but its version.
+This module knows nothing about agentbus except its version.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-# What typer raises for a command line that makes no sense; it exports the child, not this.
+# The base class of what typer raises for an invalid command line. typer exports the child class, but not this one.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -49,21 +49,21 @@ class Failed(Exception):
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
-    # Once is enough: what cleans up after the first must not be cut short by a second.
+    # Only the first signal counts: a second one must not interrupt the cleanup.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main(command: Callable[..., None]) -> NoReturn:
-    """Run `command` as the command line of its module; whatever goes wrong is one line on stderr, never a traceback.
+    """Run `command` as the command line of its module. An error is one line on stderr, never a traceback.
 
-    Exit codes: 0 measured, 1 failed, 2 asked wrongly, 130 interrupted.
+    Exit codes: 0 measured, 1 failed, 2 usage error, 130 interrupted.
     """
-    # Ours and not an event loop's, which would only cancel a task and go on waiting for a session.
+    # Our handler, not an event loop's: that one would only cancel a task and go on waiting for a session.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    # What steers agentbus is said for each session; what this shell has set must not reach some of them.
+    # Each session gets its own settings of agentbus. The variables of this shell must not reach some of the sessions.
     for variable in list(os.environ):
         if variable.startswith(("AGENTBUS_", "CLAUDE")):
             del os.environ[variable]
@@ -90,7 +90,7 @@ JsonOption = Annotated[
 
 
 def _can_plot(path: Path | None) -> Path | None:
-    """Say before the run, not after it, that nothing can be drawn."""
+    """Check before the run, not after it, that the plot can be drawn. Raises BadParameter if not."""
     if path is not None:
         if path.suffix not in (".svg", ".png"):
             raise typer.BadParameter(f"--plot {path} has to end in .svg or .png")
@@ -147,19 +147,19 @@ def median(samples: Sequence[float]) -> float:
 
 
 def figures(samples: Sequence[float], digits: int = 3) -> dict[str, float | int]:
-    """What is reported of a sample, in its own unit, and how many there are."""
+    """The figures of a sample, in its own unit, and the number of values."""
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: round(percentile(samples, share), digits) for name, share in shares.items()} | {"n": len(samples)}
 
 
 def progress(steps: Iterable[_T], what: str, total: int | None = None) -> Iterable[_T]:
-    """`steps`, with a bar on a terminal's stderr."""
+    """Pass on `steps`, and show a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     return track(steps, what, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The facts on which the figures depend."""
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": str(os.cpu_count()),
@@ -168,7 +168,7 @@ def machine() -> dict[str, str]:
         "agentbus": version("agentbus-local"),
         "mcp": version("mcp"),
         "clock": time.get_clock_info("perf_counter").implementation,
-        # What else goes on here; a figure of a busy machine is of no use to anybody.
+        # The other load on this machine: figures from a busy machine are useless.
         "load before": f"{_LOAD_BEFORE:.2f}",
     }
 
@@ -178,7 +178,7 @@ _LOAD_BEFORE = os.getloadavg()[0]
 
 @dataclass
 class Report:
-    """The tables of one benchmark run, and what is to be drawn."""
+    """The tables and plots of one benchmark run."""
 
     question: str
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -186,21 +186,21 @@ class Report:
     _plots: list[tuple[str, str, str, Any]] = field(default_factory=list)
 
     def add(self, table: str, what: str, **columns: float | int | str) -> None:
-        """One row. The unit is in the table's name or the column's."""
+        """Add one row. The unit is in the name of the table or of the column."""
         self.tables.setdefault(table, []).append({"": what, **columns})
 
     def add_samples(self, table: str, samples: Mapping[str, Sequence[float]], **columns: float | int | str) -> None:
-        """One row of p50, p90, p99, max and the count for each sample; the samples go to the JSON."""
+        """Add one row for each sample: p50, p90, p99, max and the count. The samples go to the JSON."""
         for what, values in samples.items():
             self.add(table, what, **figures(values), **columns)
         self.samples.setdefault(table, {}).update({what: list(values) for what, values in samples.items()})
 
     def draw_histogram(self, title: str, unit: str, samples: Mapping[str, Sequence[float]]) -> None:
-        """To be drawn: how often which value, one outline for each sample."""
+        """Plan a histogram with one outline for each sample."""
         self._plots.append(("histogram", title, unit, dict(samples)))
 
     def add_ratio(self, table: str, what: str, above: str, below: str, *columns: str) -> None:
-        """One row of the row `above` divided by the row `below`, in the columns that both have."""
+        """Add one row: the row `above` divided by the row `below`, in the columns that both have."""
         rows = {str(row[""]): row for row in self.tables.get(table, [])}
         if above in rows and below in rows:
             pairs = {column: (rows[above].get(column), rows[below].get(column)) for column in columns}
@@ -215,24 +215,24 @@ class Report:
     def target(
         self, what: str, measured: float, unit: str, most: float | None = None, least: float | None = None
     ) -> None:
-        """One row of what is aimed at: at most, or at least. Shown, never enforced: it is the machine's as much."""
+        """Add one target: at most, or at least. Shown, never enforced, because it depends as much on the machine."""
         bound = f"<= {most:,g}" if most is not None else f">= {least:,g}"
         is_met = (most is None or measured <= most) and (least is None or measured >= least)
         self.add("targets", what, measured=round(measured, 3), unit=unit, target=bound, met="yes" if is_met else "no")
 
     def draw_bars(self, title: str, unit: str, values: Mapping[str, float]) -> None:
-        """To be drawn: one bar for each."""
+        """Plan a plot with one bar for each value."""
         self._plots.append(("bars", title, unit, dict(values)))
 
     def draw_lines(self, title: str, x_axis: str, y_axis: str, lines: Mapping[str, Mapping[float, float]]) -> None:
-        """To be drawn: one line for each, over a logarithmic axis."""
+        """Plan a plot with one curve for each line, over a logarithmic axis."""
         points = {name: dict(line) for name, line in lines.items()}
         self._plots.append(("lines", title, f"{x_axis}|{y_axis}", points))
 
     def finish(self, json_to: Path | None, plot_to: Path | None) -> None:
-        """Write what was asked for, and print the tables. Raises Failed when something cannot be written."""
+        """Write the files that were asked for, and print the tables. Raises Failed when a file cannot be written."""
         if "targets" in self.tables:
-            self.tables["targets"] = self.tables.pop("targets")  # what it all comes to stands at the end
+            self.tables["targets"] = self.tables.pop("targets")  # the summary stands at the end
         try:
             if json_to is not None:
                 json_to.write_text(json.dumps(self._facts(), indent=1) + "\n", encoding="utf-8")
@@ -264,9 +264,9 @@ class Report:
     def _draw(self, path: Path) -> None:
         from matplotlib import pyplot
 
-        # Text as text and no date in it: a picture that is made again changes only where the figures do.
+        # Text stays text, and there is no date: a picture that is made again changes only where the figures change.
         pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "agentbus", "font.size": 9})
-        # A bar needs a line of its own, the other kinds a fixed height; in inches.
+        # In inches. Each bar needs its own line; the other kinds have a fixed height.
         heights = [0.8 + 0.24 * len(data) if kind == "bars" else 2.6 for kind, _, _, data in self._plots]
         figure, all_axes = pyplot.subplots(
             len(heights), 1, figsize=(8, sum(heights)), squeeze=False, layout="constrained", height_ratios=heights
@@ -285,7 +285,7 @@ def _shown(value: object) -> str:
 
 
 def _histogram(axes: Any, unit: str, samples: dict[str, list[float]]) -> None:
-    # The slowest would squeeze all the others into one bar; they are in the table.
+    # The slowest values would squeeze all others into one bar. They are in the table.
     high = max(percentile(values, 0.97) for values in samples.values())
     for name, values in samples.items():
         label = f"{name}: p50 {median(values):.3g}"

@@ -1,9 +1,9 @@
 """Does a message cost more with a long history, many peers, or a full mailbox?
 
-Three questions, each with its sizes side by side on buses of their own that take turns, so that whatever else the
-machine does meanwhile falls on all alike: delivered rows in the database, peers that are present, pending messages in
-a mailbox that nobody empties. Beside the time of a message, what `send` and `peers` cost, as a call in this process and
-as a whole command.
+There are three questions: delivered rows in the database, peers that are present, and pending messages in a mailbox
+that nobody empties. Each size has its own bus. The buses take turns, so other load on the machine affects all equally.
+Beside the time of a message, the benchmark measures what `send` and `peers` cost, as a call in this process and as a
+whole command.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench.sessions import EVENTS, Client, Contender, Field, contenders, fault, 
 from tests.support.command import clean_env
 
 BATCH_ROWS = 50_000
-# Old rows lie within the retention, or the first heartbeat would begin to prune them.
+# Old rows are younger than the retention. Otherwise the first heartbeat would begin to prune them.
 _OLD_MS = 12 * 3_600_000
 _SESSIONS = 200
 
@@ -55,7 +55,7 @@ PEERS_COMMAND = "agentbus peers"
 
 @dataclass
 class Bench:
-    """One bus of one size: what is measured on it, in turn with the others. Times are in milliseconds."""
+    """One bus of one size, and its measurements, in turn with the others. Times are in milliseconds."""
 
     size: int
     home: Path
@@ -67,25 +67,25 @@ class Bench:
         self.samples.setdefault(what, []).append(took_ms)
 
     def message(self) -> None:
-        """A spaced message from session to session."""
+        """Measure a spaced message from session to session."""
         assert self.pair is not None
         self.note(MESSAGE, one_message(*self.pair))
 
     def send(self, to: str) -> int:
-        """A message sent by a call of the bus; its id."""
+        """Measure a send by a call of the bus. Returns the id of the message."""
         began = time.perf_counter()
         sent = self.bus.send("program", to, "one round")
         self.note(SEND, (time.perf_counter() - began) * 1_000)
         return sent.id
 
     def peers(self) -> None:
-        """Who is there, by a call of the bus."""
+        """Measure listing the peers by a call of the bus."""
         began = time.perf_counter()
         self.bus.peers()
         self.note(PEERS, (time.perf_counter() - began) * 1_000)
 
     def command(self, what: str, *words: str) -> None:
-        """A whole command."""
+        """Measure a whole command."""
         began = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "agentbus", *words],
@@ -98,7 +98,7 @@ class Bench:
 
 
 def one_message(sender: Client, receiver: Client) -> float:
-    """How long from the call to the event, in milliseconds."""
+    """Send one message. Returns how long from the call to the event, in milliseconds."""
     seen = len(receiver.events)
     request, line = sender.prepare_call("send_message", to="receiver", text="one round")
     began = time.perf_counter()
@@ -110,7 +110,7 @@ def one_message(sender: Client, receiver: Client) -> float:
 
 
 def open_bus(home: Path, stack: ExitStack) -> Bus:
-    """The bus at `home`, created as needed, closed with the stack."""
+    """Open the bus at `home`. It is created if needed, and closed with the stack."""
     bus, triggers = registry.open_bus(config.load(home=home), busy_ms=10_000)
     stack.callback(triggers.close)
     stack.callback(bus.store.close)
@@ -118,7 +118,7 @@ def open_bus(home: Path, stack: ExitStack) -> Bus:
 
 
 def execute(bus: Bus, sql: str, *values: object) -> None:
-    """Something that no method of the store does: make a past, undo a send."""
+    """Run SQL for which the store has no method: create old rows, undo a send."""
     connection = apsw.Connection(str(bus.store.path))
     try:
         connection.set_busy_timeout(10_000)
@@ -128,7 +128,7 @@ def execute(bus: Bus, sql: str, *values: object) -> None:
 
 
 def add_old_rows(bus: Bus, count: int) -> None:
-    """Put `count` delivered messages into the mailbox, as sessions that are gone have left them."""
+    """Put `count` delivered messages into the mailbox, like those left by earlier sessions."""
     since = now_ms() - _OLD_MS
     batches = range(0, count, BATCH_ROWS)
     for start in progress(batches, f"{count:,} old rows") if len(batches) > 1 else batches:
@@ -144,10 +144,10 @@ def add_pending(bus: Bus, mailbox: str, count: int) -> None:
 
 
 def take_turns(benches: list[Bench], rounds: int, commands: int, what: str) -> None:
-    """Messages, calls and commands on each bench in turn."""
+    """Measure messages, calls and commands on each bench in turn."""
     every = max(1, rounds // commands) if commands else 0
     for number in progress(range(rounds + 1), what):
-        # Each is first as often as last: what ran just before, a command of another bus, say, leaves the caches to it.
+        # Each bench is first as often as last: the step before it (say, a command of another bus) affects its caches.
         first = number % len(benches)
         for bench in benches[first:] + benches[:first]:
             steps: list[Callable[[], object]] = [bench.message, partial(bench.send, "receiver"), bench.peers]
@@ -160,18 +160,18 @@ def take_turns(benches: list[Bench], rounds: int, commands: int, what: str) -> N
                 assert bench.pair is not None
                 settle(bench.pair[1], bench.bus)
             if number == 0:
-                bench.samples.clear()  # the first finds everything cold
+                bench.samples.clear()  # in the first round everything is cold
 
 
 def settle(receiver: Client, bus: Bus) -> None:
-    """Wait until the session has marked what it was sent: the mark is not to fall into the next figure."""
+    """Wait until the session has marked its messages delivered: the marking must not be part of the next figure."""
     while bus.store.queries.waiting().get("receiver"):
         time.sleep(0.000_5)
     assert receiver.process.poll() is None
 
 
 def old_rows(sizes: list[int], rounds: int, commands: int, against: str | None) -> tuple[list[Bench], list[float]]:
-    """What it costs with so many delivered messages in the database; and a message of the other server."""
+    """Measure with so many delivered messages in the database. Also measures a message of the other server."""
     ours = [Contender(f"{size:,}") for size in sizes]
     with ExitStack() as stack, contenders(*ours, *rivals(against)) as fields:
         benches = []
@@ -190,13 +190,13 @@ def old_rows(sizes: list[int], rounds: int, commands: int, against: str | None) 
 
 
 def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
-    """What it costs with so many peers present: two sessions, and programs that have joined."""
+    """Measure with so many peers present: two sessions, and programs that have joined."""
     with ExitStack() as stack, contenders(*(Contender(f"{size}") for size in sizes)) as fields:
         benches = []
         crews: list[Crew] = []
         for size, one in zip(sizes, fields, strict=True):
             bus = open_bus(one.home, stack)
-            # With one peer it sends to itself.
+            # If there is only one peer, it sends to itself.
             started = one.start("receiver", *(["sender"] if size > 1 else []), shake=False)
             crew = [f"peer{number}" for number in range(size - len(started))]
             if crew:
@@ -214,7 +214,7 @@ def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
 
 
 def pending(sizes: list[int], rounds: int, drains: int) -> list[Bench]:
-    """What a send costs into a mailbox with so many pending, and how long a session takes to drain it."""
+    """Measure a send to a mailbox with so many pending messages, and how long a session takes to drain it."""
     with ExitStack() as stack, contenders(*(Contender(f"{size:,}") for size in sizes)) as fields:
         benches = [
             Bench(size, one.home, open_bus(one.home, stack), None) for size, one in zip(sizes, fields, strict=True)
@@ -226,7 +226,7 @@ def pending(sizes: list[int], rounds: int, drains: int) -> list[Bench]:
                 time.sleep(0.001)
                 row_id = bench.send("receiver")
                 bench.peers()
-                # The mailbox has as many before each send.
+                # The mailbox has the same number of messages before each send.
                 execute(bench.bus, "DELETE FROM messages WHERE id = ?", row_id)
                 if number == 0:
                     bench.samples.clear()
@@ -237,7 +237,7 @@ def pending(sizes: list[int], rounds: int, drains: int) -> list[Bench]:
 
 
 def drain(bench: Bench, one: Field) -> None:
-    """Start a session for the mailbox and see how long until its client holds everything."""
+    """Start a session for the mailbox, and measure how long until its client has everything."""
     add_pending(bench.bus, "receiver", bench.size)
     (receiver,) = one.start("receiver", shake=False)
     receiver.initialize()
@@ -253,7 +253,7 @@ def drain(bench: Bench, one: Field) -> None:
 
 
 def tell(report: Report, title: str, benches: list[Bench], axis: str) -> None:
-    """The table of one question: p50 in milliseconds for each size, and the largest in terms of the smallest."""
+    """Add the table of one question: p50 in milliseconds for each size, and the ratio of the last to the first."""
     for what in dict.fromkeys(what for bench in benches for what in bench.samples):
         p50 = {f"{bench.size:,}": round(median(bench.samples[what]), 3) for bench in benches}
         first, *_, last = [*p50.values(), 0.0] if len(p50) == 1 else p50.values()
@@ -271,7 +271,7 @@ def tell(report: Report, title: str, benches: list[Bench], axis: str) -> None:
 
 
 def tell_old_rows(report: Report, benches: list[Bench], theirs: list[float]) -> None:
-    """The ratios that are aimed at, and the other server's message."""
+    """Add the table, the targets for its ratios, and the other server's message."""
     tell(report, "old rows", benches, "delivered messages in the database")
     if theirs:
         p50 = median(theirs)

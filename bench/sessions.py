@@ -1,6 +1,6 @@
 """Starts the sessions that a benchmark measures: ours, with any settings, or another MCP server's.
 
-A session that ends or falls silent is told in one line, with its command and the last that it wrote to stderr.
+If a session ends or falls silent, the error is one line, with its command and the last line that it wrote to stderr.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-# The ready gate is 0.25 s; a loaded machine takes its time.
+# The ready gate is 0.25 s; a loaded machine needs longer.
 _GATE_S = 0.6
-# Below the size from which malloc asks the system for fresh memory: a read must not pay for that.
+# Smaller than the size at which malloc asks the system for fresh memory: a read must not pay for that.
 _READ_BYTES = 65_536
-# How long a server may take to end by itself when its stdin has ended.
+# How long a server is given to end by itself after its stdin has ended.
 _END_S = 5.0
 
-# What is counted in the bytes of a client that is not reading: what is pushed, or the answers to calls.
+# What a recording client counts in the bytes that it gets: pushed events, or the answers to calls.
 EVENTS = EVENT.encode()
 ANSWERS = b"\n"
-# What tells one message from another in a text: its sender and its number.
+# This identifies a message in a text: its sender and its number.
 _TOKEN = re.compile(rb"~(\d+)\.(\d+)~")
-# The command of a session of ours that notes when it is where: see traced.py.
+# The command of one of our sessions that stamps each step: see traced.py.
 TRACED = (sys.executable, "-m", "bench.traced")
 
 
 def together(calls: Sequence[Callable[[], _T]]) -> list[_T]:
-    """What the calls return, all made at once, each in a thread. Raises the first error, if any."""
+    """Make all calls at once, each in a thread. Returns their results. Raises the first error, if any."""
     results: list[Any] = [None] * len(calls)
     errors: list[BaseException] = []
 
     def call(number: int) -> None:
         try:
             results[number] = calls[number]()
-        except BaseException as error:  # noqa: BLE001 - handed to who waits
+        except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
-    # Daemons: one that waits for a silent server must not keep an interrupted benchmark alive.
+    # Daemons: a thread that waits for a silent server must not keep an interrupted benchmark alive.
     threads = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(len(calls))]
     for thread in threads:
         thread.start()
@@ -82,7 +82,7 @@ def together(calls: Sequence[Callable[[], _T]]) -> list[_T]:
 
 
 class Tape:
-    """What a server wrote while nobody read it: the pieces, and when the `goal`-th `marker` was there."""
+    """The output of a server while its client records: the pieces, and when the `goal`-th `marker` arrived."""
 
     def __init__(self, marker: bytes, goal: int) -> None:
         self._marker = marker
@@ -94,9 +94,9 @@ class Tape:
         self.done = threading.Event()
 
     def add(self, now: float, data: bytes) -> None:
-        """Take a piece that was read at `now`."""
+        """Add a piece that was read at `now`."""
         self._pieces.append(data)
-        # A marker may lie across two pieces, but never whole within the seam.
+        # A marker can lie across two pieces, but the seam is too short to contain a whole one.
         self._count += (self._seam + data).count(self._marker)
         self._seam = data[-(len(self._marker) - 1) :] if len(self._marker) > 1 else b""
         if self._count >= self._goal and not self.done.is_set():
@@ -104,12 +104,12 @@ class Tape:
             self.done.set()
 
     def text(self) -> bytes:
-        """All of it."""
+        """All pieces, joined."""
         return b"".join(self._pieces)
 
 
 def fault(received: bytes, senders: int, each: int) -> str:
-    """What is wrong with the order or the number of messages in `received`; nothing if all is well.
+    """Describe what is wrong with the order or the number of messages in `received`; empty if nothing is wrong.
 
     Each of the `senders` has sent `each`, marked ~SENDER.NUMBER~.
     """
@@ -127,7 +127,7 @@ def fault(received: bytes, senders: int, each: int) -> str:
 class Client(RawClient):
     """A raw client that gives up as soon as its server is gone, and that can record instead of reading.
 
-    A recording client costs next to nothing, so that the servers are measured and not the client.
+    A recording client costs almost nothing, so the benchmark measures the servers and not the client.
     """
 
     def __init__(self, home: Path, name: str, *, command: Sequence[str] = (), **variables: str) -> None:
@@ -156,7 +156,7 @@ class Client(RawClient):
             *lines, rest = (rest + data).split(b"\n")
             with self._changed:
                 for line in lines:
-                    with suppress(ValueError):  # a stray print of a server that is not ours
+                    with suppress(ValueError):  # a stray print of another server
                         self._take(now, json.loads(line))
                 self._changed.notify_all()
         with self._changed:
@@ -166,14 +166,14 @@ class Client(RawClient):
             self._tape.done.set()
 
     def handshake(self, *, discover: bool = False) -> dict[str, Any]:
-        """See RawClient. Raises Failed when the server does not want to."""
+        """See RawClient. Raises Failed when the server refuses."""
         try:
             return super().handshake(discover=discover)
         except KeyError:
             raise Failed(f"{self.command} refused the handshake: {json.dumps(self.arrived[-1][1])[:300]}") from None
 
     def settle(self) -> None:
-        """The handshake, and all that starting has left to do: a session answers before it has imported the SDK."""
+        """Do the handshake, and wait for the rest of the start: a session answers before it has imported the SDK."""
         self.handshake()
         if self._is_ours:
             self.sent(self.post_call("whoami"))
@@ -181,16 +181,16 @@ class Client(RawClient):
             self.answer(self.post("ping"))
 
     def record(self, marker: bytes, goal: int) -> Tape:
-        """Only keep and count what comes from here on, until `reading`."""
+        """From now on only keep and count what arrives, until `reading` is called."""
         self._tape = Tape(marker, goal)
         return self._tape
 
     def reading(self) -> None:
-        """Read again; to be called between two lines."""
+        """Read again. Call it only when the server is between two lines."""
         self._tape = None
 
     def wait(self, condition: Callable[[], Any], what: str = "the message") -> Any:
-        """Wait until `condition()` is true. Raises Failed when the server ends before, or is silent for 40 s."""
+        """Wait until `condition()` is true. Raises Failed when the server ends first, or is silent for 40 s."""
         with self._changed:
             self._changed.wait_for(lambda: self._has_ended or condition(), PATIENCE_S)
             found = condition()
@@ -199,14 +199,14 @@ class Client(RawClient):
         return found
 
     def wait_for_tape(self, tape: Tape, what: str) -> float:
-        """When `tape` reached its goal. Raises Failed as `wait` does."""
+        """Return when `tape` reached its goal. Raises Failed like `wait`."""
         tape.done.wait(PATIENCE_S)
         if not tape.reached_at:
             raise self.failure(what)
         return tape.reached_at
 
     def failure(self, what: str) -> Failed:
-        """Why `what` did not come, as far as can be known."""
+        """The error that says why `what` did not come, as far as that is known."""
         if self._has_ended:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
@@ -218,18 +218,18 @@ class Client(RawClient):
     def send_line(self, line: bytes) -> None:
         try:
             super().send_line(line)
-        except OSError:  # it has closed its end
+        except OSError:  # the server has closed its end
             self._has_ended = True
             raise self.failure("the answer") from None
 
     def sent(self, request_id: int) -> None:
-        """Wait for the answer to a call that must succeed. Raises Failed when it did not."""
+        """Wait for the answer to a call that must succeed. Raises Failed if it did not."""
         answer = self.answer(request_id)
         if "error" in answer or answer["result"].get("isError"):
             raise Failed(f"{self.command} refused a message: {json.dumps(answer)[:300]}")
 
     def end(self) -> None:
-        """End the server by the end of stdin, by force if need be."""
+        """End the server by closing its stdin, and by force if that is not enough."""
         with suppress(OSError):
             self._stdin.close()
         try:
@@ -243,14 +243,14 @@ class Client(RawClient):
         self._stderr_reader.join(1)
         self._reader.join(1)
         for file in (self.process.stdout, self.process.stderr):
-            # Who inherited the other end may keep a reader in it; closing would wait for that reader.
+            # A child that inherited the other end can keep our reader blocked; closing would wait for that reader.
             if file is not None and not self._reader.is_alive() and not self._stderr_reader.is_alive():
                 file.close()
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured. `command` is None for agentbus itself, which `variables` then set up."""
+    """A server to be measured. `command` is None for agentbus itself; then `variables` configure it."""
 
     label: str
     command: str | None = None
@@ -268,7 +268,7 @@ class Contender:
 
 
 class Field:
-    """The sessions of one contender, on a bus of their own."""
+    """The sessions of one contender, on their own bus."""
 
     def __init__(self, contender: Contender, home: Path) -> None:
         self.contender = contender
@@ -284,7 +284,10 @@ class Field:
         return self.contender.is_ours
 
     def start(self, *names: str, shake: bool = True, command: Sequence[str] = ()) -> list[Client]:
-        """Sessions of these names, all at once, ready to receive (with `shake`); `command` starts another of ours."""
+        """Start sessions with these names, all at once. With `shake` they are ready to receive.
+
+        `command` starts another kind of our sessions.
+        """
         started = []
         for name in names:
             words = command or self.contender.words(self.home, name)
@@ -296,12 +299,12 @@ class Field:
 
     @staticmethod
     def shake(started: Sequence[Client], *, gate_s: float = _GATE_S) -> None:
-        """The handshakes of all, at once, and the wait for the ready gate."""
+        """Do the handshakes of all clients at once, then wait for the ready gate."""
         together([client.settle for client in started])
         time.sleep(gate_s)
 
     def end(self) -> None:
-        """End the sessions that were started so far."""
+        """End all sessions that were started so far."""
         ended, self.started = self.started, []
         if ended:
             together([client.end for client in ended])
@@ -309,18 +312,18 @@ class Field:
 
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """A folder under a path short enough for a socket."""
+    """A temporary folder, with a path short enough for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="ab-", dir="/tmp"))
     try:
         yield folder
     finally:
-        # A server that is not ours may leave children behind that still write here.
+        # Another server can leave child processes behind that still write here.
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def contenders(*which: Contender) -> Iterator[list[Field]]:
-    """A field for each contender, on fresh homes; all sessions are gone at the end."""
+    """A field for each contender, on fresh homes. All sessions are ended at the end."""
     with temporary() as folder:
         fields = []
         for number, contender in enumerate(which):
@@ -336,7 +339,7 @@ def contenders(*which: Contender) -> Iterator[list[Field]]:
 
 
 def rivals(against: str | None) -> list[Contender]:
-    """The other server as a contender, if there is one. Raises Failed when it does not start: before all else does."""
+    """The other server as a contender, if there is one. It is tried first: raises Failed if it does not start."""
     if against is None:
         return []
     with contenders(Contender("theirs", against)) as (theirs,):

@@ -1,8 +1,8 @@
 """Does anything get lost when sessions send, rename, die and come back at random, for as long as you like?
 
-Real `agentbus serve claude-mcp` processes over pipes. The same seed makes the same decisions; what processes make of
-them is up to the machine. At the end every message that was accepted is looked for: in the database it is delivered or
-pending, and if it is delivered, a client has read it.
+It runs real `agentbus serve claude-mcp` processes over pipes. The same seed makes the same decisions, but their timing
+depends on the machine. At the end the audit checks every accepted message: in the database it must be delivered or
+pending, and if it is delivered, a client must have read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ACCEPTED = re.compile(r"#(\d+)")
 
 
 class Soak:
-    """The sessions of one run, and what was seen of them."""
+    """The sessions of one run, and what they accepted and received."""
 
     def __init__(self, home: Path, sessions: int, seed: int) -> None:
         self._home = home
@@ -46,7 +46,7 @@ class Soak:
         self.counts["starts"] += 1
 
     def collect(self, client: RawClient) -> None:
-        """Take down what a session that has ended was told, and what it was given."""
+        """End a client, and record the messages that its session accepted and received."""
         client.end()
         for _, message in client.arrived:
             for block in message.get("result", {}).get("content", []):
@@ -86,7 +86,7 @@ class Soak:
         self.collect(client)
 
     def finish(self, patience_s: float) -> None:
-        """Let everybody receive what there is, then end them all."""
+        """Let all sessions receive their pending messages, then end them all."""
         for name in self._names:
             if name not in self._live:
                 self.start(name)
@@ -111,7 +111,7 @@ class Soak:
         return self._rows(sql)[0][0]
 
     def audit(self) -> list[str]:
-        """What is wrong, in words; nothing if all is well."""
+        """Describe what is wrong, one sentence each; empty if nothing is wrong."""
         states = {row[0]: row[1] for row in self._rows("SELECT id, delivered_at IS NOT NULL FROM messages")}
         delivered = {row_id for row_id, is_delivered in states.items() if is_delivered}
         self.counts["accepted"] = len(self.accepted)

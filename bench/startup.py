@@ -1,9 +1,10 @@
 """How soon is a session there, what does it take, and what does it do while nothing happens?
 
-From before the process is created: `initialize` answered, `tools/list` answered, the first tool call answered; alone
-and with as many as you like starting at once. Then the memory of one that has done that, its CPU time and its wake-ups
-over a while of silence, for each trigger. And `agentbus send` as a whole process, as a hook pays for it. A bare server
-on the same SDK (bare_server.py), and a bare `import apsw`, say what of it is not ours.
+Times count from before the process is created, until `initialize`, `tools/list` and the first tool call are answered. A
+session starts alone, and with as many others at once as you like. Then the benchmark measures the memory of a started
+session, and for each trigger its CPU time and wake-ups during a time of silence. It also measures `agentbus send` as a
+whole process, as a hook pays for it. A bare server on the same SDK (bare_server.py) and a bare `import apsw` show which
+part of the cost is not ours.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.support.client import INITIALIZE
 from tests.support.command import clean_env
 
 PHASES = ("initialize answered", "tools/list answered", "first tool call answered", "a call through the SDK answered")
-# Of the silence that is watched: short enough that a heartbeat is told from the rest.
+# The silence is measured in slices of this length, short enough to tell a heartbeat from the rest.
 _SLICE_S = 1.0
 BARE = "a bare SDK server"
 OURS = "agentbus"
@@ -41,7 +42,7 @@ APSW = "python -c 'import apsw'"
 
 @dataclass
 class Starts:
-    """What was measured of one contender: by phase, in milliseconds since exec; alone, and the last of many."""
+    """The start times of one contender by phase, in milliseconds since exec: alone, and the last of many."""
 
     alone: dict[str, list[float]] = field(default_factory=dict)
     last: dict[str, list[float]] = field(default_factory=dict)
@@ -61,20 +62,20 @@ class Idle:
 
 
 def command_of(one: Field) -> Sequence[str]:
-    """What starts a session, where that is not the contender's own command."""
+    """The command that starts a session, if it is not the contender's own command; else empty."""
     return (sys.executable, "-m", "bench.bare_server") if one.label == BARE else ()
 
 
 def phases(one: Field, name: str) -> dict[str, float]:
-    """Start one session, as Claude Code would; how long until each phase is reached, in milliseconds."""
+    """Start one session, as Claude Code would. Returns how long until each phase is reached, in milliseconds."""
     began = time.perf_counter()
     (client,) = one.start(name, shake=False, command=command_of(one))
     reached = [answered_at(client, client.post("initialize", INITIALIZE))]
     client.notify("notifications/initialized")
     reached.append(answered_at(client, client.post("tools/list")))
-    # To nobody: what is measured is the answer, not a delivery.
+    # The recipient is nobody: this measures the answer, not a delivery.
     reached.append(answered_at(client, client.post_call("send_message", to="nobody", text="hello")))
-    # One that the front desk does not answer; what a server does not know, it refuses.
+    # A call that the fast path does not answer. A server that does not know it refuses it.
     reached.append(answered_at(client, client.post_call("whoami")))
     return {phase: (at - began) * 1_000 for phase, at in zip(PHASES, reached, strict=True)}
 
@@ -86,7 +87,7 @@ def answered_at(client: Client, request_id: int) -> float:
 
 
 def measure_starts(fields: list[Field], rounds: int, at_once: int) -> dict[str, Starts]:
-    """Start them alone and together, in turn; by label."""
+    """Start each contender alone and several at once, in turn. Returns the results by label."""
     found = {one.label: Starts() for one in fields}
     for number in progress(range(rounds + 1), "starts"):
         for one in fields:
@@ -95,7 +96,7 @@ def measure_starts(fields: list[Field], rounds: int, at_once: int) -> dict[str, 
             sizes = memory(one.started[0].process.pid)
             one.end()
             if number == 0:
-                continue  # the first reads its files from the disk
+                continue  # the first start reads its files from the disk
             for phase, took_ms in alone.items():
                 starts.alone.setdefault(phase, []).append(took_ms)
             if sizes is not None:
@@ -110,13 +111,13 @@ def measure_starts(fields: list[Field], rounds: int, at_once: int) -> dict[str, 
 
 
 def measure_idle(fields: list[Field], seconds: float) -> dict[str, Idle]:
-    """What a session of each does while nothing happens, all at the same time; by label."""
+    """Measure what a session of each contender does while nothing happens, all at once. Returns them by label."""
     clients = {one.label: one.start("idle", shake=False, command=command_of(one))[0] for one in fields}
     together([client.handshake for client in clients.values()])
     together(
         [lambda c=client: c.answer(c.post_call("send_message", to="nobody", text="x")) for client in clients.values()]
     )
-    # The ready gate, the first drain, the last of what starting has left to do.
+    # Time for the ready gate, the first drain and the rest of the start.
     time.sleep(min(3.0, seconds))
     samples = {label: [counters(client.process.pid)] for label, client in clients.items()}
     slices = max(1, round(seconds / _SLICE_S))
@@ -131,13 +132,13 @@ def measure_idle(fields: list[Field], seconds: float) -> dict[str, Idle]:
 
 
 def summed_up(taken: Sequence[tuple[float, float, float] | None], seconds: float) -> Idle | None:
-    """What a session did, from its counters at the ends of equal slices of time; None where they cannot be read."""
+    """What a session did, from its counters at the ends of equal slices of time; None if they cannot be read."""
     known = [counted for counted in taken if counted is not None]
     if len(known) < len(taken):
         return None
     cpu, ticks, woken = (known[-1][place] - known[0][place] for place in range(3))
     by_slice = sorted(after[0] - before[0] for before, after in pairwise(known))
-    # Which slices had a heartbeat in them is not seen from here; it is what costs most.
+    # We cannot see which slices had a heartbeat, so we take those that cost most.
     beats = min(len(by_slice) - 1, math.ceil(seconds / HEARTBEAT_S))
     return Idle(seconds, cpu, sum(by_slice[: len(by_slice) - beats]), round(ticks), round(woken))
 
@@ -149,14 +150,14 @@ def counters(pid: int) -> tuple[float, float, float] | None:
 
 
 def measure_commands(runs: int) -> dict[str, list[float]]:
-    """Whole processes, in milliseconds: `agentbus send` and what it is compared with, in turn."""
+    """Time whole processes, in milliseconds: `agentbus send` and those it is compared with, in turn."""
     script = Path(sys.executable).with_name("agentbus")
     send = [str(script)] if script.exists() else [sys.executable, "-m", "agentbus"]
     with contenders(Contender("live"), Contender("quiet")) as (live, quiet):
         live.start("receiver")
         commands = {
             SEND: (live.home, [*send, "send", "receiver", "hello"]),
-            # The last to close a database merges its WAL, which whoever sends where nobody is pays for.
+            # The last process to close a database merges its WAL. If nobody is online, the sender pays for that.
             f"{SEND}, nobody online": (quiet.home, [*send, "send", "nobody", "hello"]),
             APSW: (quiet.home, [sys.executable, "-c", "import apsw"]),
             "python -c pass": (quiet.home, [sys.executable, "-c", "pass"]),
@@ -172,7 +173,7 @@ def measure_commands(runs: int) -> dict[str, list[float]]:
 
 
 def tell_starts(report: Report, found: dict[str, Starts], at_once: int) -> None:
-    """The tables of times and of memory."""
+    """Add the tables of times and of memory."""
     for title, pick in (("alone", "alone"), (f"the last of {at_once} at once", "last")):
         table = f"exec -> ..., {title}, ms"
         for label, starts in found.items():
@@ -190,7 +191,7 @@ def tell_starts(report: Report, found: dict[str, Starts], at_once: int) -> None:
 
 
 def tell_idle(report: Report, found: dict[str, Idle]) -> None:
-    """The table of what is done while nothing happens."""
+    """Add the table of what a session does while nothing happens."""
     for label, idle in found.items():
         report.add(
             f"idle for {idle.seconds:g} s",
@@ -208,7 +209,7 @@ def tell_idle(report: Report, found: dict[str, Idle]) -> None:
 def tell_targets(
     report: Report, found: dict[str, Starts], at_once: int, idle: dict[str, Idle], commands: dict[str, list[float]]
 ) -> None:
-    """What is aimed at."""
+    """Add the targets."""
     ours, bare = found[OURS], found[BARE]
     _, listed, called, _ = PHASES
     report.target("exec -> tools/list answered, alone, p50", median(ours.alone[listed]), "ms", most=200)

@@ -1,9 +1,9 @@
 """How many messages a second, at what CPU time each, and when has a broadcast reached the last of many?
 
-Real `agentbus serve claude-mcp` sessions over pipes, with AGENTBUS_SYNC normal and full taking turns. The calls of a
-round are made before its clock starts and written in large pieces; the clients take bytes, count and stamp, and nothing
-else, so that the servers are measured. The clock stops when the recipient's client holds the last event. Only then is
-it checked that each message came once, in the order of its sender.
+The sessions are real `agentbus serve claude-mcp` processes over pipes; AGENTBUS_SYNC normal and full take turns. The
+calls of a round are prepared before its clock starts, and written in large pieces. The clients only take bytes, count
+and stamp, so the benchmark measures the servers. The clock stops when the recipient's client has the last event. After
+that, the benchmark checks that each message came once, in the order of its sender.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.processes import cpu_ms
 from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import ANSWERS, EVENTS, Client, Contender, Field, contenders, fault, rivals
 
-# Writing is all that a sender's client does while the clock runs.
+# While the clock runs, a sender's client only writes, in pieces of this size.
 _PIECE_BYTES = 65_536
 
 RATE = "messages a second, and CPU time of all sessions for each"
@@ -34,7 +34,7 @@ BROADCAST = "broadcast: call written -> event held by the last client, ms"
 class Rates:
     """The rounds of one row: messages a second, CPU milliseconds for each, and what was wrong.
 
-    `per_s` is how many arrived; `sent_per_s`, of a program, how many it had sent.
+    `per_s` counts the messages that arrived; `sent_per_s` counts those that a program had sent.
     """
 
     is_ours: bool
@@ -46,20 +46,20 @@ class Rates:
 
 def write(client: Client, data: bytes) -> None:
     """Write in pieces, as fast as the server takes them."""
-    with suppress(OSError):  # it has ended, which who waits for its answers is told
+    with suppress(OSError):  # the server has ended; waiting for its answers reports that
         for start in range(0, len(data), _PIECE_BYTES):
             client._stdin.write(data[start : start + _PIECE_BYTES])
             client._stdin.flush()
 
 
 def spent_ms(pids: Iterable[int]) -> float | None:
-    """The CPU time of the processes so far; None where it cannot be read."""
+    """The CPU time of the processes so far, in milliseconds; None if it cannot be read."""
     times = [cpu_ms(pid) for pid in pids]
     return None if None in times else sum(time for time in times if time is not None)
 
 
 def tools_round(senders: list[Client], receiver: Client, count: int, rates: Rates) -> None:
-    """`count` messages in all, as calls of the senders, all at once."""
+    """Send `count` messages in total, as tool calls of all senders at once."""
     each = count // len(senders)
     lines = []
     for position, sender in enumerate(senders):
@@ -88,7 +88,7 @@ def tools_round(senders: list[Client], receiver: Client, count: int, rates: Rate
 def note(
     rates: Rates, count: int, took_s: float, before_ms: float | None, after_ms: float | None, wrong: str = ""
 ) -> None:
-    """Take down one round of `count` messages."""
+    """Record one round of `count` messages."""
     if wrong and rates.is_ours:
         raise Failed(f"of {count:,} messages {wrong}: no figure of this run is worth anything")
     if wrong:
@@ -99,7 +99,7 @@ def note(
 
 
 def program_round(crew: Crew, receiver: Client | Crew, count: int, rates: Rates) -> None:
-    """`count` messages of a Python program, each awaited, to a session or to another program."""
+    """Send `count` messages from a Python program, each awaited, to a session or to another program."""
     tape = receiver.record(EVENTS, count) if isinstance(receiver, Client) else None
     pids = [crew.pid, receiver.process.pid if isinstance(receiver, Client) else receiver.pid]
     before_ms = spent_ms(pids)
@@ -119,7 +119,7 @@ def program_round(crew: Crew, receiver: Client | Crew, count: int, rates: Rates)
 
 
 def measure_rates(which: list[Contender], count: int, senders: int, rounds: int) -> dict[str, Rates]:
-    """The rates of each row: tools from one and from `senders`, programs to a session and to a program."""
+    """Measure the rates of each row: tools from one and from `senders`, programs to a session and to a program."""
     rows: dict[str, Rates] = {}
     turns: list[Callable[[], None]] = []
     crews: list[Crew] = []
@@ -157,9 +157,10 @@ def measure_rates(which: list[Contender], count: int, senders: int, rounds: int)
 
 
 def measure_broadcasts(sizes: list[int], rounds: int) -> dict[str, list[float]]:
-    """How long until the last of so many has a broadcast, in milliseconds, by row.
+    """Measure how long until the last of so many peers has a broadcast, in milliseconds, by row.
 
-    One bus, two senders: AGENTBUS_SYNC is the sender's to choose, and to each the other is one of the many.
+    There is one bus with two senders, because AGENTBUS_SYNC is a setting of the sender. For each sender, the other is
+    one of the recipients.
     """
     samples: dict[str, list[float]] = {}
     with contenders(Contender("normal"), Contender("full", variables={"AGENTBUS_SYNC": "full"})) as (normal, full):
@@ -173,14 +174,14 @@ def measure_broadcasts(sizes: list[int], rounds: int) -> dict[str, list[float]]:
             for number in progress(range(rounds + 1), f"broadcast to {size}"):
                 for label, sender in senders.items():
                     took_ms = one_broadcast(sender, [client for client in everybody if client is not sender])
-                    if number:  # the first finds everything cold, and some still starting
+                    if number:  # in the first round everything is cold, and some are starting
                         samples.setdefault(f"1 -> {size}, {label}", []).append(took_ms)
     return samples
 
 
 def one_broadcast(sender: Client, others: list[Client]) -> float:
-    """How long until the last of the others has it, in milliseconds."""
-    time.sleep(0.1)  # the marks of the one before
+    """Send one broadcast. Returns how long until the last of the others has it, in milliseconds."""
+    time.sleep(0.1)  # until the messages of the broadcast before are marked
     request, line = sender.prepare_call("broadcast", text="~0.0~ to all")
     tapes = [other.record(EVENTS, 1) for other in others]
     began = time.perf_counter()
@@ -196,11 +197,11 @@ def one_broadcast(sender: Client, others: list[Client]) -> float:
 
 
 def tell(report: Report, rows: dict[str, Rates], samples: dict[str, list[float]]) -> None:
-    """The tables."""
+    """Add the tables."""
     for what, rates in rows.items():
         cost = {"CPU ms each": round(median(rates.cpu_ms), 3)} if rates.cpu_ms else {}
         per_s = {"median": round(median(rates.per_s)), "lowest": round(min(rates.per_s))}
-        # A program has sent when its last await returned; what it sent may arrive later.
+        # A program has sent everything when its last await returned. Its messages can arrive later.
         sent = {"sent": round(median(rates.sent_per_s))} if rates.sent_per_s else {}
         order = ", ".join(sorted(rates.faults)) or "kept"
         report.add(RATE, what, **per_s, **sent, **cost, order=order, n=len(rates.per_s))
@@ -213,7 +214,7 @@ def tell(report: Report, rows: dict[str, Rates], samples: dict[str, list[float]]
     report.add_samples(BROADCAST, samples)
     if samples:
         report.draw_bars(BROADCAST, "ms, p50", {what: median(values) for what, values in samples.items()})
-    # As many as are aimed at, and the setting that is the default.
+    # The targets hold for these sizes and for the default setting.
     report.target("one sender through the tools", median(rows["tools, 1 -> 1, sync normal"].per_s), "/s", least=4_000)
     for road in ("session", "Python API"):
         what = f"Python API -> {road}"

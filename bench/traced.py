@@ -1,7 +1,7 @@
 """`agentbus serve claude-mcp` with a stamp at each step of a message: `python -m bench.traced`. Started by benchmarks.
 
-The methods are wrapped from outside; the code that is measured is the code that ships. A stamp is one short write to
-`traces/PID` in the home (a session ends by os._exit, which flushes nothing) and costs a microsecond or two.
+The methods are wrapped from outside, so the measured code is the code that ships. A stamp is one short write to
+`traces/PID` in the home, because a session ends by os._exit, which flushes nothing. It costs one or two microseconds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bench.report import Failed
 
 __all__ = ["STEPS", "Trace", "steps"]
 
-# From the call being written by the sender's client to the event being held by the recipient's.
+# From when the sender's client writes the call until the recipient's client has the event.
 STEPS = ("request", "send", "wake", "read", "push", "client")
 _FOLDER = "traces"
 
 
 class _Stamps:
-    """Writes the stamps of this process: a word and nanoseconds of CLOCK_MONOTONIC, one a line."""
+    """Writes the stamps of this process, one per line: a word and nanoseconds of CLOCK_MONOTONIC."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 class Trace:
-    """What one traced session has stamped, in nanoseconds by step."""
+    """The stamps of one traced session, in nanoseconds by step."""
 
     def __init__(self, home: Path, pid: int) -> None:
         self._path = home / _FOLDER / str(pid)
@@ -141,7 +141,7 @@ class Trace:
     def delivery(self, since: int) -> tuple[int, int]:
         """When the first message that came after an instant was found, and when it was pushed."""
         pushed = self.first("pushed", since)
-        # A process may be held up between pushing the message before and saying so.
+        # A process can be delayed between pushing the message before and stamping that push.
         while (found := self.last("found", pushed) or 0) < since:
             pushed = self.first("pushed", pushed + 1)
         return found, pushed
@@ -150,12 +150,12 @@ class Trace:
 def steps(sender: Trace, receiver: Trace, written: int, held: int) -> dict[str, float]:
     """How long each of STEPS took for one message, in milliseconds.
 
-    `written` is when its call was, `held` when the recipient's client had the event, in nanoseconds.
+    `written` is when its call was written, `held` when the recipient's client had the event, both in nanoseconds.
     """
     called = sender.first("called", written)
     committed = sender.first("committed", called)
     found, pushed = receiver.delivery(called)
-    # Who looks anyway may find a row before its sender has come back from writing it, and without a wake.
+    # A recipient that reads its mailbox anyway can find a row before the sender's write returns, and without a wake.
     committed = min(committed, found)
     woken = receiver.last("woken", found) or 0
     woken = woken if woken > called else committed

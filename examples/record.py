@@ -1,7 +1,8 @@
 """Draw the terminal pictures of the README: python examples/record.py
 
-Runs `agentbus demo` and `agentbus watch` in a real pseudo-terminal, on a bus of their own, reads what a terminal would
-show, and draws it: examples/demo.svg and examples/watch.svg. What is in the pictures has happened, times included.
+It runs `agentbus demo` and `agentbus watch` in a real pseudo-terminal, on a separate bus. It reads what a terminal
+would show and draws it as examples/demo.svg and examples/watch.svg. Everything in the pictures really happened, times
+included.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rich.text import Text
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60.0
-# rich's own picture loads a font from the network; a picture in a repository should not.
+# rich's pictures load a font from the network. A picture in a repository should not do that.
 FONT = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
@@ -49,7 +50,7 @@ class Terminal:
         os.close(theirs)
 
     def read(self, seconds: float) -> bool:
-        """Draw what arrives within `seconds`; False once nothing more can come."""
+        """Draw the output that arrives within `seconds`. Returns False once no more output can come."""
         give_up_at = time.monotonic() + seconds
         while (left_s := give_up_at - time.monotonic()) > 0:
             if not select.select([self._ours], [], [], left_s)[0]:
@@ -78,7 +79,7 @@ class Terminal:
         os.close(self._ours)
 
     def draw(self, title: str, typed: str, path: Path) -> None:
-        """Write the picture of what the screen shows, below the command that was typed."""
+        """Write a picture: the command that was typed, and below it what the screen shows."""
         rows = [_text(row, self.columns) for row in self.screen.history.top]
         rows += [_text(self.screen.buffer[number], self.columns) for number in range(self.screen.lines)]
         while rows and not rows[-1].plain.strip():
@@ -112,7 +113,7 @@ def _text(row: Any, columns: int) -> Text:
 
 
 class Session:
-    """An agent's session: the server, and as much of a client as it takes to call its tools."""
+    """An agent's session: the server, and a minimal client that calls its tools."""
 
     def __init__(self, name: str, env: dict[str, str], cwd: Path) -> None:
         self._process = subprocess.Popen(
@@ -125,7 +126,7 @@ class Session:
         )
         self._next_id = 0
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        # Read all the time: an event that nobody reads is not delivered.
+        # Reads all the time, because an event that nobody reads is not delivered.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         client = {"name": "record.py", "version": "1"}

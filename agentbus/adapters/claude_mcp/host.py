@@ -1,8 +1,8 @@
 """How to tell that Claude Code is the agent process, and which delivery its session has.
 
-Claude Code drops channel events without a word in a session that was not started with the channel flag, so its
-arguments decide whether anything is pushed. Reads processes, and asks the inbox whether it answers. Implements [VOID-1]
-to [VOID-3].
+In a session that was not started with the channel flag, Claude Code silently drops channel events. So its arguments
+decide whether anything is pushed. Reads processes, and checks whether the inbox answers. Implements [VOID-1] to
+[VOID-3].
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from agentbus.core.process import Process
 
 __all__ = ["bypasses_permissions", "choose", "judge"]
 
-# What `claude mcp add` and the launch flag call this server. [VOID-1]
+# The name of this server in `claude mcp add` and in the launch flag. [VOID-1]
 SERVER_NAME = "agentbus"
 
 _CHANNEL_FLAGS = ("--channels", "--dangerously-load-development-channels")
 _CLAUDE = re.compile(r"claude(\.exe)?")
 _INTERPRETER = re.compile(r"(node|bun|deno|(ba|da|z|k)?sh|python[\d.]*)(\.exe)?")
-# The script of Claude Code's npm package, where that is run by an interpreter.
+# The script of Claude Code's npm package, if an interpreter runs it.
 _CLAUDE_SCRIPT = re.compile(r"(^|/)claude$|/claude-code/[^/]+\.[cm]?js$")
 
 
@@ -42,7 +42,7 @@ def bypasses_permissions(arguments: Sequence[str]) -> bool:
 
 
 def judge(arguments: Sequence[str]) -> tuple[Mode, str] | None:
-    """How a session of the process with these arguments receives; None when that is not Claude Code."""
+    """How a session of a process with these arguments receives; None if the process is not Claude Code."""
     rest = _claude_arguments(arguments)
     if rest is None:
         return None
@@ -62,14 +62,14 @@ def _claude_arguments(arguments: Sequence[str]) -> list[str] | None:
     if _INTERPRETER.fullmatch(os.path.basename(arguments[0])):
         for number, word in enumerate(arguments[1:], 1):
             if word == "-c":
-                return None  # a command for a shell, which starts it as a process of its own
+                return None  # a shell command: the shell starts it as a separate process
             if not word.startswith("-"):
                 return list(arguments[number + 1 :]) if _CLAUDE_SCRIPT.search(word) else None
     return None
 
 
 def _channels(arguments: Sequence[str]) -> set[str]:
-    """The servers and plugins whose channels are loaded: a flag takes one or more values, to the next option."""
+    """The servers and plugins whose channels are loaded. A flag takes one or more values, up to the next option."""
     found: set[str] = set()
     is_value = False
     for word in arguments:
@@ -93,7 +93,7 @@ def choose(
 ) -> Choice:
     """How a session of the agent process above this one receives. [VOID-1]
 
-    `asked` is AGENTBUS_DELIVERY: auto, or the delivery itself, which then decides. `chain` and `arguments` are those of
+    `asked` is AGENTBUS_DELIVERY: auto, or the name of the delivery to use. `chain` and `arguments` are passed to
     `find_host`.
     """
     host = find_host(lambda words: judge(words) is not None, chain=chain, arguments=arguments)
@@ -105,7 +105,7 @@ def choose(
         return _asked(host.process, asked, f"AGENTBUS_DELIVERY is {asked}")
     if mode is Mode.PULL:
         if bypasses_permissions(host.arguments):
-            # There Claude Code holds what other processes post for the user's approval, and would not hold ours.
+            # In this mode Claude Code holds other processes' posts for the user's approval, but would not hold ours.
             return _pull(host.process, f"{reason}, and asks for no permissions, so that its inbox is not used")
         return _inbox(host.process, reason)
     return _channel(host.process, mode, reason)
@@ -133,7 +133,7 @@ def _pull(host: Process, reason: str) -> Choice:
 
 
 def _inbox(host: Process, reason: str, *, is_asked: bool = False) -> Choice:
-    """The session's inbox, where there is one that answers; else pull. What was asked for is used even if it fails."""
+    """The session's inbox if it answers, otherwise pull. An inbox that the user asked for is used even if it fails."""
     at = address()
     if at is None:
         return _pull(host, f"{reason}, and there is no CLAUDE_CODE_MESSAGING_SOCKET")

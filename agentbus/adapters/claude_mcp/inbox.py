@@ -1,8 +1,8 @@
-"""The inbox delivery: what is pending goes into the socket that Claude Code gives each session, as one text.
+"""The inbox delivery: writes pending messages, as one text, into the socket that Claude Code gives each session.
 
-For sessions that were started without the channel flag. Nothing is acknowledged there, and what is too much is dropped
-without a word, so the rate is kept here, with a margin, over restarts too. Knows Claude Code's inbox, as recorded with
-2.1.331, and nothing of MCP. Implements [INBOX-1] to [INBOX-7].
+For sessions that were started without the channel flag. The inbox acknowledges nothing, and it silently drops posts
+that are too many. So this delivery limits its own rate, with a margin, also over restarts. Knows Claude Code's inbox,
+as recorded with 2.1.331, but not MCP. Implements [INBOX-1] to [INBOX-7].
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from agentbus.core.process import Process, look_up
 
 __all__ = ["Address", "Inbox", "InboxDelivery", "PostBudget", "address", "compose"]
 
-# One post: enough for a burst, and a fraction of what the inbox takes.
+# The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
-# The inbox drops the connection at a longer line: 1,048,576 characters, less what is around the text.
+# The inbox drops the connection if a line is longer: 1,048,576 characters, minus the JSON around the text.
 _MAX_LINE_CHARS = 1_000_000
-# The inbox takes 30 at once and then one per 2 s, of all who post without a name of their own; so less than that.
+# The inbox takes 30 posts at once and then one per 2 s, counted over all senders that post without a name of their own.
+# So this delivery sends fewer.
 _BURST = 20
 _REFILL_S = 2.5
 # A socket takes a post at once, unless the session hangs.
 _PATIENCE_S = 5.0
-# An inbox that fails for so long is said to fail: a session that is just starting, or a moment's stop, is none.
+# An inbox that fails for this long is reported. A session that is just starting, or a short stop, is not a failure.
 _TROUBLE_S = 5.0
-# Where a socket has vanished, so many others beside it are asked whether they are our host's.
+# If the socket has vanished, up to this many others beside it are tried: one of them can belong to our agent process.
 _MAX_SIBLINGS = 64
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -60,13 +61,13 @@ class Address:
 
 
 def address() -> Address | None:
-    """What Claude Code has told us of its inbox; None where it has told nothing."""
+    """Where Claude Code says that its inbox is; None if it says nothing."""
     path, token = other_program("CLAUDE_CODE_MESSAGING_SOCKET"), other_program("CLAUDE_CODE_MESSAGING_TOKEN")
     return Address(Path(path), token) if path and token else None
 
 
 class Inbox:
-    """The inbox of the session whose host is `host`."""
+    """The inbox of the session whose agent process is `host`."""
 
     def __init__(self, at: Address, host: Process) -> None:
         self._at = at
@@ -74,15 +75,15 @@ class Inbox:
         self._path = at.path
 
     def connect(self) -> socket.socket:
-        """A connection to the inbox of our host, and to nobody else's. [INBOX-5]
+        """Connect to the inbox of our agent process, and to no other. [INBOX-5]
 
-        Raises DeliveryFailed, saying why there is none.
+        Raises DeliveryFailed, with the reason.
         """
         try:
             return self._connect(self._path)
         except FileNotFoundError:
             pass
-        # The session has bound another one: it is in the same place, and the same process listens on it.
+        # The session has bound another socket. It is in the same folder, and the same process listens on it.
         for sibling in self._siblings():
             with suppress(DeliveryFailed, FileNotFoundError):
                 found = self._connect(sibling)
@@ -124,7 +125,10 @@ class Inbox:
 
 
 def _check(path: Path) -> None:
-    """Refuse what is no socket of ours in a folder of ours. Raises DeliveryFailed, and FileNotFoundError. [INBOX-5]"""
+    """Refuse a path that is not our own socket in our own folder. [INBOX-5]
+
+    Raises DeliveryFailed, and FileNotFoundError.
+    """
     try:
         facts, folder = os.lstat(path), os.lstat(path.parent)
     except FileNotFoundError:
@@ -140,9 +144,10 @@ def _check(path: Path) -> None:
 
 
 class PostBudget:
-    """How many posts may go out now: `burst` at once, then one in `refill_s`, for all servers of a host, in a file.
+    """How many posts can go out now: `burst` at once, then one per `refill_s` seconds.
 
-    What cannot be read counts as empty: a post too late is late, one too many is lost. [INBOX-4]
+    All servers of one agent process share the count, in a file. If the file cannot be read, no posts are left: a post
+    that goes out too late is only late, but one post too many is lost. [INBOX-4]
     """
 
     def __init__(
@@ -161,7 +166,7 @@ class PostBudget:
         self._clock = clock
 
     def take(self) -> bool:
-        """Whether a post may go out; it counts as gone. Raises DeliveryFailed when the count cannot be kept."""
+        """Whether a post can go out now. If so, it is counted. Raises DeliveryFailed when the count cannot be kept."""
         try:
             prepare_folder(self._folder)
             self._forget_the_dead()
@@ -173,8 +178,9 @@ class PostBudget:
             now = self._clock()
             left = self._left(os.pread(fd, 100, 0), now)
             may = left >= 1
-            # Of one length, so that it is overwritten whole: a crash must not leave an empty count, which means a full
-            # one. Written when it says no, too: by a clock that went back the count goes on from there.
+            # A fixed-width record, so one pwrite replaces all of it: a crash must never leave an empty file, because
+            # empty means a full bucket. Also written if no post can go out: if the clock went back, the count
+            # continues from the new time.
             os.pwrite(fd, f"{left - may:12.6f} {now:20.6f}\n".encode(), 0)
             return may
         except OSError as error:
@@ -189,7 +195,7 @@ class PostBudget:
             left, at = map(float, said.split())
         except ValueError:
             return 1.0 if self._clock() - self._path.stat().st_mtime >= self._refill_s else 0.0
-        # A clock that went back gives nothing, and takes nothing.
+        # If the clock went back, no posts are added and none are taken away.
         return min(self._burst, left + max(0.0, now - at) / self._refill_s)
 
     def _forget_the_dead(self) -> None:
@@ -206,16 +212,16 @@ def _file_name(host: Process) -> str:
 
 
 def compose(batch: Sequence[Envelope], mark: str) -> tuple[str, int]:
-    """One text for the first envelopes of `batch`, and how many they are: up to 64 KiB, at least one. [INBOX-2]
+    """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
 
-    `mark` makes the text unlike any other: the inbox drops one that it has just had.
+    `mark` makes each text different: the inbox drops a text that it has just received.
     """
     elements: list[str] = []
     size = 0
     for envelope in batch:
         shown = element(envelope)
         if len(json.dumps(shown, ensure_ascii=False)) > _MAX_LINE_CHARS:
-            # It would be dropped whole. Pushed as this, it is what check_messages returns whole.
+            # The inbox would drop the whole message. This note is pushed instead; check_messages returns all of it.
             note = f"a message of {len(envelope.text):,} characters, too long for here: call check_messages to read it"
             shown = element(replace(envelope, text=note))
         size += len(shown.encode()) + 1
@@ -232,7 +238,7 @@ def compose(batch: Sequence[Envelope], mark: str) -> tuple[str, int]:
 
 
 class _Posted:
-    """The receipt of a post: taken when the session has read all of it, where the system can tell. [INBOX-3]"""
+    """The receipt of a post. It is taken when the session has read all of it, if the system can tell. [INBOX-3]"""
 
     def __init__(self, connection: socket.socket, count: int) -> None:
         self.count = count
@@ -252,9 +258,10 @@ class _Posted:
 
 
 class InboxDelivery:
-    """Posts what is pending into the session's inbox. `report` is told when that fails for long, and when it is over.
+    """Posts pending messages into the session's inbox.
 
-    `report` takes the reason, empty when all is well again. [INBOX-6]
+    Calls `report` with the reason when posting has failed for long, and with an empty reason when it works again.
+    [INBOX-6]
     """
 
     carrier = "inbox"
@@ -275,7 +282,10 @@ class InboxDelivery:
         await self._gate.wait()
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
-        """Post the first of `batch` as one text. Raises DeliveryFailed when nothing was posted, or may not be yet."""
+        """Post the first envelopes of `batch` as one text.
+
+        Raises DeliveryFailed when nothing was posted, or when no post is allowed yet.
+        """
         try:
             connection = self._inbox.connect()
         except DeliveryFailed as error:
@@ -307,7 +317,7 @@ class InboxDelivery:
                         await anyio.wait_writable(connection)
             connection.shutdown(socket.SHUT_WR)
         except (OSError, TimeoutError) as error:
-            # Of a post that is cut off the session takes nothing: its line has no end.
+            # The session takes nothing from a post that is cut off, because its line has no end.
             reason = f"the inbox takes nothing ({getattr(error, 'strerror', None) or 'no room within 5 s'})"
             await self._fails(reason)
             raise DeliveryFailed(reason) from error

@@ -1,7 +1,7 @@
-"""How the module stands with Claude Code: read from Claude's own files, changed through `claude mcp` alone.
+"""The adapter's registration with Claude Code: read from Claude's own files, changed only through `claude mcp`.
 
-Knows the command line and the files of Claude Code, as recorded with 2.1.331, and nothing of the bus. Implements
-[REG-1] to [REG-5].
+Knows the command line and the files of Claude Code, as recorded with 2.1.331, but not the bus. Implements [REG-1] to
+[REG-5].
 """
 
 from __future__ import annotations
@@ -35,19 +35,22 @@ from agentbus.core.model import Peer
 
 __all__ = ["ClaudeRegistration", "registration"]
 
-# `claude mcp` takes 0.3 to 0.6 s; one that has not answered by then will not.
+# `claude mcp` takes 0.3 to 0.6 s. If it has not answered after this time, it never will.
 _PATIENCE_S = 15.0
 # The first Claude Code that has channels.
 _LEAST_VERSION = (2, 1, 80)
 
 
 def registration(manifest: Manifest) -> Registration:
-    """The registration of the module that `manifest` describes."""
+    """The registration of the adapter that `manifest` describes."""
     return ClaudeRegistration(manifest)
 
 
 class ClaudeRegistration:
-    """See Registration. `cwd` is the folder whose entries stand above the user's; `patience_s` is for one `claude`."""
+    """See Registration.
+
+    Entries for the folder `cwd` take precedence over the user's. `patience_s` is the time limit for one `claude`.
+    """
 
     def __init__(
         self,
@@ -64,10 +67,10 @@ class ClaudeRegistration:
         self._name = manifest.server_name
         self._file = Path(other_program("CLAUDE_CONFIG_DIR") or "~").expanduser() / ".claude.json"
 
-    # -- how it stands -------------------------------------------------------------------------------------
+    # -- its state -----------------------------------------------------------------------------------------
 
     def registered(self) -> Registered:
-        """How the module stands, by Claude's own files. Never raises. [REG-3]"""
+        """The state of the registration, according to Claude's own files. Never raises. [REG-3]"""
         try:
             state = self._state()
             entry = servers(state).get(self._name)
@@ -102,7 +105,7 @@ class ClaudeRegistration:
         return read_object(self._file)
 
     def _projects(self, state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What Claude keeps for the folder we are in: under the folder, or the root of its git repository."""
+        """What Claude keeps for our folder: under its path, or under that of the root of its git repository."""
         projects = state.get("projects")
         if not isinstance(projects, dict):
             return
@@ -112,7 +115,7 @@ class ClaudeRegistration:
                 yield str(folder), project
 
     def _shadow(self, state: dict[str, Any]) -> Registered | None:
-        """The entry that stands above the user's in this folder, unless it runs this very agentbus."""
+        """The entry that takes precedence over the user's in this folder, unless it runs this same agentbus."""
         approved: set[str] = set()
         for folder, project in self._projects(state):
             if self._name in strings(project.get("disabledMcpServers")):
@@ -144,13 +147,13 @@ class ClaudeRegistration:
     # -- changing it ---------------------------------------------------------------------------------------
 
     def enable(self) -> list[str]:
-        """Register the module for all projects of the user. See Registration. [REG-1], [REG-2]"""
+        """Register the adapter for all projects of the user. See Registration. [REG-1], [REG-2]"""
         wanted = self._wanted()
         entry, old = self._entry(wanted), self._user_entry()
         if old is not None and is_same(command_of(old), wanted):
             return [f"{self._name} is registered with Claude Code already, nothing was changed", *self._shadow_notes()]
         if old is not None:
-            entry["env"] = old.get("env", {})  # what the user has set there is the user's
+            entry["env"] = old.get("env", {})  # keep what the user has set there
             self._mcp("remove", "-s", "user", self._name)
         try:
             self._add(entry)
@@ -177,7 +180,7 @@ class ClaudeRegistration:
         return [f"removed {self._name} from Claude Code; sessions that run keep it until they end"]
 
     def by_hand(self) -> list[str]:
-        """What to type where `claude` is, and what to paste for another MCP client. [REG-4]"""
+        """The command to type if `claude` is there, and the text to paste for another MCP client. [REG-4]"""
         entry = self._entry(self._wanted())
         typed = shlex.join(["claude", "mcp", "add-json", "-s", "user", self._name, json.dumps(entry)])
         return ["To register it with Claude Code by hand:", f"  {typed}", *paste(self._name, self._wanted())]
@@ -212,7 +215,7 @@ class ClaudeRegistration:
             )
         return output
 
-    # -- what doctor says ----------------------------------------------------------------------------------
+    # -- what doctor reports -------------------------------------------------------------------------------
 
     def findings(self) -> list[Finding]:
         """See Registration. [DOCTOR-4]"""
@@ -249,7 +252,7 @@ class ClaudeRegistration:
         return Finding("client", Level.OK, f"{where} is version {numbers[0]} (channels need {least})")
 
     def delivery(self, peer: Peer) -> Finding:
-        """See Registration. A session without the channel and an inbox was not meant to be so. [VOID-1]"""
+        """See Registration. A session with neither the channel nor an inbox is not what the user wants. [VOID-1]"""
         seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
         if peer.delivery != PULL:
             is_sure = not peer.delivery.endswith("?")
@@ -266,7 +269,7 @@ class ClaudeRegistration:
         return Finding("delivery", Level.WRONG, seen, remedy)
 
     def gate(self, peer: Peer, *, delivered: int, read: int) -> Finding | None:
-        """See Registration. Whether an account has channels only `claude` knows."""
+        """See Registration. Only `claude` knows whether an account has channels."""
         if peer.delivery != "channel":
             return None
         seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
@@ -277,11 +280,11 @@ class ClaudeRegistration:
 
 
 def _git_roots(folder: Path) -> Iterator[Path]:
-    """The root of the repository that `folder` is in; for a linked work tree, that of the main one too."""
+    """The root of the repository that `folder` is in. For a linked work tree, also the root of the main work tree."""
     for one in (folder, *folder.parents):
         dot_git = one / ".git"
         if dot_git.is_file():
-            # gitrepository-layout(5): a file that says where the repository is.
+            # gitrepository-layout(5): this file says where the repository is.
             try:
                 _, _, named = dot_git.read_text(encoding="utf-8").partition("gitdir: ")
             except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`agentbus serve claude-mcp`: what Claude Code has to be told, and how its sessions receive. Implements [MCP-2]."""
+"""`agentbus serve claude-mcp`: what the server tells Claude Code, and how its sessions receive. Implements [MCP-2]."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from agentbus.core.config import Settings
 __all__ = ["PROFILE", "serve"]
 
 PROFILE = Profile(
-    # What Claude Code looks for before it takes channel events from a server.
+    # Claude Code looks for this before it takes channel events from a server.
     experimental=channel.CAPABILITY,
-    # Shown to the model at once; deferred tools are only names until it searches for them.
+    # The model sees the tools at once. Of deferred tools it sees only the names, until it searches for them.
     tool_meta={"anthropic/alwaysLoad": True},
-    # A tool call is moved to the background after 120 s (Claude Code's documentation).
+    # Claude Code moves a tool call to the background after 120 s (its documentation).
     max_wait_s=100,
 )
 
 
 def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:
-    """Be a peer for Claude Code until it goes. Raises what `server.serve` raises."""
+    """Be a peer for Claude Code until it is gone. Raises the same errors as `server.serve`."""
     server.serve(manifest, settings, open_bus, profile=PROFILE, choose=choose)

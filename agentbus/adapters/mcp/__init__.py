@@ -1,1 +1,1 @@
-"""What adapters for MCP clients share: the MCP server over stdio. No adapter itself; knows no client by name."""
+"""The MCP server over stdio that the adapters for MCP clients share. Not an adapter itself; knows no client by name."""

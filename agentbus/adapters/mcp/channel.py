@@ -18,17 +18,18 @@ from agentbus.core.ports import Receipt
 
 __all__ = ["CAPABILITY", "METHOD", "ChannelDelivery", "channel_event", "make"]
 
-# The names of the protocol: what a client looks for before it takes events from a server, and what it takes then.
+# The names in the protocol. A client looks for the capability before it takes events from a server; then it takes
+# notifications with this method.
 CAPABILITY: dict[str, dict[str, str]] = {"claude/channel": {}}
 METHOD = "notifications/claude/channel"
 # Only the text needs to be encoded, see `attributes`. One encoder for all messages costs a third of `json.dumps`, which
-# makes a new one each time for anything but its defaults.
+# makes a new encoder on each call, unless it is called with its defaults.
 _EVENT = f'{{"jsonrpc": "2.0", "method": "{METHOD}", "params": {{"content": '
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def channel_event(envelope: Envelope) -> bytes:
-    """The line, newline and all, that pushes `envelope` into the session. [CHAN-2]"""
+    """The line, with its newline, that pushes `envelope` into the session. [CHAN-2]"""
     meta = "".join(f', "{key}": "{value}"' for key, value in attributes(envelope).items())[2:]
     return f'{_EVENT}{_encode(defused(envelope.text))}, "meta": {{{meta}}}}}}}\n'.encode()
 
@@ -66,5 +67,5 @@ class ChannelDelivery:
 
 
 def make(link: Link) -> ChannelDelivery:
-    """The channel delivery of the session that `link` leads to."""
+    """The channel delivery for the session of `link`."""
     return ChannelDelivery(link.wire, link.gate)

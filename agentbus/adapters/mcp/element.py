@@ -1,4 +1,4 @@
-"""The element that a model is given for a message, whichever way the message comes.
+"""The element that the model gets for a message. It is the same for channel, inbox and check_messages.
 
 Pure. Implements [CHAN-2], [INBOX-7], [TRUST-2].
 """
@@ -11,7 +11,7 @@ from agentbus.core.model import Envelope, timestamp
 
 __all__ = ["attributes", "defused", "element"]
 
-# An opening or closing channel tag, however it is spaced or cased.
+# An opening or closing channel tag, with any spaces and in upper or lower case.
 _TAG = re.compile(r"<(?=\s*/?\s*channel)", re.IGNORECASE)
 
 
@@ -22,7 +22,7 @@ def defused(text: str) -> str:
 
 def attributes(envelope: Envelope) -> dict[str, str]:
     """What the element says about a message besides its text. No value needs escaping. [CHAN-2]"""
-    # Names are of a-z 0-9 _ -, the rest are numbers and a timestamp.
+    # Names consist of a-z 0-9 _ -; the other values are numbers and a timestamp.
     found = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
@@ -30,6 +30,6 @@ def attributes(envelope: Envelope) -> dict[str, str]:
 
 
 def element(envelope: Envelope) -> str:
-    """`envelope` as the element that a client makes of its event. [READ-1]"""
+    """`envelope` as the element that a client makes from its event. [READ-1]"""
     words = "".join(f' {key}="{value}"' for key, value in attributes(envelope).items())
     return f'<channel source="agentbus"{words}>{defused(envelope.text)}</channel>'

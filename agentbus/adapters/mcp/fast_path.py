@@ -1,10 +1,12 @@
-"""The fast path: answers what cannot wait for the MCP SDK, and leaves the rest to it.
+"""The fast path: answers the requests that cannot wait for the MCP SDK, and leaves the rest to the SDK.
 
-That is the handshake, while the SDK is still being imported: a client that waits 2 s for its servers has its answers
-within 0.2 s, and mail is pushed meanwhile. And it is a message to be sent: through the SDK a call costs 190 us before
-it has done anything, and 0.4 ms and more when caches are cold, where all the rest of a delivery takes 0.6. Knows lines
-and tools.py; knows neither the SDK nor the transport. What it answers it answers as the SDK would (a test compares
-them); everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
+It answers two kinds of requests. The first is the handshake, while the SDK is still being imported: a client that waits
+2 s for its servers has its answers within 0.2 s, and mail is pushed meanwhile. The second is a message to send: through
+the SDK, a call costs 190 us before it has done anything, and 0.4 ms or more when caches are cold, while all the rest of
+a delivery takes 0.6 ms.
+
+Knows lines and tools.py, but neither the SDK nor the transport. It gives the same answers as the SDK would (a test
+compares them). Everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
 """
 
 from __future__ import annotations
@@ -20,33 +22,33 @@ from agentbus.core.errors import Busy
 
 __all__ = ["FastPath"]
 
-# How long a call waits here for a busy database before it is left to the SDK, to wait there. A send takes 0.1 ms; but
-# while the SDK is being imported, waiting for it takes longer than whoever holds the database, on a machine on which
-# all sessions start at once and a writer loses its core.
+# How long a call waits here for a busy database. After that it is left to the SDK, to wait there. A send takes 0.1 ms.
+# While the SDK is being imported, a call waits longer here: the import takes longer than the process that holds the
+# database, on a machine where all sessions start at once and a writer loses its core.
 _BUSY_S = 0.001
 _EARLY_BUSY_S = 0.25
 
 
 class FastPath:
-    """Answers `initialize`, `ping` and `tools/list`, and records the handshake for whoever takes over."""
+    """Answers `initialize`, `ping` and `tools/list`, and records the handshake for the SDK, which takes over."""
 
     def __init__(self, context: tools.ToolContext, gate: ReadyGate) -> None:
         self._context = context
         self._gate = gate
         self._handshake: list[bytes] = []
         self.initialize_id: int | str | None = None
-        # Tool calls that the SDK has and has not answered: no later one may be done before them. [DESK-4]
+        # Tool calls that the SDK has but has not answered yet: no later call must be done before them. [DESK-4]
         self._ahead: set[int | str] = set()
         self._busy_since = 0.0
         self._has_sdk = False
 
     def take(self, line: bytes) -> bytes | None:
-        """The answer to `line`, newline and all; empty when there is nothing to say; None leaves it to the SDK.
+        """The answer to `line`, with its newline; empty if there is nothing to answer; None leaves `line` to the SDK.
 
-        Raises Busy where it is to be asked again in the next turn of the event loop.
+        Raises Busy if the caller has to call it again in the next turn of the event loop.
         """
         refused = jsonrpc.refusal(line)
-        # Once the SDK has taken over only tools are run here. Looked for as bytes first: of the rest, nothing is parsed
+        # Once the SDK has taken over, only tools are run here. Search the bytes first, so that no other line is parsed
         # twice.
         if refused is not None or (self._has_sdk and b"tools/call" not in line):
             return refused
@@ -63,14 +65,14 @@ class FastPath:
 
     def _call(self, params: dict[str, Any], request_id: int | str) -> dict[str, Any] | None:
         name, arguments = params.get("name"), params.get("arguments")
-        # Anything more than these, a task say, is the SDK's to understand, and so is what is wrongly put.
+        # The SDK handles calls with more than these fields (a task, for example), and calls in a wrong form.
         is_plain = params.keys() <= {"name", "arguments", "_meta"} and isinstance(params.get("_meta", {}), dict)
         is_plain = is_plain and isinstance(name, str) and isinstance(arguments, dict | None)
         if is_plain and self.initialize_id is not None and not self._ahead:
             done = self._run(name, arguments)
             if done is not None:
                 return {"content": [{"type": "text", "text": done.text}], "isError": done.is_error}
-        if name != "check_messages":  # which may wait for long, and changes nothing for others
+        if name != "check_messages":  # it can wait for long, and changes nothing for others
             self._ahead.add(request_id)
         return None
 
@@ -83,7 +85,7 @@ class FastPath:
             if now - self._busy_since < (_BUSY_S if self._has_sdk else _EARLY_BUSY_S):
                 raise
             done = None
-        except Exception as error:  # noqa: BLE001 - a fault of ours: one call fails by it, and whoever watches is told
+        except Exception as error:  # noqa: BLE001 - our own fault: only this call fails, and stderr says so
             fault = f"internal error, {type(error).__name__}: {error}"
             print(f"agentbus: {name}: {fault}", file=sys.stderr, flush=True)
             done = tools.ToolResult(fault, is_error=True)
@@ -108,7 +110,7 @@ class FastPath:
             self._handshake.append(line)
             return tools.welcome(self._context, params["protocolVersion"])
         if method == "tools/list" and not is_new and "cursor" not in params:
-            # The events that this lets pass go the same way as the answer, behind it. [CHAN-1]
+            # The events that the gate then lets pass use the same stream as this answer, and come after it. [CHAN-1]
             self._gate.listed()
             return tools.listing(self._context.profile)
         return None
@@ -121,9 +123,9 @@ class FastPath:
         return b""
 
     def hand_over(self) -> list[bytes]:
-        """Leave the rest to the SDK; the lines of the handshake, which bring it to where the client believes it is.
+        """Leave the rest to the SDK. Returns the lines of the handshake. [DESK-2]
 
-        [DESK-2]
+        They bring the SDK to the state in which the client believes it is.
         """
         self._has_sdk = True
         return self._handshake
@@ -134,7 +136,7 @@ def _answer(request_id: int | str, result: dict[str, Any]) -> bytes:
 
 
 def _is_complete(params: dict[str, Any]) -> bool:
-    """Whether the SDK would take these for an initialization; what it refuses is its to answer."""
+    """Whether the SDK would take these as an initialization. If it would refuse them, it has to answer itself."""
     client = params.get("clientInfo")
     return (
         isinstance(params.get("protocolVersion"), str)

@@ -6,10 +6,10 @@ import anyio
 
 __all__ = ["ReadyGate"]
 
-# Between `initialized` + `tools/list` and the moment when a client has registered its handler for events, 55 ms were
-# measured. That moment cannot be observed from here, and an event that comes too early is dropped without a word.
+# After `initialized` and `tools/list`, it took a client 55 ms (measured) to register its handler for events. agentbus
+# cannot observe that moment, and the client silently drops an event that comes too early.
 SETTLE_S = 0.25
-# A client that has not listed tools by now never will: it has no use for tools, maybe for events.
+# A client that has not listed tools after this time never will: it does not use tools, but maybe events.
 UNLISTED_S = 2.0
 
 

@@ -1,6 +1,6 @@
-"""Which process above this one is the agent's, and what an adapter has chosen for its session.
+"""Finds the agent process above this one, and describes what an adapter has chosen for its session.
 
-Reads processes, nothing else. Knows no client: an adapter says what its client looks like. Implements [VOID-1].
+Only reads processes. Knows no client: an adapter says what its client looks like. Implements [VOID-1].
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Mode(Enum):
     """How surely the model of a session gets its messages without asking. [VOID-1]"""
 
     PUSHED = "pushed"
-    UNSURE = "unsure"  # pushed, and offered by check_messages too: nobody knows what the client does with an event
+    UNSURE = "unsure"  # pushed, and also offered by check_messages: it is unknown what the client does with an event
     PULL = "pull"  # kept until check_messages asks
     HEALTH_CHECK = "none"  # not a session at all
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The agent process. `arguments` are empty where they cannot be read; `is_client`: the adapter knows it."""
+    """The agent process. `arguments` is empty if they cannot be read. `is_client`: it is the adapter's client."""
 
     process: Process
     arguments: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Host:
 
     @property
     def unknown(self) -> str:
-        """Why nobody can tell what this host does with an event, in a few words."""
+        """Why agentbus does not know what this agent process does with an event, in a few words."""
         if not self.is_known:
             return "the host cannot be told"
         if not self.arguments:
@@ -58,9 +58,9 @@ def find_host(
     chain: Sequence[Process] | None = None,
     arguments: Callable[[Process], Sequence[str]] = process.arguments,
 ) -> Host:
-    """The nearest process above this one that is the adapter's client, or is no mere wrapper.
+    """The nearest process above this one that is the adapter's client, or is not just a wrapper.
 
-    `chain` is the processes above, nearest first; `arguments` reads those of one, empty where it cannot.
+    `chain` holds the processes above, nearest first. `arguments` reads the arguments of a process; empty if it cannot.
     """
     above = list(process.ancestors() if chain is None else chain)
     for one in above:
@@ -76,17 +76,17 @@ class Wire(Protocol):
     """The stream to the client. Positions count bytes since it was opened."""
 
     async def write(self, data: bytes) -> int:
-        """Write all of `data`; the position after it. Raises DeliveryClosed."""
+        """Write all of `data`. Returns the position after it. Raises DeliveryClosed."""
 
     def read_by_client(self) -> int:
-        """The position up to which the client has surely read; what was written, where nobody can tell."""
+        """The position up to which the client has surely read. If the system cannot tell: up to which was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a delivery may be made of: the stream to the client, its gate, the home of the bus.
+    """What a delivery can be made from: the stream to the client, its gate, the home of the bus.
 
-    `report` is told when a delivery cannot push for long, with the reason, and with "" when it can again.
+    A delivery calls `report` with the reason when it has been unable to push for long, and with "" when it can again.
     """
 
     wire: Wire
@@ -97,9 +97,9 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How a session receives, as its adapter has decided, and why, in a few words.
+    """The adapter's decision how a session receives, and the reason in a few words.
 
-    `delivery` is what `peers` shows. `make` makes the delivery; None: nothing is pushed.
+    `peers` shows `delivery`. `make` makes the delivery; if it is None, nothing is pushed.
     """
 
     host: Process

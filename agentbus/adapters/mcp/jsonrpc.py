@@ -1,7 +1,7 @@
-"""What must be answered before the MCP SDK sees it, so that the connection stays one that can carry channels.
+"""Answers some requests before the MCP SDK sees them, so that the connection can still carry channels.
 
-A first request of protocol revision 2026-07-28 would lock the SDK's server to that revision, and clients do not
-take channel events from such a server. Pure: a line in, an answer or nothing out. Implements [MCP-1] to [MCP-3].
+If the first request is of protocol revision 2026-07-28, it locks the SDK's server to that revision. Clients do not take
+channel events from such a server. Pure: a line in, an answer or nothing out. Implements [MCP-1] to [MCP-3].
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DISCOVER = "server/discover"
 
 
 def error_line(request_id: object, code: int, message: str, data: dict[str, Any] | None = None) -> bytes:
-    """A JSON-RPC error response, newline and all. ASCII, so that no text can break it."""
+    """A JSON-RPC error response, with its newline. ASCII, so that no text can break it."""
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         error["data"] = data
@@ -32,25 +32,25 @@ def error_line(request_id: object, code: int, message: str, data: dict[str, Any]
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in `line`; None when there is none, or when no text can hold what is in it."""
+    """The JSON object in `line`; None if there is none, or if its content cannot be encoded as text."""
     try:
         message = json.loads(line)
         if b"\\u" in line:
-            json.dumps(message, ensure_ascii=False).encode()  # a lone surrogate is no text, and the SDK takes none
+            json.dumps(message, ensure_ascii=False).encode()  # a lone surrogate is not text: the SDK refuses it
     except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
 
 
 def is_id(value: object) -> bool:
-    """Whether JSON-RPC takes `value` for the id of a request."""
+    """Whether JSON-RPC accepts `value` as the id of a request."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def refusal(line: bytes) -> bytes | None:
     """The answer to a request that the SDK must not see; None for every other line. [MCP-1]"""
-    # Looked for as bytes first: parsing every line twice would cost each tool call 10 us. A line that spells the words
-    # with escapes gets past this, and is met by `refuse` when it has been parsed.
+    # Search the bytes first: parsing every line twice would cost each tool call 10 us. A line that spells the words
+    # with escapes passes this check; `refuse` checks it again when it has been parsed.
     if b"server" not in line and b"protocolVersion" not in line:
         return None
     message = parse(line)
@@ -60,7 +60,7 @@ def refusal(line: bytes) -> bytes | None:
 
 
 def refuse(request_id: object, method: str, params: object) -> bytes | None:
-    """The same for a request in its parts."""
+    """The same for a request that has been parsed."""
     if method == _DISCOVER:
         return error_line(request_id, METHOD_NOT_FOUND, "Method not found")
     meta = params.get("_meta") if isinstance(params, dict) else None
@@ -71,7 +71,10 @@ def refuse(request_id: object, method: str, params: object) -> bytes | None:
 
 
 def salvage(line: bytes, problem: str) -> bytes:
-    """The answer to a line that is no JSON-RPC message: under its id if it has one, so that nobody waits. [MCP-3]"""
+    """The answer to a line that is not a JSON-RPC message. [MCP-3]
+
+    The answer has the line's id, if there is one, so that nobody waits.
+    """
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

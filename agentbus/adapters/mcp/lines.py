@@ -1,4 +1,4 @@
-"""Bytes in, whole lines out, in time linear in the bytes and in memory bounded by one line. Pure.
+"""Bytes in, whole lines out. The time is linear in the bytes, and the memory is bounded by one line. Pure.
 
 Implements [MCP-3].
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["MAX_LINE_BYTES", "LineBuffer"]
 
-# Room for the largest message (1 MiB) with every byte escaped as \u00XX, and some; a longer line is refused.
+# Room for the largest message (1 MiB) with every byte escaped as \u00XX, and a little more. A longer line is refused.
 MAX_LINE_BYTES = 8 * 1_048_576
 
 
@@ -19,7 +19,7 @@ class LineBuffer:
         self._size = 0
 
     def feed(self, data: bytes) -> list[bytes | None]:
-        """The lines that `data` completes, without their newline; None for one that is over MAX_LINE_BYTES."""
+        """The lines that `data` completes, without their newline; None for a line of more than MAX_LINE_BYTES."""
         *whole, rest = data.split(b"\n")
         found = []
         for piece in whole:

@@ -1,6 +1,6 @@
-"""A guard against two models that answer each other for ever: so many messages to one peer, and then a pause.
+"""A guard against two models that answer each other forever: a limited number of messages to one peer, then a pause.
 
-For a session's tools alone; scripts say what they mean to say. Knows no bus. Implements [BURST-1].
+Only for the tools of a session; scripts send what they are meant to send. Does not know the bus. Implements [BURST-1].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agentbus.core.errors import TryAgain
 
 __all__ = ["RateLimit"]
 
-# People and models that work seldom send more than one message in ten seconds; a loop sends hundreds.
+# At work, people and models rarely send more than one message in ten seconds; a loop sends hundreds.
 WINDOW_S = 10.0
 
 
@@ -29,9 +29,9 @@ class RateLimit:
 
     @contextmanager
     def one(self, name: str) -> Iterator[None]:
-        """Count what the block sends to `name`, unless it raises.
+        """Count the message that the block sends to `name`, unless the block raises.
 
-        Raises TryAgain, before the block, when that is one too many; nothing was sent then.
+        Raises TryAgain, before the block, if that message is one too many. Then nothing was sent.
         """
         if not self._limit:
             yield
@@ -45,7 +45,7 @@ class RateLimit:
             raise TryAgain(
                 f'too many messages to "{name}" just now', hint=f"put what remains into one message or wait {wait_s}s"
             )
-        # Counted before it is sent: calls that come at once are counted all the same.
+        # Count it before it is sent, so that calls that come at the same time are counted too.
         sent.append(now)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What the registrations of MCP clients share: JSON files with `mcpServers`, commands, programs that are run.
+"""What the registrations of MCP clients share: reading `mcpServers` from JSON, comparing commands, running programs.
 
 Knows no client. Implements [REG-1], [REG-4], [REG-5].
 """
@@ -36,18 +36,18 @@ __all__ = [
     "strings",
 ]
 
-# A command of ours answers `--version` in 0.05 s.
+# An agentbus command answers `--version` in 0.05 s.
 _OWN_PATIENCE_S = 10.0
 
 
 class ByHand:
-    """The registration of an adapter whose client nobody knows: it says what to paste. See Registration."""
+    """The registration of an adapter whose client is not known: it says what to paste. See Registration."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
 
     def registered(self) -> Registered:
-        """It cannot be told how this stands."""
+        """Always unknown: agentbus cannot see the state of this registration."""
         remedy = f"agentbus enable {self._manifest.id} prints what to paste into its configuration"
         return Registered(Standing.UNKNOWN, "agentbus does not see which clients start it", remedy)
 
@@ -64,18 +64,18 @@ class ByHand:
         return paste(self._manifest.server_name, [*own_command(), *self._manifest.serve])
 
     def launch(self, name: str | None, *, flags: bool = True) -> str:  # noqa: ARG002 - the port's
-        """Raises InvalidRequest: nobody knows how the client is started."""
+        """Raises InvalidRequest: agentbus does not know how the client is started."""
         raise InvalidRequest(
             f"agentbus does not know how the client of {self._manifest.id} is started",
             hint=f"start it as you are used to, with AGENTBUS_NAME={normalise_name(name or 'NAME')} in its environment",
         )
 
     def findings(self) -> list[Finding]:
-        """Nothing is right or wrong about what nobody can see."""
+        """Empty: agentbus cannot see the registration, so it cannot judge it."""
         return []
 
     def delivery(self, peer: Peer) -> Finding:
-        """Pull is how such a client receives, and nothing to mend."""
+        """Such a client receives by pull. That is normal: there is nothing to mend."""
         seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
         if peer.delivery != PULL:
             return Finding("delivery", Level.OK, seen)
@@ -87,11 +87,11 @@ class ByHand:
 
 
 class Unreadable(Exception):
-    """A client's file is there and cannot be made sense of."""
+    """A client's file is there, but agentbus cannot understand it."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file. Raises Unreadable."""
+    """The JSON object in a file; empty if there is no file. Raises Unreadable."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -104,7 +104,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def servers(of: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The entries under `mcpServers`, by name; what is no entry is left out."""
+    """The entries under `mcpServers`, by name. Values that are not entries are left out."""
     found = of.get("mcpServers")
     if not isinstance(found, dict):
         return {}
@@ -112,23 +112,26 @@ def servers(of: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def strings(value: object) -> set[str]:
-    """The strings in a list; nothing where it is none."""
+    """The strings in a list; an empty set if `value` is not a list."""
     return {one for one in value if isinstance(one, str)} if isinstance(value, list) else set()
 
 
 def command_of(entry: dict[str, Any]) -> list[str]:
-    """The command line of an entry; its URL, where it has no command."""
+    """The command line of an entry; its URL if it has no command."""
     arguments = entry.get("args")
     words = [entry.get("command") or entry.get("url") or "", *(arguments if isinstance(arguments, list) else [])]
     return [str(word) for word in words]
 
 
 def is_same(command: list[str], wanted: list[str]) -> bool:
-    """Whether both run one program with the same arguments: a name on PATH, or a link to it, is as good as its path."""
+    """Whether both run the same program with the same arguments.
+
+    A name on PATH, or a link to the program, counts as its path.
+    """
     if command == wanted:
         return True
     found = shutil.which(command[0])
-    # Not where an interpreter runs us: that of a virtual environment is a link to one that knows nothing of us.
+    # Not if an interpreter runs agentbus: a virtual environment's interpreter is a link to one that does not have it.
     is_script = len(command) == len(wanted) and command[1:] == wanted[1:] and "-m" not in command
     return is_script and found is not None and os.path.realpath(found) == os.path.realpath(wanted[0])
 
@@ -148,13 +151,13 @@ def launch_line(words: Sequence[str], name: str | None) -> str:
 
 
 def run_program(command: Sequence[str], patience_s: float) -> tuple[int, str]:
-    """Run a program to its end; its exit code and what it printed. Raises BrokenSetup. [REG-5]"""
+    """Run a program to its end. Returns its exit code and its output. Raises BrokenSetup. [REG-5]"""
     program = shutil.which(command[0])
     if program is None:
         raise BrokenSetup(
             f"{command[0]} is not on PATH, nothing was changed", hint=f"where it is, run {shlex.join(command)}"
         )
-    # A session of its own, so that what it starts ends with it and cannot hold our pipe open.
+    # It gets its own session, so that processes that it starts end with it and cannot hold our pipe open.
     with subprocess.Popen(
         [program, *command[1:]],
         stdin=subprocess.DEVNULL,
@@ -176,7 +179,7 @@ def run_program(command: Sequence[str], patience_s: float) -> tuple[int, str]:
 
 
 def check_command(client: str, command: Sequence[str], serve_words: int, mend: str) -> Finding:
-    """Whether the registered command runs, and is this agentbus. Its last `serve_words` words make it serve.
+    """Whether the registered command runs, and is this agentbus. The last `serve_words` words make it serve.
 
     [DOCTOR-4]
     """

@@ -1,8 +1,8 @@
 """The MCP side of a session: the SDK's low-level server over our own transport.
 
-The only module of the shipped package, with cli/demo.py, that imports the SDK, which takes a good half second: it is
-imported in a thread when mailbox, name and socket are up already, and takes over from the fast path (fast_path.py).
-Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
+In the shipped package, only this module and cli/demo.py import the SDK. The import takes a little more than half a
+second, so this module is imported in a thread, when mailbox, name and socket are already up. Then it takes over from
+the fast path (fast_path.py). Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = ["serve_mcp"]
 
 
 class _Stream:
-    """What the SDK wants of a stream besides its one method."""
+    """What the SDK expects from a stream, besides the one method that sends or receives."""
 
     async def aclose(self) -> None:
-        """Nothing: the transport is not the SDK's to close."""
+        """Do nothing: the SDK does not close the transport."""
 
     async def __aenter__(self) -> Any:
         return self
@@ -45,7 +45,7 @@ class _Stream:
 
 
 class _Settling:
-    """What is to be done when the result of a request has been written, or never will be. [READ-1]"""
+    """What to do when the result of a request has been written, or when it never will be. [READ-1]"""
 
     def __init__(self, fast_path: FastPath) -> None:
         self._fast_path = fast_path
@@ -55,7 +55,7 @@ class _Settling:
         self._waiting[request_id] = settle
 
     def concerns(self, request_id: object) -> bool:
-        """Whether anything is to be done for this request."""
+        """Whether there is anything to do for this request."""
         return request_id in self._waiting
 
     async def settle(self, request_id: object, *, reached: bool) -> None:
@@ -65,11 +65,11 @@ class _Settling:
             try:
                 await settle(reached)
             except TryAgain as error:
-                # The client has the messages and they are not marked: it will be shown them once more.
+                # The client has the messages, but they are not marked as read: it will get them once more.
                 print(f"agentbus: read messages were not marked: {error}", file=sys.stderr, flush=True)
 
     def metadata(self, request_id: int | str) -> ServerMessageMetadata:
-        """What makes the SDK tell when it settles the request without a response."""
+        """Makes the SDK call back if it ends the request without a response."""
 
         async def unanswered() -> None:
             await self.settle(request_id, reached=False)
@@ -78,7 +78,7 @@ class _Settling:
 
 
 class _Incoming(_Stream):
-    """The lines of the client as messages; what is none is answered here."""
+    """The lines of the client as messages. A line that is not a message is answered here."""
 
     def __init__(self, stdio: Stdio, handshake: list[bytes], listings: set[int | str], settling: _Settling) -> None:
         self._stdio = stdio
@@ -105,7 +105,7 @@ class _Incoming(_Stream):
             try:
                 message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
             except ValidationError as error:
-                # Whatever it was, the SDK will not be busy with it.
+                # The SDK does not get this line, so it will not work on this request.
                 await self._settling.settle((jsonrpc.parse(line) or {}).get("id"), reached=False)
                 await self._answer(jsonrpc.salvage(line, error.errors(include_url=False)[0]["msg"]))
                 continue
@@ -128,7 +128,7 @@ class _Incoming(_Stream):
 
 
 class _Outgoing(_Stream):
-    """Messages of the SDK as lines to the client."""
+    """The SDK's messages as lines to the client."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Outgoing(_Stream):
     async def send(self, item: SessionMessage, /) -> None:
         answered = getattr(item.message, "id", None)
         if answered is not None and answered == self._answered_id:
-            # The client has had the fast path's answer to this. [DESK-2]
+            # The client already has the fast path's answer to this request. [DESK-2]
             self._answered_id = None
             if not isinstance(item.message, types.JSONRPCResponse):
                 print(f"agentbus: the handshake was refused late: {item.message}", file=sys.stderr, flush=True)
@@ -155,7 +155,7 @@ class _Outgoing(_Stream):
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
         data = line.encode() + b"\n"
         has_to_know = self._settling.concerns(answered)
-        # What need not be known to be written leaves with the answers to its neighbours.
+        # If nobody has to know when this answer is written, it leaves in one write with the answers around it.
         if has_to_know or not self._stdio.post(data):
             try:
                 await self._stdio.write(data if has_to_know else b"")
@@ -190,7 +190,7 @@ def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settlin
         on_call_tool=call_tool,
     )
     server.add_notification_handler("notifications/initialized", types.NotificationParams, initialized)
-    # Tracing spans, on by default: nobody collects them here, and each call would pay for them.
+    # Tracing spans are on by default. Nobody collects them here, and they would make each call slower.
     server.middleware.clear()
     return server
 
@@ -200,7 +200,7 @@ async def serve_mcp(context: tools.ToolContext, stdio: Stdio, gate: ReadyGate, f
     settling = _Settling(fast_path)
     server = _make_server(context, gate, settling)
     listings: set[int | str] = set()
-    # The lines that the fast path has left are the first, and from here on it leaves all but [DESK-4].
+    # The lines that the fast path has left come first. From here on it leaves everything to the SDK, except [DESK-4].
     await server.run(
         _Incoming(stdio, fast_path.hand_over(), listings, settling),
         _Outgoing(stdio, fast_path.initialize_id, listings, gate, settling),

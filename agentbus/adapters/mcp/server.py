@@ -37,12 +37,12 @@ from agentbus.core.session import Checkpoints, Session
 
 __all__ = ["serve"]
 
-# Of the 100 ms between a client's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
+# Our part of the 100 ms between a client's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
 _STOP_S = 0.05
 _CLOSE_PATIENCE_S = 0.03
-# How long the fast path and the pump wait for their turn while a thread imports the SDK. With the interpreter's 5 ms
-# and its collector on, the event loop stood still for up to 20-40 ms at a time; with this and no collector for 4 ms.
-# The import took no longer.
+# How long the fast path and the pump wait for their turn while a thread imports the SDK. With the interpreter's own
+# value of 5 ms and its garbage collector on, the event loop stood still for up to 20-40 ms at a time. With this value
+# and no collector, it stood still for 4 ms. The import did not take longer.
 _IMPORT_SWITCH_S = 0.001
 
 
@@ -56,7 +56,7 @@ class Triggers(Protocol):
 
 
 def _say(line: str) -> None:
-    """One line to stderr, which a client keeps in its log of the server."""
+    """Write one line to stderr. A client keeps it in its log of the server."""
     print(f"agentbus: {line}", file=sys.stderr, flush=True)
 
 
@@ -68,11 +68,11 @@ def serve(
     profile: Profile,
     choose: Callable[[str], Choice],
 ) -> NoReturn:
-    """Be a peer for the client on stdin and stdout until it goes, then end the process. Does not return.
+    """Be a peer for the client on stdin and stdout until it is gone, then end the process. Does not return.
 
-    `choose` is the adapter's: it gets AGENTBUS_DELIVERY and says how this session receives.
+    `choose` comes from the adapter: it gets AGENTBUS_DELIVERY and says how this session receives.
 
-    Raises AgentbusError, before anything is served, when the home, the database or the settings are not fit.
+    Raises AgentbusError, before anything is served, if the home, the database or the settings cannot be used.
     """
     context = ToolContext(
         runtime=manifest.id,
@@ -83,7 +83,7 @@ def serve(
         rate_limit=RateLimit(manifest.number("AGENTBUS_BURST")),
     )
     if context.choice.mode is Mode.HEALTH_CHECK:
-        # Asked whether the server starts: no home, no database, no name, no socket. [VOID-3]
+        # The client only asks whether the server starts: no home, no database, no name, no socket. [VOID-3]
         stdio = Stdio.claim(jsonrpc.refusal)
         _run(stdio, _serve_nobody, context, stdio)
     checkpoints = Checkpoints(settings.home / "bus.db")
@@ -100,17 +100,17 @@ def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> 
     try:
         code = anyio.run(main, *arguments, backend="asyncio")
     except KeyboardInterrupt:
-        code = 0  # a SIGINT before the loop could take it: there is nothing to clear up that a claim would not reap
+        code = 0  # a SIGINT came before the loop could take it: a later claim reaps everything that is left
     except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
         code = _report(error)
     stdio.restore()
     sys.stderr.flush()
-    # Tearing the interpreter down takes 0.25 s with the SDK loaded, and SIGTERM would come first. [LIFE-1]
+    # With the SDK loaded, the interpreter needs 0.25 s to shut down, and SIGTERM would come first. [LIFE-1]
     os._exit(code)
 
 
 def _report(error: BaseException) -> int:
-    """Say in one line what went wrong; the exit code for it."""
+    """Report in one line what went wrong. Returns the exit code for it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, AgentbusError):
@@ -126,7 +126,7 @@ async def _serve(
     gate, choice = ReadyGate(), context.choice
 
     async def report(trouble: str) -> None:
-        """Say that the delivery takes nothing, or does again: here, in `peers`, to senders. [INBOX-6]"""
+        """Report that the delivery takes nothing, or that it works again: here, in `peers`, to senders. [INBOX-6]"""
         delivery, reason = choice.delivery, choice.reason
         if trouble:
             delivery, reason = PULL, f"its {choice.delivery} cannot be used: {trouble}"
@@ -172,7 +172,7 @@ async def _serve(
 
 
 async def _serve_nobody(context: ToolContext, stdio: Stdio) -> int:
-    """Shake hands and nothing else. [VOID-3]"""
+    """Do the handshake and nothing else. [VOID-3]"""
     async with anyio.create_task_group() as tasks:
         await tasks.start(_watch_for_end, None, stdio)
         tasks.start_soon(stdio.run)
@@ -190,7 +190,7 @@ async def _speak(context: ToolContext, stdio: Stdio, gate: ReadyGate) -> None:
 
 
 async def _import_sdk() -> Any:
-    """Import the SDK's half second in a thread, in nobody's way: see _IMPORT_SWITCH_S."""
+    """Import the SDK in a thread. It takes half a second and delays nobody: see _IMPORT_SWITCH_S."""
     before_s = sys.getswitchinterval()
     gc.disable()
     sys.setswitchinterval(_IMPORT_SWITCH_S)
@@ -198,7 +198,7 @@ async def _import_sdk() -> Any:
         return await anyio.to_thread.run_sync(import_module, "agentbus.adapters.mcp.sdk", abandon_on_cancel=True)
     finally:
         sys.setswitchinterval(before_s)
-        # The SDK's models are there for good: the collector need not walk through them again and again.
+        # The SDK's models stay for good: the collector does not have to walk through them again and again.
         gc.freeze()
         gc.enable()
 
@@ -214,7 +214,7 @@ def _announce(session: Session, settings: Settings) -> None:
 async def _watch_for_end(
     session: Session | None, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """End the process at a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
+    """End the process on a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         task_status.started()
         async with anyio.create_task_group() as tasks:
@@ -224,8 +224,8 @@ async def _watch_for_end(
             async for _signal in signals:
                 break
             tasks.cancel_scope.cancel()
-    # Not by cancelling the rest: the SDK would first answer what is in flight, and a client that does not read would
-    # keep it at that for a second.
+    # Do not cancel the other tasks: the SDK would first answer the requests in flight. If the client does not read,
+    # that takes a second.
     try:
         if session is not None:
             with anyio.move_on_after(_STOP_S):
@@ -238,7 +238,7 @@ async def _watch_for_end(
 
 
 def _close(session: Session) -> None:
-    """Leave the bus, waiting a moment for a busy database; there is nothing else to do meanwhile, and no later."""
+    """Leave the bus, and wait a moment for a busy database: there is nothing else to do, and no later time for it."""
     give_up_at = time.monotonic() + _CLOSE_PATIENCE_S
     while True:
         try:

@@ -1,7 +1,7 @@
-"""The tools, as plain data and one function each; arguments are checked here, every failure is one sentence.
+"""The tools, as plain data and one function each. Arguments are checked here, and every failure is one sentence.
 
-Knows the session, nothing of the MCP SDK: sdk.py makes the SDK's types from them. Implements [TOOL-1] to
-[TOOL-4], [READ-1] to [READ-3], [VOID-1], [BURST-1], [WAKE-5].
+Knows the session, but not the MCP SDK: sdk.py makes the SDK's types from the tools. Implements [TOOL-1] to [TOOL-4],
+[READ-1] to [READ-3], [VOID-1], [BURST-1], [WAKE-5].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentbus.core.session import Session
 
 __all__ = ["TOOLS", "Tool", "ToolContext", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
 
-# A wrong argument is quoted back; more of it would bury the sentence.
+# An error quotes this much of a wrong argument; more of it would hide the sentence.
 _MAX_QUOTED_CHARS = 40
 # Unread messages are counted up to here; nobody needs to know how many more there are.
 _MAX_COUNTED = 1_000
@@ -40,20 +40,20 @@ class ToolContext:
     session: Session | None = None
     name_note: str = ""
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0))
-    # Why nothing can be pushed just now, though it is meant to be; empty when it can.
+    # Why nothing can be pushed just now, although it should be; empty if pushing works.
     trouble: Callable[[], str] = str
-    # The trigger that needs no word in a list of peers; others are slower.
+    # The trigger that the list of peers does not mention; the others are slower.
     usual_trigger: str = ""
 
     @property
     def is_pushed(self) -> bool:
-        """Whether messages surely reach the model without being asked for."""
+        """Whether messages surely reach the model without a request from it."""
         return self.choice.mode is Mode.PUSHED and not self.trouble()
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The text of a result. `settle` is to be called once: with True when the client has it, with False if not."""
+    """The text of a result. Call `settle` once: with True if the client has the result, with False if not."""
 
     text: str
     is_error: bool = False
@@ -62,7 +62,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a tool: text, or a whole number from `low` to what `high` gives, where those are set."""
+    """One argument of a tool: text, or a whole number from `low` to what `high` returns, if those are set."""
 
     description: str
     is_required: bool = True
@@ -87,7 +87,7 @@ class Argument:
             if not isinstance(value, str):
                 raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({shown})")
             return value
-        # JSON has one kind of number: 3.0 is as good a 3 as any.
+        # JSON has only one kind of number: 3.0 counts as 3.
         is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
         if isinstance(value, bool) or not is_whole:
             raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({shown})")
@@ -105,7 +105,7 @@ class Tool:
     description: str
     run: Callable[[ToolContext, Session, Mapping[str, Any]], Awaitable[str | ToolResult]]
     arguments: Mapping[str, Argument] = field(default_factory=dict)
-    # The same where nothing has to be waited for; raises Busy, having done nothing, where something has.
+    # The same without waiting. If it has to wait for something, it does nothing and raises Busy.
     run_now: Callable[[ToolContext, Session, Mapping[str, Any]], str] | None = None
 
     def input_schema(self, profile: Profile) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Tool:
         }
 
     def listed(self, profile: Profile) -> dict[str, Any]:
-        """Itself in the result of `tools/list`."""
+        """The entry of this tool in the result of `tools/list`."""
         found = {
             "name": self.name,
             "description": self.description,
@@ -206,7 +206,7 @@ async def _check_messages(context: ToolContext, session: Session, arguments: Map
 
 
 def _fitting(unread: list[Unread], max_chars: int) -> list[Unread]:
-    """As many as fit into one answer, the first in any case."""
+    """As many messages as fit into one answer, always at least the first."""
     chars = 0
     for number, one in enumerate(unread):
         chars += len(one.envelope.text)
@@ -292,7 +292,7 @@ def listing(profile: Profile) -> dict[str, Any]:
 
 
 def capabilities(profile: Profile) -> dict[str, Any]:
-    """What the server says that it can do. [MCP-2]"""
+    """The capabilities that the server declares. [MCP-2]"""
     experimental = {name: dict(value) for name, value in profile.experimental.items()}
     return {"experimental": experimental, "tools": {"listChanged": False}}
 
@@ -300,7 +300,7 @@ def capabilities(profile: Profile) -> dict[str, Any]:
 def welcome(context: ToolContext, version: str) -> dict[str, Any]:
     """The result of `initialize` for a client that asks for protocol `version`."""
     return {
-        # The newest that begins with `initialize` is offered to whoever asks for one that is unknown.
+        # If a client asks for an unknown version, offer the newest one that begins with `initialize`.
         "protocolVersion": version if version in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1],
         "capabilities": capabilities(context.profile),
         "serverInfo": {"name": context.server_name, "version": __version__},
@@ -344,9 +344,9 @@ async def call(context: ToolContext, name: str, arguments: Mapping[str, Any] | N
 
 
 def call_now(context: ToolContext, name: str, arguments: Mapping[str, Any] | None) -> ToolResult | None:
-    """Run a tool, with the same result as `call`; None, with nothing done, where that could have to wait for long.
+    """Run a tool, with the same result as `call`. If the tool could have to wait for long, do nothing and return None.
 
-    Raises Busy, with nothing done, where it has to wait for another process, or for an earlier call.
+    Raises Busy, with nothing done, if the tool has to wait for another process or for an earlier call.
     """
     tool, session = _BY_NAME.get(name), context.session
     if tool is None or tool.run_now is None or session is None:
@@ -371,13 +371,13 @@ def _messages(count: int) -> str:
 
 
 def _unread_line(session: Session) -> str:
-    """What ends every result where messages are not surely pushed. [VOID-1]"""
+    """The end of every result in a session whose messages are not surely pushed. [VOID-1]"""
     count = session.count_unread(_MAX_COUNTED)
     return f"\n{_messages(count)}: call check_messages" if count else ""
 
 
 def instructions(context: ToolContext) -> str:
-    """What the model is told about the bus, in under 2,000 characters. [TOOL-4]"""
+    """What the server tells the model about the bus, in under 2,000 characters. [TOOL-4]"""
     session = context.session
     if session is None:
         return f"agentbus: {context.choice.reason}"

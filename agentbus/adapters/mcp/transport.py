@@ -1,8 +1,8 @@
 """The line transport on this process's stdin and stdout: non-blocking, no threads, cancellable at any point.
 
-Knows bytes and lines, nothing of MCP; runs under asyncio. The SDK's own stdio transport reads in a thread, hangs at a
-signal until stdin ends, and swallows a broken pipe; here a write that returned was written, and the end of stdin is
-seen at once.
+Knows bytes and lines, but not MCP; runs under asyncio. The SDK's own stdio transport reads in a thread, hangs after a
+signal until stdin ends, and hides a broken pipe. Here the bytes are written when a write has returned, and the end of
+stdin is seen at once.
 Implements [CHAN-3], [LIFE-2], [LIFE-4].
 """
 
@@ -31,15 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["Stdio", "unread_bytes", "unread_ioctl"]
 
 _READ_BYTES = 65_536
-# Lines that were read and not yet asked for; beyond it reading waits, so that a client cannot fill the memory.
+# The number of lines that wait for `next_line`. If there are more, reading pauses: a client cannot fill the memory.
 _MAX_WAITING_LINES = 1_000
-# The same for bytes that the client does not read: answers to refused requests pile up without anybody waiting.
+# The same for bytes that the client does not read: answers to refused requests pile up, and no task waits for them.
 _MAX_UNSENT_BYTES = 1_048_576
-# How many requests are begun in one turn of the event loop, which takes some 0.2 ms for each; their answers leave in
-# one write.
+# How many requests are started in one turn of the event loop. Each takes about 0.2 ms. Their answers leave in one
+# write.
 _MAX_LINES_IN_A_ROW = 16
-# Who answers a line that is busy is asked again in this many turns of the event loop, about a millisecond, and then
-# after pauses.
+# If the line handler raises Busy, call it again on each of the next 50 loop turns (about 1 ms), then every 2 ms.
 _BUSY_TURNS = 50
 _BUSY_PAUSE_S = 0.002
 # SIOCOUTQ, unix(7): TIOCOUTQ has the same number on Linux.
@@ -51,7 +50,7 @@ def _private_copy(fd: int) -> int:
 
 
 def unread_ioctl(fd: int) -> int | None:
-    """The ioctl that tells how much of what was written to `fd` is unread; None where nobody can tell. [CHAN-3]"""
+    """The ioctl that tells how many bytes written to `fd` are unread; None if the system cannot tell. [CHAN-3]"""
     if not sys.platform.startswith("linux"):
         return None
     mode = os.fstat(fd).st_mode
@@ -63,9 +62,9 @@ def unread_ioctl(fd: int) -> int | None:
 
 
 def unread_bytes(fd: int, ioctl: int) -> int:
-    """How much of what was written to `fd` is unread, by `unread_ioctl`. Raises OSError.
+    """How many bytes written to `fd` are unread, by `unread_ioctl`. Raises OSError.
 
-    A socket counts its own bookkeeping too, so this errs to the high side until all is read: 0 then.
+    A socket counts its own bookkeeping too, so this number is too high until everything is read. Then it is 0.
     """
     unread = array.array("i", [0])
     fcntl.ioctl(fd, ioctl, unread)
@@ -87,10 +86,10 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 class Stdio:
-    """Lines in from `fd_in`, bytes out to `fd_out`; both become non-blocking. One reader task, any writers.
+    """Lines in from `fd_in`, bytes out to `fd_out`; both become non-blocking. One reader task, any number of writers.
 
-    `refuse` sees each line first: what it returns is written as the answer, and nobody else sees the line; None
-    leaves it to whoever calls `next_line`. Where it raises Busy it is asked again soon.
+    `refuse` sees each line first. If it returns bytes, they are written as the answer, and nobody else sees the line.
+    If it returns None, the line is left to the caller of `next_line`. If it raises Busy, it is called again soon.
     """
 
     def __init__(self, fd_in: int, fd_out: int, refuse: Callable[[bytes], bytes | None]) -> None:
@@ -102,7 +101,7 @@ class Stdio:
         os.set_blocking(fd_out, False)
         self._unread_ioctl = unread_ioctl(fd_out)
         self._buffer = LineBuffer()
-        # Lines that were read: not sorted yet, and left to whoever takes them.
+        # Lines that were read: first those that are not sorted yet, then those that wait for `next_line`.
         self._fresh: deque[bytes | None] = deque()
         self._lines: deque[bytes | None] = deque()
         self._sort_due = False
@@ -125,7 +124,7 @@ class Stdio:
 
     @classmethod
     def claim(cls, refuse: Callable[[bytes], bytes | None]) -> Stdio:
-        """Take over fds 0 and 1: fd 0 becomes /dev/null and fd 1 stderr, so that no stray print breaks a line."""
+        """Take over fds 0 and 1. Then fd 0 is /dev/null and fd 1 is stderr, so that no stray print breaks a line."""
         fd_in, fd_out = _private_copy(0), _private_copy(1)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -134,13 +133,13 @@ class Stdio:
         return cls(fd_in, fd_out, refuse)
 
     def restore(self) -> None:
-        """Write what is posted, and make the descriptors blocking again: others may share them, a shell for one."""
+        """Write what is posted, and make the descriptors blocking again: others can share them, for example a shell."""
         self._flush()
         for fd in self._was_blocking:
             os.set_blocking(fd, True)
 
     async def run(self) -> None:
-        """Read and write until stdin ends or stdout is closed; `closed` is set then."""
+        """Read and write until stdin ends or stdout is closed. Then `closed` is set."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write_rest)
@@ -152,7 +151,7 @@ class Stdio:
     # -- in ------------------------------------------------------------------------------------------------
 
     async def next_line(self) -> bytes | None:
-        """The next line, without its newline; None for one that is over MAX_LINE_BYTES.
+        """The next line, without its newline; None for a line of more than MAX_LINE_BYTES.
 
         Raises EndOfStream when stdin has ended.
         """
@@ -164,7 +163,7 @@ class Stdio:
             await self._line_came.wait()
         self._taken_in_a_row += 1
         if self._taken_in_a_row >= _MAX_LINES_IN_A_ROW:
-            # Otherwise a client's thousand calls at once would all be begun before anything else has its turn.
+            # Otherwise, if a client sends a thousand calls at once, all would start before anything else has its turn.
             self._taken_in_a_row = 0
             await anyio.lowlevel.checkpoint()
         self._room_came.set()
@@ -184,7 +183,7 @@ class Stdio:
         self._close()
 
     async def _read_until_full(self) -> None:
-        """Read what comes until reading has to pause or to stop, which `_reading_paused` says."""
+        """Read until `_reading_paused` says that reading has to pause or to stop."""
         self._reading_paused = anyio.Event()
         if self._fresh:
             self._sort_soon()
@@ -203,7 +202,7 @@ class Stdio:
             loop.remove_reader(self._in)
 
     def _on_readable(self) -> None:
-        if not self._fresh:  # these first
+        if not self._fresh:  # otherwise sort these first
             self._guarded(self._read_some, self._sort_some)
 
     def _guarded(self, *steps: Callable[[], None]) -> None:
@@ -220,14 +219,14 @@ class Stdio:
         except BlockingIOError:
             return
         except OSError:
-            # The terminal has hung up, or the socket was reset: as much an end as an end of file. [LIFE-2]
+            # The terminal has hung up, or the socket was reset. This counts as an end of file. [LIFE-2]
             data = b""
         if not data:
             self._has_ended = True
         self._fresh.extend(self._buffer.feed(data))
 
     def _sort_some(self) -> None:
-        """Sort a few lines now and the others in the next turns of the event loop; nothing is read before that."""
+        """Sort a few lines now and the others in the next turns of the event loop. Nothing is read before that."""
         is_busy = False
         try:
             for _ in range(min(len(self._fresh), _MAX_LINES_IN_A_ROW)):
@@ -260,16 +259,16 @@ class Stdio:
             self._line_came.set()
 
     def sift(self, refuse: Callable[[bytes], bytes | None]) -> None:
-        """Let `refuse` see the lines from here on, those that wait to be read first."""
+        """Show every line from now on to `refuse`, first the lines that wait for `next_line`."""
         self._refuse = refuse
         waiting, self._lines = self._lines, deque()
-        # Ahead of those that are not sorted yet, as they came.
+        # Before the lines that are not sorted yet, in the order in which they came.
         self._fresh.extendleft(reversed(waiting))
         self._sort_soon()
         self._room_came.set()
 
     def _close(self) -> None:
-        """Tell everybody who waits for the client that it is gone."""
+        """Tell every task that waits for the client that it is gone."""
         self.closed.set()
         self._line_came.set()
         self._room_came.set()
@@ -278,7 +277,7 @@ class Stdio:
     # -- out -----------------------------------------------------------------------------------------------
 
     async def write(self, data: bytes) -> int:
-        """Write all of `data`; the position after it, in bytes since the start.
+        """Write all of `data`. Returns the position after it, in bytes since the start.
 
         Writes of several tasks never mix. A cancelled write is still written whole, as long as the process lives.
 
@@ -293,9 +292,9 @@ class Stdio:
         return position
 
     def post(self, data: bytes) -> bool:
-        """Write `data` when the event loop comes round, in one piece with whatever else is posted until then.
+        """Write `data` in the next turn of the event loop, in one piece with everything else that is posted until then.
 
-        False when that much is unsent already that whoever has more should wait for `write`, or stdout is closed.
+        Returns False if so much is unsent that a caller with more data should wait for `write`, or if stdout is closed.
         """
         self._queue(data)
         if not self._flush_due:
@@ -308,26 +307,26 @@ class Stdio:
         self._flush_queue()
 
     def _queue(self, data: bytes) -> int:
-        """Keep `data` to be written; the position after it."""
+        """Keep `data` to be written. Returns the position after it."""
         self._unsent += data
         self._queued += len(data)
         return self._queued
 
     def _flush_queue(self) -> None:
-        """Write as much as there is room for now, and the rest as there is."""
+        """Write as much as there is room for now, and the rest when there is room."""
         self._flush()
         if self._unsent:
             self._flush_wanted.set()
 
     def read_by_client(self) -> int:
-        """The position up to which the client has surely read; what was written, where nobody can tell."""
+        """The position up to which the client has surely read. If the system cannot tell: up to which was written."""
         if self._unread_ioctl is None:
             return self._flushed
         try:
             unread = unread_bytes(self._out, self._unread_ioctl)
         except OSError:
             return self._flushed
-        # What was known to be read stays read.
+        # Bytes that were known to be read stay read.
         self._read = max(self._read, self._flushed - unread)
         return self._read
 
@@ -340,13 +339,13 @@ class Stdio:
         except BlockingIOError:
             return
         except OSError:
-            # Whoever writes learns it from `write`; the session ends with `closed`. [LIFE-2]
+            # A writer learns about this from `write`; the session ends with `closed`. [LIFE-2]
             self._is_broken = True
             self._unsent.clear()
             self._close()
 
     async def _write_rest(self) -> None:
-        """Write what the pipe had no room for, as it gets room."""
+        """Write what did not fit into the pipe, when it has room again."""
         while True:
             await self._flush_wanted.wait()
             while self._unsent and not self._is_broken:

@@ -1,4 +1,4 @@
-"""`agentbus serve mcp`: any MCP client. Nothing is pushed, as nobody knows what the client would do with it.
+"""`agentbus serve mcp`: any MCP client. Nothing is pushed: agentbus does not know what the client would do with it.
 
 The shortest adapter, and the one to copy from. Implements [VOID-1].
 """
@@ -18,7 +18,7 @@ from agentbus.core.config import Settings
 
 __all__ = ["choose", "registration", "serve"]
 
-# The capability costs a client that does not know it nothing, and one that shows such events needs it. [MCP-2]
+# For a client that does not know the capability, it costs nothing. A client that shows such events needs it. [MCP-2]
 PROFILE = Profile(experimental=channel.CAPABILITY)
 
 
@@ -32,10 +32,10 @@ def choose(asked: str) -> Choice:
 
 
 def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:
-    """Be a peer for the client until it goes. Raises what `server.serve` raises."""
+    """Be a peer for the client until it is gone. Raises the same errors as `server.serve`."""
     server.serve(manifest, settings, open_bus, profile=PROFILE, choose=choose)
 
 
 def registration(manifest: Manifest) -> Registration:
-    """What to paste: nobody knows where the client keeps its configuration."""
+    """Says what to paste: agentbus does not know where the client keeps its configuration."""
     return ByHand(manifest)
