@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command in sys.argv and exit with its code."""
+    _open_standard_descriptors()
     is_send = sys.argv[1:2] == ["send"]
     if is_send:
         gc.disable()  # the process ends before collecting would help; this saves 2 ms of 50
@@ -25,7 +26,9 @@ def main() -> None:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
     except AgentbusError as error:
-        print(f"agentbus: {error}", file=sys.stderr)
+        from agentbus.core.stderr import say
+
+        say(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130  # 128 + SIGINT, as shells report it
@@ -36,9 +39,24 @@ def main() -> None:
         code = 0
     if is_send:
         # The message is committed and the database is closed. A normal exit would cost 5 ms for nothing.
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _open_standard_descriptors() -> None:
+    """Open /dev/null as each of 0, 1 and 2 that is closed. Otherwise the database, or a socket, would become stderr."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+    # Python has no stream for a descriptor that was closed at its start, and would print to another one instead.
+    if sys.stdin is None:
+        sys.stdin = open(0)  # noqa: SIM115 - for as long as we run
+    if sys.stdout is None:
+        sys.stdout = open(1, "w")  # noqa: SIM115 - for as long as we run
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115 - for as long as we run
 
 
 def _run(arguments: list[str]) -> int:

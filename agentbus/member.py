@@ -166,6 +166,7 @@ async def peer_session(
             process=here,
             runtime=runtime,
             cwd=settings.cwd,
+            domain=process.domain(),
             delivery=delivery.carrier,
             delivery_reason=reason,
             trigger=preferred[0].name,
@@ -212,4 +213,4 @@ async def _close(session: Session, say: Callable[[str], None]) -> None:
             await retry_while_busy(session.close, patience_s=_CLOSE_PATIENCE_S)
         except TryAgain as error:
             # The messages that were not marked are delivered again. The row is reaped when this process is gone.
-            say(f"left in a hurry: {error}")
+            say(f"could not leave cleanly: {error}")

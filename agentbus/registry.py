@@ -15,6 +15,7 @@ from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import BrokenSetup, InvalidRequest
 from agentbus.core.ports import Trigger
+from agentbus.core.presence import FOLDER
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
 
@@ -129,7 +130,7 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BrokenSetup(
-            f"{path} is not the manifest of a module ({error})", hint="install agentbus anew, or remove that folder"
+            f"{path} is not a valid module manifest ({error})", hint="reinstall agentbus, or remove that folder"
         ) from error
 
 
@@ -167,10 +168,10 @@ def variables() -> tuple[str, ...]:
 
 
 def folders(settings: Settings) -> list[str]:
-    """The names of the folders in the home: those of the triggers, the watchers and the adapters."""
+    """The names of the folders in the home: those of the locks, the triggers, the watchers and the adapters."""
     of_triggers = [trigger.folder for trigger in Triggers(settings).values()]
     of_adapters = [one.folder for one in manifests()[0]]
-    return [name for name in dict.fromkeys([*of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
+    return [name for name in dict.fromkeys([FOLDER, *of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
 
 
 def registration(of: Manifest) -> Registration:
@@ -183,7 +184,7 @@ def _part(of: Manifest, dotted: str) -> Any:
     try:
         return _load(dotted)
     except (ImportError, AttributeError) as error:
-        raise BrokenSetup(f"the module {of.id} cannot be loaded ({error})", hint="install agentbus anew") from error
+        raise BrokenSetup(f"the module {of.id} cannot be loaded ({error})", hint="reinstall agentbus") from error
 
 
 def serve(module: str) -> None:

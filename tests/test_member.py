@@ -89,13 +89,13 @@ async def test_errors_are_those_of_the_bus(home: Path) -> None:
         assert second.name == "worker-2"
         with pytest.raises(agentbus.InvalidRequest, match="the message is empty"):
             await worker.send("boss", "")
-        with pytest.raises(agentbus.InvalidRequest, match="is no name"):
+        with pytest.raises(agentbus.InvalidRequest, match="is not a name"):
             await worker.send("***", "x")
         with pytest.raises(agentbus.InvalidRequest, match="'0' is no message id"):
             await worker.send("boss", "x", reply_to=0)
         with pytest.raises(agentbus.Refused, match='the name "worker-2" is held'):
             await worker.rename("worker-2")
-    with pytest.raises(agentbus.InvalidRequest, match="is no name"):
+    with pytest.raises(agentbus.InvalidRequest, match="is not a name"):
         async with agentbus.join("***", home=home):
             pass
     home.joinpath("bus.db").write_bytes(b"garbage" * 1_000)

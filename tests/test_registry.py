@@ -39,7 +39,7 @@ def test_a_broken_manifest_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(registry, "_ADAPTERS", tmp_path)
     found, (broken,) = registry.manifests()
     assert found == []
-    sentence = r".*/x/module\.json is not the manifest of a module \(.*\): install agentbus anew, or remove that folder"
+    sentence = r".*/x/module\.json is not a valid module manifest \(.*\): reinstall agentbus, or remove that folder"
     assert re.fullmatch(sentence, str(broken))
-    with pytest.raises(BrokenSetup, match="is not the manifest"):
+    with pytest.raises(BrokenSetup, match="is not a valid module manifest"):
         registry.manifest("claude-mcp")

@@ -21,7 +21,7 @@ __all__ = ["app", "run"]
 app = typer.Typer(
     name="agentbus",
     help="A local message bus for AI-agent sessions on one machine.",
-    epilog="AGENTBUS_HOME chooses the folder of the bus, ~/.agentbus by default. "
+    epilog="AGENTBUS_HOME sets the folder of the bus (default: ~/.agentbus). "
     "Exit codes: 0 done, 1 failed, 2 usage error, 75 try again later.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,10 +37,12 @@ _From = Annotated[
     typer.Option(
         "--from",
         metavar="NAME",
-        help="As whom. By default: the session that runs this command, else AGENTBUS_NAME, else your login name.",
+        help="The sender. Default: the session that runs this command, else AGENTBUS_NAME, else your login name.",
     ),
 ]
-_Text = Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text; left out or -, it is read from stdin.")]
+_Text = Annotated[
+    str | None, typer.Argument(metavar="[TEXT]", help="The message. If it is - or missing, it is read from stdin.")
+]
 
 
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
@@ -99,11 +101,11 @@ def send(
         typer.Option(
             "--wait-read",
             metavar="SECONDS",
-            help="Return once the message is known to be read; exit code 75 if it is not within SECONDS.",
+            help="Wait until the message is known to be read. Exit code 75 if that takes longer than SECONDS.",
         ),
     ] = None,
 ) -> None:
-    """Send a message to a peer; it waits in the mailbox when the peer is offline.
+    """Send a message to a peer. If the peer is offline, the message waits in its mailbox.
 
     Example: agentbus send backend "the build is green"
     """
@@ -126,7 +128,7 @@ def broadcast(text: _Text = None, sender: _From = None) -> None:
 
 @app.command()
 def peers(as_json: _Json = False) -> None:
-    """Show who is online, and for whom messages wait.
+    """Show the peers that are online, and the names that have waiting messages.
 
     Example: agentbus peers --json
     """
@@ -137,12 +139,12 @@ def peers(as_json: _Json = False) -> None:
 def inbox(
     name: Annotated[
         str | None,
-        typer.Argument(help="Whose mailbox; by default the one that `send` would send as.", autocompletion=_names),
+        typer.Argument(help="The mailbox. Default: the name that `send` would use.", autocompletion=_names),
     ] = None,
-    limit: Annotated[str, typer.Option(metavar="N", help="At most so many, the oldest first.")] = "20",
+    limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, oldest first.")] = "20",
     as_json: _Json = False,
 ) -> None:
-    """Show what a mailbox holds that is not known to be read. Takes nothing out.
+    """Show the messages in a mailbox that are not known to be read. Takes nothing out.
 
     Example: agentbus inbox backend
     """
@@ -154,19 +156,23 @@ def inbox(
 @app.command()
 def history(
     peer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what NAME sent or got.", autocompletion=_names)
+        str | None,
+        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="90s, 10m, 2h, 3d ago, or 2026-01-31T12:00.")
+        str | None,
+        typer.Option(
+            metavar="WHEN", help="Only messages since WHEN: an age (90s, 10m, 2h, 3d) or a time (2026-01-31T12:00)."
+        ),
     ] = None,
     grep: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only texts that match, as a regular expression.")
+        str | None, typer.Option(metavar="PATTERN", help="Only messages whose text matches this regular expression.")
     ] = None,
-    limit: Annotated[str, typer.Option(metavar="N", help="At most so many, the newest.")] = "50",
+    limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, the newest.")] = "50",
     as_json: _Json = False,
     as_a2a: Annotated[bool, typer.Option("--a2a", help="One A2A Message per line, as JSON.")] = False,
 ) -> None:
-    """Show past messages, whoever they were for. Delivered ones are kept for AGENTBUS_RETENTION_HOURS, 24 by default.
+    """Show past messages of all mailboxes. Delivered ones are kept for AGENTBUS_RETENTION_HOURS (default: 24).
 
     Example: agentbus history --peer backend --since 2h --grep port
     """
@@ -181,7 +187,7 @@ def status(
     row_id: Annotated[str, typer.Argument(metavar="ID", help="The number that `send` printed.")],
     as_json: _Json = False,
 ) -> None:
-    """Show one message: whether it is pending, delivered or read, and when it became that.
+    """Show one message, its state (pending, delivered or read), and the time of each change.
 
     Example: agentbus status 42
     """
@@ -192,7 +198,7 @@ def status(
 
 @app.command()
 def watch(as_json: _Json = False) -> None:
-    """Watch who comes and goes, and each message as it becomes pending, delivered and read. Ctrl-C ends it.
+    """Watch peers join and leave, and each message as it becomes pending, delivered and read. Ctrl-C ends it.
 
     Example: agentbus watch
     """
@@ -204,14 +210,14 @@ def watch(as_json: _Json = False) -> None:
 @app.command()
 def wait(
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Be online as NAME; by default as `send` would send.")
+        str | None, typer.Option(metavar="NAME", help="Join as NAME. Default: the name that `send` would use.")
     ] = None,
     timeout: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="Give up after so long, with exit code 75.")
+        str | None, typer.Option(metavar="SECONDS", help="Give up after SECONDS, with exit code 75.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Join as a peer, print the next message, leave: for scripts, hooks and CI. Its text alone goes to stdout.
+    """Join as a peer, print the next message, and leave. For scripts, hooks and CI: only its text goes to stdout.
 
     Example: answer=$(agentbus wait --name ci --timeout 60)
     """
@@ -221,12 +227,14 @@ def wait(
     raise typer.Exit(wait.wait(name, timeout_s=seconds, as_json=as_json))
 
 
-_Module = Annotated[str, typer.Argument(metavar="MODULE", help="What `agentbus list` calls it: claude-mcp.")]
+_Module = Annotated[
+    str, typer.Argument(metavar="MODULE", help="The module, as `agentbus list` shows it, for example claude-mcp.")
+]
 
 
 @app.command(rich_help_panel=_SETUP)
 def install() -> None:
-    """Register agentbus with the agents on this machine, for all your projects, and say what to run next.
+    """Register agentbus with the agents on this machine, for all your projects, and print what to run next.
 
     Example: agentbus install
     """
@@ -237,7 +245,7 @@ def install() -> None:
 
 @app.command("list", rich_help_panel=_SETUP)
 def list_modules(as_json: _Json = False) -> None:
-    """Show the modules, and how each stands: enabled, not enabled, stale, shadowed.
+    """Show the modules and the state of each: enabled, not enabled, stale or shadowed.
 
     Example: agentbus list
     """
@@ -248,7 +256,7 @@ def list_modules(as_json: _Json = False) -> None:
 
 @app.command(rich_help_panel=_SETUP)
 def enable(module: _Module) -> None:
-    """Register a module with its client, or mend its registration.
+    """Register a module with its client, or repair its registration.
 
     Example: agentbus enable claude-mcp
     """
@@ -259,7 +267,7 @@ def enable(module: _Module) -> None:
 
 @app.command(rich_help_panel=_SETUP)
 def disable(module: _Module) -> None:
-    """End the registration of a module. Mailboxes and history stay.
+    """Remove the registration of a module. Mailboxes and history stay.
 
     Example: agentbus disable claude-mcp
     """
@@ -271,9 +279,11 @@ def disable(module: _Module) -> None:
 @app.command(rich_help_panel=_SETUP)
 def launch(
     module: _Module,
-    name: Annotated[str | None, typer.Argument(help="What the session is to be called; else after its folder.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The name of the session. Default: the name of its folder.")
+    ] = None,
 ) -> None:
-    """Print the command that starts the client of a module with all that it needs.
+    """Print the command that starts the client of a module, with all options that it needs.
 
     Example: eval "$(agentbus launch claude-mcp backend)"
     """
@@ -286,25 +296,35 @@ def launch(
 def doctor(
     peer: Annotated[
         str | None,
-        typer.Argument(help="Only: why would a message to PEER not reach its model?", autocompletion=_names),
+        typer.Argument(help="Check only whether a message to PEER would reach its model.", autocompletion=_names),
     ] = None,
     as_json: _Json = False,
+    set_aside: Annotated[
+        bool,
+        typer.Option(
+            "--set-aside", help="Move a damaged database away, with all that belongs to it. The rest is a new bus."
+        ),
+    ] = False,
 ) -> None:
-    """Look at everything and change nothing; say what is wrong and what mends it. Exit code 1 if anything is wrong.
+    """Check everything and change nothing. Report what is wrong and how to fix it. Exit code 1 if anything is wrong.
 
     Example: agentbus doctor backend
     """
     from agentbus import doctor as looks
 
+    if set_aside:
+        if peer is not None:
+            raise InvalidRequest("--set-aside takes no PEER", hint="agentbus doctor --set-aside")
+        raise typer.Exit(looks.set_aside())
     raise typer.Exit(looks.run(peer, as_json=as_json))
 
 
 @app.command(rich_help_panel=_SETUP)
 def uninstall(
-    keep_mail: Annotated[bool, typer.Option("--keep-mail", help="Leave the mailboxes and the history.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even while sessions are online.")] = False,
+    keep_mail: Annotated[bool, typer.Option("--keep-mail", help="Keep the mailboxes and the history.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Uninstall even while sessions are online.")] = False,
 ) -> None:
-    """Remove the registration, then the mailboxes and all else in AGENTBUS_HOME that is agentbus's.
+    """Remove the registration, then the mailboxes and all other files of agentbus in AGENTBUS_HOME.
 
     Example: agentbus uninstall --keep-mail
     """
@@ -315,7 +335,7 @@ def uninstall(
 
 @app.command(rich_help_panel=_SETUP)
 def serve(module: _Module) -> None:
-    """Connect an agent to the bus; started by the agent's client, not by hand.
+    """Connect an agent to the bus. The agent's client runs this command, not you.
 
     Example: agentbus serve claude-mcp
     """
@@ -324,7 +344,7 @@ def serve(module: _Module) -> None:
 
 @app.command(rich_help_panel=_SETUP)
 def demo() -> None:
-    """Watch two real sessions talk, on a bus of their own; takes a few seconds and leaves nothing behind.
+    """Watch two real sessions talk on a separate bus. Takes a few seconds and leaves nothing behind.
 
     Example: agentbus demo
     """

@@ -53,12 +53,17 @@ def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
 
 def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
     """The name of a shell: the one asked for, else the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
+    return _own(bus, settings, asked)[0]
+
+
+def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
+    """The name of a shell, and the session that it runs in and sends as; None if it sends as somebody else."""
     if asked is not None:
-        return normalise_name(asked)
-    session = bus.sender_among(process.ancestors())
-    if session is not None:
-        return session
-    return settings.name if settings.name_was_asked else _login_name()
+        return normalise_name(asked), None
+    peer = bus.sender_among(process.ancestors())
+    if peer is not None:
+        return peer.name, peer.session
+    return settings.name if settings.name_was_asked else _login_name(), None
 
 
 def known_names(start: str) -> list[str]:
@@ -69,7 +74,7 @@ def known_names(start: str) -> list[str]:
     if not (config.load().home / "bus.db").exists():
         return []
     with bus_and_settings() as (bus, _settings):
-        names = {peer.name for peer in bus.store.present()} | set(bus.store.queries.waiting())
+        names = {peer.name for peer in bus.store.live()} | set(bus.store.queries.waiting())
     return sorted(name for name in names if name.startswith(start))
 
 
@@ -110,7 +115,8 @@ def send(
     """Send one message and print what became of it. Then call `then` with the result, while the bus is still open."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        sent = bus.send(own_name(bus, settings, sender), to, body)
+        name, session = _own(bus, settings, sender)
+        sent = bus.send(name, to, body, sender_session=session)
         print(sent, flush=True)
         then(bus, settings, sent)
 
@@ -119,7 +125,8 @@ def broadcast(text: str | None, *, sender: str | None) -> None:
     """Send one message to every peer that is online, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        sent = bus.broadcast(own_name(bus, settings, sender), body)
+        name, session = _own(bus, settings, sender)
+        sent = bus.broadcast(name, body, sender_session=session)
     if not sent:
         print("nobody is online; nothing was sent")
     for one in sent:

@@ -184,7 +184,7 @@ async def _play(home: str, show: _Show) -> None:
         await show.deliver(backend, frontend, "frontend", "Still there?")
         await show.deliver(backend, frontend, "web", "And under the new name?")
 
-        show.step("The sessions end, and nothing of them is left")
+        show.step("The sessions end and leave nothing behind")
     left = sorted(Path(home, "bus", "sock").iterdir())  # noqa: ASYNC240 - nobody else is waiting
     _check(not left, f"sockets were left behind: {left}")
     show.line("no socket, no process, no daemon")

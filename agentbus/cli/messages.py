@@ -36,14 +36,14 @@ def parse_since(text: str, now: int) -> int:
         return int(datetime.fromisoformat(text.strip()).timestamp() * 1_000)
     except (ValueError, OverflowError, OSError):
         raise InvalidRequest(
-            f"--since is {text[:40]!r}", hint="say how long ago (90s, 10m, 2h, 3d) or when (2026-01-31T12:00)"
+            f"--since is {text[:40]!r}", hint="use an age (90s, 10m, 2h, 3d) or a time (2026-01-31T12:00)"
         ) from None
 
 
 def parse_whole(what: str, raw: str) -> int:
     """The whole number in `raw`, at least 1. `what` is its name in the error. Raises InvalidRequest."""
     if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
-        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="say a whole number from 1 on")
+        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="use a whole number, 1 or more")
     return int(raw)
 
 
@@ -52,7 +52,7 @@ def _parse_grep(text: str) -> re.Pattern[str]:
         return re.compile(text, re.IGNORECASE)
     except re.error as error:
         raise InvalidRequest(
-            f"--grep is {text[:40]!r}, which is no regular expression ({error})", hint="put \\ before ( [ * + ? . |"
+            f"--grep is {text[:40]!r}, which is not a regular expression ({error})", hint="put \\ before ( [ * + ? . |"
         ) from None
 
 
@@ -97,7 +97,7 @@ def history(
 ) -> None:
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
-        raise InvalidRequest("--json and --a2a are two forms of one thing", hint="choose one")
+        raise InvalidRequest("--json and --a2a cannot be used together", hint="choose one")
     name = None if peer is None else normalise_name(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
@@ -122,11 +122,17 @@ def status(row_id: int, *, as_json: bool) -> None:
     """Show one message and its state. Raises InvalidRequest when there is no message with that id."""
     with common.bus_and_settings() as (bus, _settings):
         found = bus.store.queries.status(row_id)
+        by = None if found.sender_session is None else bus.store.queries.session(found.sender_session)
     if as_json:
         output.json_line(output.status_row(found))
         return
     out = output.console()
     out.print(str(found))
+    if found.sender_session is not None:
+        name, runtime, folder = by or (found.sender, "forgotten", "")
+        where = f"{runtime} in {folder}" if folder else runtime
+        now = "" if name == found.sender else f', "{name}" since'
+        out.print(Text(output.printable(f"    sent by session {found.sender_session} ({where}{now})", lines=False)))
     if found.reply_to is not None:
         out.print(f"    answers #{found.reply_to}")
     out.print(_indented(found.text))

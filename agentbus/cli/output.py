@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from agentbus.core import stderr
 from agentbus.core.model import Envelope, MessageState, Status, timestamp
 
 __all__ = [
@@ -52,7 +53,7 @@ def console() -> Console:
 
 def say(sentence: str) -> None:
     """Print one line to stderr, for the person and not for the program that reads the output."""
-    print(f"agentbus: {sentence}", file=sys.stderr, flush=True)
+    stderr.say(sentence)
 
 
 def line(to: Console, text: Text) -> None:
@@ -123,6 +124,7 @@ def status_row(status: Status) -> dict[str, Any]:
         "delivered_at": instant(status.delivered_at),
         "carrier": status.carrier,
         "read_at": instant(status.read_at),
+        "sender_session": status.sender_session,
     }
 
 

@@ -19,10 +19,11 @@ from rich.text import Text
 from agentbus import registry
 from agentbus.cli import output
 from agentbus.cli.common import bus_and_settings
-from agentbus.core import config
+from agentbus.core import config, files
 from agentbus.core.adapter import Manifest, Registration, Standing
 from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
 from agentbus.core.model import Peer
+from agentbus.core.presence import Presence
 
 __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
@@ -59,18 +60,18 @@ def install() -> None:
     """
     modules = [one for one in _modules() if one[0].client]
     if not modules:
-        raise BrokenSetup("no module can be loaded", hint="install agentbus anew")
+        raise BrokenSetup("no module can be loaded", hint="reinstall agentbus")
     # The adapters whose client is here. If there are none, the first adapter says what to do by hand, and fails.
     there = [one for one in modules if shutil.which(one[0].client)]
     for manifest, registration in there or modules:
         _enable(registration)
         print()
-        print(f"Start each session of {manifest.title} under a name, each in a terminal of its own:")
+        print(f"Start each session of {manifest.title} with its own name, in its own terminal:")
         for name in ("frontend", "backend"):
             # Without flags this works for every session; a channel works only for accounts that have channels.
             print(f"  {registration.launch(name, flags=False)}")
         print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
-        print("If something does not arrive: agentbus doctor backend")
+        print("If a message does not arrive: agentbus doctor backend")
 
 
 def enable(module: str) -> None:
@@ -123,7 +124,7 @@ def show(*, as_json: bool) -> int:
         out.print(f"  {manifest.summary}")
         out.print(f"  {output.printable(stands.seen)}")
         if stands.remedy:
-            out.print(f"  mend it: {output.printable(stands.remedy)}")
+            out.print(f"  fix it: {output.printable(stands.remedy)}")
     for module, failure in failures:
         if as_json:
             output.json_line({"id": module, "title": None, "standing": "broken", "seen": str(failure), "remedy": None})
@@ -149,7 +150,7 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
         names = ", ".join(peer.name for peer in live)
         raise Refused(
             f"{len(live)} {'session is' if len(live) == 1 else 'sessions are'} online ({names}), nothing was removed",
-            hint="end them first, or say --force",
+            hint="end them first, or use --force",
         )
     for manifest, registration in _modules():
         if not manifest.client:
@@ -167,10 +168,10 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
         print(f"kept {home / 'bus.db'}: mailboxes and history")
     elif home.exists():
         left = ", ".join(sorted(entry.name for entry in home.iterdir()))
-        print(f"kept {home}: it holds what is not agentbus's ({left})")
+        print(f"kept {home}: it holds files that are not from agentbus ({left})")
     if live:
-        print("the sessions that run were not ended: until they are, they make a new, empty bus as they need it")
-    print("the program itself: pipx uninstall agentbus-local, or uv tool uninstall agentbus-local")
+        print("sessions are still running: until you end them, they create a new, empty bus when they need one")
+    print("to remove the program itself: pipx uninstall agentbus-local, or uv tool uninstall agentbus-local")
 
 
 def _standing(home: Path) -> tuple[list[Peer], int]:
@@ -183,12 +184,14 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
     except AgentbusError as error:
         # The database is broken, newer, or belongs to another program, so the online peers are not known. Go on: this
         # database can be the very thing that the user wants to remove.
-        output.say(f"who is online cannot be told ({error})")
+        output.say(f"agentbus cannot tell which sessions are online ({error})")
         return [], 0
 
 
 def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Iterable[str]]]]:
     """Each folder in the home that is ours, with the function that lists our files in it."""
+    presence = Presence(settings.home)
+    yield presence.folder, presence.leftovers
     triggers = registry.Triggers(settings)
     for trigger in (*triggers.values(), triggers.watchers.trigger()):
         if trigger.folder is not None:
@@ -203,13 +206,14 @@ def _remove(settings: config.Settings, *, keep_mail: bool) -> Iterator[Path]:
     """Delete our files in the home, and the home itself if nothing is left in it. Yield each path that was deleted."""
     home = settings.home
     if not keep_mail:
-        for name in (*config.HOME_FILES, _JOURNAL):
-            yield from _unlink(home / name)
-    for folder, files in _folders(settings):
+        database = home / config.HOME_FILES[0]
+        for path in (*(home / name for name in (*config.HOME_FILES, _JOURNAL)), *files.leftovers(database)):
+            yield from _unlink(path)
+    for folder, names in _folders(settings):
         # Do not follow a symlink: the files behind it are not ours.
         if folder.is_symlink() or not folder.is_dir():
             continue
-        for name in sorted(files()):
+        for name in sorted(names()):
             yield from _unlink(folder / name)
         with suppress(OSError):  # the folder holds something else, and stays
             folder.rmdir()

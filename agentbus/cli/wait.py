@@ -42,7 +42,7 @@ def parse_seconds(option: str, raw: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= _LONGEST_S:
-        raise InvalidRequest(f"{option} is {raw[:40]!r}", hint=f"say a number of seconds, 0 to {_LONGEST_S:,.0f}")
+        raise InvalidRequest(f"{option} is {raw[:40]!r}", hint=f"use a number of seconds from 0 to {_LONGEST_S:,.0f}")
     return seconds
 
 
@@ -127,7 +127,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
     if code:
         return code
     assert timeout_s is not None, "without a timeout it ends by a message or a signal"
-    raise TryAgain(f'no message for "{settings.name}" within {timeout_s:g} s', hint="wait longer, or look later")
+    raise TryAgain(f'no message for "{settings.name}" within {timeout_s:g} s', hint="wait longer, or try again later")
 
 
 def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: float) -> None:
@@ -156,6 +156,6 @@ async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: f
                 what = "pending" if status.state is MessageState.PENDING else "delivered, not known to be read,"
                 raise TryAgain(
                     f'#{row_id} for "{status.recipient}" is {what} after {seconds:g} s',
-                    hint=f"agentbus doctor {status.recipient} says why, agentbus status {row_id} where it is",
+                    hint=f"agentbus doctor {status.recipient} says why, agentbus status {row_id} shows its state",
                 )
             await wakes.wait(min(left_s, SAFETY_S))

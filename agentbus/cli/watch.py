@@ -188,7 +188,7 @@ async def _follow(store: Store, settings: config.Settings, display: _Display) ->
                     config.prepare_home(settings.home)
                     store.reopen()
                     changes.start_anew()
-                    display.say(f"{store.path} was deleted or replaced: watching the one that is there now")
+                    display.say(f"{store.path} was deleted or replaced: watching the new one")
                     thoroughly = True
                 events = changes.look(thoroughly=thoroughly)
                 display.show(events)

@@ -34,7 +34,7 @@ def split_id(text: object) -> tuple[str, int]:
     """Split the text that `message_id` made into bus and id; the bus is "" if none is named. Raises InvalidRequest."""
     found = _ID.fullmatch(text) if isinstance(text, str) else None
     if found is None or int(found[2]) > _HIGHEST:
-        raise InvalidRequest(f"{str(text)[:_MAX_QUOTED_CHARS]!r} is no message id", hint="it is BUS.NUMBER or NUMBER")
+        raise InvalidRequest(f"{str(text)[:_MAX_QUOTED_CHARS]!r} is not a message id", hint="use BUS.NUMBER or NUMBER")
     return found[1] or "", int(found[2])
 
 
@@ -82,14 +82,19 @@ def from_a2a(message: object, *, max_bytes: int) -> Envelope:
 
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{what} is no JSON object", hint=f"an A2A Message of agentbus has {METADATA_KEY!r} in it")
+        raise InvalidRequest(
+            f"{what} is not a JSON object", hint=f"an A2A Message of agentbus has {METADATA_KEY!r} in it"
+        )
     return value
 
 
 def _name(value: object, what: str) -> str:
     # Not normalised here: a bus gives out names only in their one form.
     if not isinstance(value, str) or normalise_name(value) != value:
-        raise InvalidRequest(f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint="use a name in its one form")
+        raise InvalidRequest(
+            f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}",
+            hint="use a name of a-z, 0-9, _ and -, with no dash at its ends",
+        )
     return value
 
 

@@ -33,8 +33,8 @@ def own_command(prefix: str = sys.prefix) -> list[str]:
     """
     if _RUN_ONCE.search(prefix + "/"):
         raise BrokenSetup(
-            f"this agentbus was run without installing it ({prefix}) and will not stay",
-            hint="install it with `uv tool install` or `pipx install`, then repeat",
+            f"agentbus is not installed: it runs from a temporary folder ({prefix})",
+            hint="install it with `uv tool install` or `pipx install`, then try again",
         )
     # The script beside the interpreter: pipx, `uv tool`, a virtual environment and `pip install -e` put it there, and
     # they put it there again when they upgrade.
@@ -98,9 +98,9 @@ class Manifest:
         manifest = cls(**{"folder_variable": "", "folder": "", **fields, **lists, "variables": variables})
         texts = [value for key, value in fields.items() if key not in (*lists, "variables")]
         if not all(isinstance(value, str) for value in (*texts, *manifest.serve, *manifest.launch_flags)):
-            raise ValueError("what should be text is not")
+            raise ValueError("a value that must be text is not text")
         if not (":" in manifest.entry and ":" in manifest.registration):
-            raise ValueError("entry and registration are module:function")
+            raise ValueError("entry and registration must have the form module:function")
         return manifest
 
     def word(self, variable: str) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
 from agentbus.core.model import Arrival, Envelope, Peer, Unread, check_body, normalise_name
 from agentbus.core.ports import Trigger, Wake
-from agentbus.core.process import Process, is_alive
+from agentbus.core.presence import LOCK, Held
+from agentbus.core.process import Life, Process
 from agentbus.core.store import Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
+__all__ = ["BUS_NAME", "PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
+
+# The sender of what the bus itself has to say to a session. [PRES-5]
+BUS_NAME = "agentbus"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
@@ -78,6 +82,7 @@ class Claimed:
 
     peer: Peer
     wished_holder: Peer | None
+    held: Held | None = None
 
 
 def _check_reply(reply_to: object) -> int | None:
@@ -114,6 +119,17 @@ class Bus:
         self._tell = tell
         self._triggers = triggers
         self._max_bytes = max_bytes
+        store.refuses = self._refuses
+        store.on_ended = self._clear
+
+    def _refuses(self, peer: Peer) -> bool:
+        trigger = self._triggers.get(peer.trigger)
+        return trigger is not None and trigger.notify(peer.endpoint) is Wake.STALE
+
+    def _clear(self, peer: Peer) -> None:
+        trigger = self._triggers.get(peer.trigger)
+        if trigger is not None:
+            trigger.clear(peer.endpoint)
 
     def send(
         self,
@@ -139,16 +155,16 @@ class Bus:
         is_known, similar = (True, ()) if address.is_known else self._look_up(asked, sender)
         return Sent(row_id, asked, address.mailbox, is_online, is_known, similar, _pulls(address.peer))
 
-    def broadcast(self, sender: str, text: object) -> list[Sent]:
+    def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
 
         Raises InvalidRequest for a bad text, MailboxFull, Busy; then nothing was sent.
         """
         body = check_body(text, self._max_bytes)
-        self.reap()
+        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
         sent = [
             Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, pulls=_pulls(peer))
-            for row_id, peer in self.store.broadcast(sender, body, now=self.clock())
+            for row_id, peer in rows
         ]
         self._tell()
         return sent
@@ -164,7 +180,7 @@ class Bus:
             return False, ()
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
-        names = [peer.name for peer in self.store.present() if peer.name != sender and is_alive(peer.process)]
+        names = [peer.name for peer in self.store.live() if peer.name != sender]
         if not names:
             return ()
         # The import takes 8 ms. Only a sender that mistypes a name waits for it.
@@ -173,50 +189,46 @@ class Bus:
         return tuple(get_close_matches(asked, names, n=3, cutoff=0.6))
 
     def _wake(self, peer: Peer) -> bool:
-        """Nudge `peer` and return whether it is there. If its process is dead, end its presence. [SEND-5]"""
+        """Nudge `peer` and return whether it is there. If it has ended, end its presence. Never raises. [SEND-5]"""
         trigger = self._triggers.get(peer.trigger)
-        wake = Wake.PENDING if trigger is None else trigger.notify(peer.endpoint)
-        if wake is Wake.WOKEN or wake is Wake.FULL or is_alive(peer.process):
-            return True
-        try:
-            self.leave(peer)
-        except Busy:
-            # The message is committed, and that is what counts. The next session that heartbeats reaps the row.
-            return False
         if trigger is not None:
-            trigger.clear(peer.endpoint)
+            trigger.notify(peer.endpoint)
+        # Not by the nudge: the socket of a dead process answers for as long as a child of it lives.
+        if self.store.life(peer) is not Life.ENDED:
+            return True
+        # The message is committed, and that is what counts. The next session that heartbeats reaps the row.
+        with suppress(AgentbusError):
+            self.store.end(peer, now=self.clock())
         return False
 
-    def reap(self) -> list[Peer]:
-        """End the presence of dead and silent peers, clear the endpoints of dead ones, return them all. [PRES-2]"""
-        gone = self.store.reap(now=self.clock())
-        for peer in gone:
-            trigger = self._triggers.get(peer.trigger)
-            # A silent peer that is alive keeps its socket: it comes back with its next heartbeat.
-            if trigger is not None and not is_alive(peer.process):
-                trigger.clear(peer.endpoint)
-        if gone:
+    def reap(self, silent: Collection[str] = ()) -> list[Peer]:
+        """End the presence of peers that have ended, and of the `silent` sessions. [PRES-2] Raises Busy."""
+        ended = self.store.reap(now=self.clock(), silent=silent)
+        if ended:
             self._tell()
-        return gone
+        return ended
 
     def peers(self) -> list[Peer]:
-        """The present peers, sorted by name. Peers whose process is gone are left out. [PRES-4]"""
-        try:
-            self.reap()
-        except Busy:
-            # Reading needs no lock, and the answer is right without the clean-up too.
-            return [peer for peer in self.store.present() if is_alive(peer.process)]
-        return self.store.present()
+        """The present peers, sorted by name, without those that have ended. Writes nothing. [PRES-4]"""
+        now = self.clock()
+        # A lock that is held says more than the instant in the row: the session lives now.
+        return [replace(peer, last_seen=now) if peer.presence == LOCK else peer for peer in self.store.live()]
 
     def claim(
-        self, arrival: Arrival, endpoint: Callable[[str], str], *, join_crowd: bool, again: Peer | None = None
+        self,
+        arrival: Arrival,
+        endpoint: Callable[[str], str],
+        *,
+        join_crowd: bool,
+        again: Peer | None = None,
+        held: Held | None = None,
     ) -> Claimed | None:
-        """Become a peer. None while a predecessor with that host and launch name runs. See Store.claim. [NAME-4]
+        """Become a peer. None while a predecessor with that host and launch name lives. See Store.claim. [NAME-4]
 
-        Raises Busy.
+        Raises Busy and BrokenSetup.
         """
-        self.reap()
-        claimed = self.store.claim(arrival, now=self.clock(), endpoint=endpoint, join_crowd=join_crowd, again=again)
+        now = self.clock()
+        claimed = self.store.claim(arrival, now=now, endpoint=endpoint, join_crowd=join_crowd, again=again, held=held)
         if claimed is None:
             return None
         self._tell()
@@ -262,14 +274,14 @@ class Bus:
         self.store.leave(peer.session, peer.process.pid, now=self.clock())
         self._tell()
 
-    def sender_among(self, hosts: Sequence[Process]) -> str | None:
-        """The name of the one session of the first host in `hosts` (nearest first) that has sessions.
+    def sender_among(self, hosts: Sequence[Process]) -> Peer | None:
+        """The one session of the first host in `hosts` (nearest first) that has sessions.
 
         None if that host has several sessions, or if no host has any.
         """
-        present = self.store.present()
+        present = [peer for peer in self.store.live() if peer.domain == self.store.here]
         for host in hosts:
-            found = [peer.name for peer in present if peer.host == host]
+            found = [peer for peer in present if peer.host == host]
             if found:
                 return found[0] if len(found) == 1 else None
         return None

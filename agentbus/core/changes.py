@@ -17,7 +17,6 @@ from agentbus.core.bus import now_ms
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.model import MessageState, Peer, Status
 from agentbus.core.ports import Wakes
-from agentbus.core.process import is_alive
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
 
@@ -60,7 +59,7 @@ async def watching(watchers: Watchers, *, poll_ms: int, say: Callable[[str], Non
             # Random, not our pid: a watcher that was killed leaves its socket behind, and its pid can be used again.
             wakes = await stack.enter_async_context(trigger.arm(trigger.endpoint(os.urandom(6).hex())))
         except BrokenSetup as error:
-            say(f"looking every {poll_ms} ms, as nothing can wake this command ({error})")
+            say(f"nothing can wake this command, so it checks every {poll_ms} ms ({error})")
             wakes = _Polled(poll_ms / 1_000)
         yield wakes
 
@@ -122,7 +121,7 @@ class Changes:
 
     def _peers(self) -> Iterator[PeerEvent]:
         # [PRES-4] A row can outlive its process, and a reader that only looks reaps nobody.
-        present = {peer.session: peer for peer in self._store.present() if is_alive(peer.process)}
+        present = {peer.session: peer for peer in self._store.live()}
         for session, before in self.peers.items():
             if session not in present:
                 yield PeerEvent(now_ms(), "offline", before)

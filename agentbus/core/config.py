@@ -41,7 +41,7 @@ DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
 # The database, and the files that SQLite puts beside it. The folders of the home belong to triggers, watchers and
 # adapters.
-HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm")
+HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-owner")
 # Where watchers bind their sockets. [WATCH-1]
 WATCH_FOLDER = "watch"
 VARIABLES = (
@@ -165,7 +165,7 @@ def check_private(path: Path, *, is_folder: bool) -> None:
         return
     except OSError as error:
         raise BrokenSetup(
-            f"{path} cannot be looked at ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"
+            f"{path} cannot be accessed ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"
         ) from error
     kind = "folder" if is_folder else "file"
     if stat.S_ISLNK(facts.st_mode):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 
+from agentbus.core import files
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -58,7 +59,7 @@ def connect(
     Raises TryAgain when other processes keep it locked for 10 s.
     """
     with explained(path):
-        _create_private(path)
+        files.settle(path, lambda fresh: _build(fresh, sync))
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             _prepare(connection, path, sync)
@@ -79,6 +80,8 @@ def connect(
 
 def checkpoint(path: Path) -> None:
     """Move the WAL into the database, as far as other connections allow. Blocks: call it in a thread."""
+    if not files.is_settled(path):
+        return  # it was replaced just now: the session that follows it asks again
     with explained(path), suppress(apsw.BusyError):  # another process does it now: the next commit asks again
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
@@ -89,14 +92,13 @@ def checkpoint(path: Path) -> None:
             connection.close()
 
 
-def _create_private(path: Path) -> None:
-    # Not left to SQLite, which would use mode 0644. The WAL and shm files get the mode of this file.
+def _build(path: Path, sync: str) -> None:
+    """Make a whole new database at `path`, with nothing beside it: its WAL is merged when it is closed."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise BrokenSetup(f"{path} cannot be created ({error.strerror})") from error
+        _prepare(connection, path, sync)
+    finally:
+        connection.close()
 
 
 def _prepare(connection: apsw.Connection, path: Path, sync: str) -> None:
@@ -176,7 +178,7 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
         case apsw.NotADBError() | apsw.CorruptError():
             return BrokenSetup(
                 f"{path} is not a healthy SQLite database, and is left as it is",
-                hint=f"keep it for a rescue and start anew: mv '{path}' '{path}.broken'",
+                hint="agentbus doctor --set-aside keeps it for a rescue, and the next command starts an empty one",
             )
         case apsw.CantOpenError():
             return BrokenSetup(f"{path} cannot be opened", hint="check that its folder exists and is yours")
@@ -220,14 +222,6 @@ class Transaction:
             raise explain(error, self._path) from error
 
 
-def _file_at(path: str) -> tuple[int, int] | None:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
-
-
 class Database:
     """One connection to the mailbox file at `path`. Explains SQLite's errors. Used from one thread.
 
@@ -240,20 +234,22 @@ class Database:
         self._busy_ms = busy_ms
         self._sync = sync
         self._on_wal = on_wal
+        self.generation = 0
         self._connection = self._connect()
 
     def _connect(self) -> apsw.Connection:
         connection = connect(self.path, busy_ms=self._busy_ms, sync=self._sync, on_wal=self._on_wal)
-        self._file = _file_at(self._name)
+        self._file = files.file_at(self._name)
         return connection
 
     def is_replaced(self) -> bool:
         """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
-        return _file_at(self._name) != self._file
+        return files.file_at(self._name) != self._file
 
     def reopen(self) -> None:
         """Open the file that is at `path` now, creating it as needed, and close the old one."""
         old, self._connection = self._connection, self._connect()
+        self.generation += 1
         old.close()
 
     def close(self) -> None:

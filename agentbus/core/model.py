@@ -53,7 +53,10 @@ class MessageState(Enum):
 
 # The columns of a message, in the order that `Envelope.from_row` and `Status.from_row` take. Every query that returns
 # messages selects these.
-COLUMNS = ("id", "sender", "recipient", "body", "sent_at", "reply_to", "delivered_at", "carrier", "read_at")
+COLUMNS = (
+    *("id", "sender", "recipient", "body", "sent_at", "reply_to"),
+    *("delivered_at", "carrier", "read_at", "sender_session"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Status(Envelope):
     delivered_at: int | None = None
     carrier: str | None = None
     read_at: int | None = None
+    sender_session: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Status:
@@ -117,7 +121,8 @@ class Status(Envelope):
 class Peer:
     """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
 
-    `session` outlives a restart of `process` under the same `host`; `endpoint` is where `trigger` wakes it.
+    `session` outlives a restart of `process` under the same `host`; `endpoint` is where `trigger` wakes it. `presence`
+    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only.
     """
 
     session: str
@@ -133,6 +138,8 @@ class Peer:
     started_at: int
     last_seen: int
     delivery_reason: str = ""
+    presence: str = "lock"
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,7 @@ class Arrival:
     delivery: str
     trigger: str
     delivery_reason: str = ""
+    domain: str = ""
 
 
 def _quoted(raw: str) -> str:
@@ -179,7 +187,7 @@ def normalise_name(raw: object) -> str:
     name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()).strip("-")
     if not name:
         raise InvalidRequest(
-            f"{_quoted(raw)} is no name", hint=f"use 1 to {MAX_NAME_CHARS} of a-z, 0-9, _ and -, say backend"
+            f"{_quoted(raw)} is not a name", hint=f"use 1 to {MAX_NAME_CHARS} of a-z, 0-9, _ and -, for example backend"
         )
     if len(name) > MAX_NAME_CHARS:
         raise _too_long(raw, len(name))

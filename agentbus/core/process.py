@@ -7,13 +7,34 @@ in POSIX, except for `lstart`, which macOS and the BSDs know. Implements [PRES-1
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
+from enum import Enum
 
-__all__ = ["Process", "ancestors", "arguments", "current", "is_alive", "is_stopped", "look_up", "parent"]
+__all__ = [
+    "Life",
+    "Process",
+    "ancestors",
+    "arguments",
+    "current",
+    "domain",
+    "is_stopped",
+    "life",
+    "look_up",
+    "parent",
+]
 
 _HAS_PROC = os.path.exists("/proc/self/stat")
 # A chain of parents longer than this is a loop of reused pids, not a real one.
 _MAX_ANCESTORS = 64
+
+
+class Life(Enum):
+    """What can be told about a process, or about a session. Unknown is never read as either of the others."""
+
+    LIVES = "lives"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +89,19 @@ def _read_ps(pid: int) -> _Facts | None:
     return _Facts(int(fields[0]), fields[2].strip(), fields[1].startswith("Z"), fields[1].startswith("T"))
 
 
-def _facts(pid: int) -> _Facts | None:
-    if pid <= 0:
+def _read(pid: int) -> _Facts | None:
+    if not _HAS_PROC:
+        return _read_ps(pid)
+    try:
+        # Where /proc is that of another pid namespace, its numbers are other processes than ours.
+        is_ours = os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
         return None
-    facts = _read_proc(pid) if _HAS_PROC else _read_ps(pid)
+    return _read_proc(pid) if is_ours else None
+
+
+def _facts(pid: int) -> _Facts | None:
+    facts = _read(pid) if pid > 0 else None
     return None if facts is None or facts.is_dead else facts
 
 
@@ -81,9 +111,35 @@ def look_up(pid: int) -> Process | None:
     return None if facts is None else Process(pid, facts.started)
 
 
-def is_alive(process: Process) -> bool:
-    """Whether this process is running, and not a later one with the same pid."""
-    return look_up(process.pid) == process
+def life(process: Process) -> Life:
+    """Whether that very process, and not a later one with its pid, is running in our pid namespace.
+
+    UNKNOWN for a process that cannot be seen from here: a parent in another namespace (pid 0), no descriptor left to
+    read with, a /proc that hides others, a `ps` that cannot be started.
+    """
+    if process.pid <= 0:
+        return Life.UNKNOWN
+    facts = _read(process.pid)
+    if facts is not None:
+        return Life.LIVES if facts.started == process.started and not facts.is_dead else Life.ENDED
+    try:
+        os.kill(process.pid, 0)  # signal 0 asks, and sends nothing: kill(2)
+    except ProcessLookupError:
+        return Life.ENDED
+    except OSError:
+        pass  # it is there, and another user's
+    return Life.UNKNOWN
+
+
+def domain() -> str:
+    """Where our pids mean something: the machine since its last start, and our pid namespace. "" if it is unknown."""
+    if not _HAS_PROC:
+        return sys.platform  # no namespaces there
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def is_stopped(process: Process) -> bool:

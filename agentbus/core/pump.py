@@ -25,6 +25,8 @@ __all__ = ["Pump"]
 # Envelopes that are read and handed over at once. Enough to share the cost of a write, and few enough that a crash in
 # between delivers only a few twice.
 BATCH = 100
+# So many envelopes can be out at most, handed over and not marked: what a crash can double.
+MOST_OUT = 2 * BATCH
 # After this many non-empty reads in a row, each within `_STREAM_GAP_S` of the last, the mailbox is a *stream*: poll it
 # every 1 to 2 ms instead of on each wake. This delays a message of the stream by as much, and saves a wake, a read and
 # a write for each message. One message every millisecond is not a stream yet.
@@ -66,7 +68,7 @@ class Pump:
         self._clock = clock
         self._pace = pace or Pace()
         self._drain = Drain(self._pace)
-        self._batch = BATCH
+        self._batch = self._room = BATCH
         self._streak = 0
         self._handed_at = 0.0
         self._read_at = 0.0
@@ -137,11 +139,16 @@ class Pump:
         out = self._out_ids
         self._read_at = self._clock()
         self._is_left = self._is_more = False
+        # However it came to this read: no more than two batches are ever out, so a crash doubles no more. [DRAIN-8]
+        room = self._room = min(self._batch, MOST_OUT - len(out))
+        if room <= 0:
+            self._is_more = True
+            return Fact.EMPTY
         try:
-            pending = self._read(self._batch + len(out))
+            pending = self._read(room + len(out))
         except TryAgain:
             return Fact.BUSY
-        self._found = [envelope for envelope in pending if envelope.id not in out][: self._batch]
+        self._found = [envelope for envelope in pending if envelope.id not in out][:room]
         return Fact.FOUND if self._found else Fact.EMPTY
 
     async def _deliver(self) -> Fact:
@@ -159,7 +166,7 @@ class Pump:
         if generation == self._generation:
             ids = tuple(envelope.id for envelope in found[: receipt.count])
             self._is_left = len(ids) < len(found)
-            self._is_more = len(found) >= self._batch
+            self._is_more = len(found) >= self._room
             # If the delivery takes one envelope at a time, reading a hundred each time gains nothing.
             self._batch = BATCH if len(ids) == len(found) else min(BATCH, 2 * len(ids))
             now = self._clock()

@@ -46,8 +46,13 @@ class Queries:
         """A message. Raises InvalidRequest if its id was never used, or if it has been pruned. [LEDGER-3]"""
         rows = self._read(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", row_id)
         if not rows:
-            raise InvalidRequest(f"there is no message #{row_id}", hint="it was never sent, or is pruned by now")
+            raise InvalidRequest(f"there is no message #{row_id}", hint="it was never sent, or it has been pruned")
         return Status.from_row(rows[0])
+
+    def session(self, session: str) -> tuple[str, str, str] | None:
+        """The last name, the runtime and the folder of a session; None once it is forgotten. [LEDGER-3]"""
+        rows = self._read("SELECT name, runtime, cwd FROM peers WHERE session = ?", session)
+        return tuple(map(str, rows[0])) if rows else None  # type: ignore[return-value]
 
     def waiting(self) -> dict[str, int]:
         """How many messages are pending, by mailbox; mailboxes with none are left out."""

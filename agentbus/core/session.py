@@ -19,13 +19,14 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core import database
-from agentbus.core.bus import Bus, Claimed, Sent, retry_while_busy
+from agentbus.core.bus import BUS_NAME, Bus, Claimed, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 from agentbus.core.model import Arrival, Envelope, Peer, Unread
 from agentbus.core.ports import Delivery, Trigger, Wakes
-from agentbus.core.process import is_alive
+from agentbus.core.presence import BEAT, Held, Silence
+from agentbus.core.process import Life, life
 from agentbus.core.pump import Pump
 from agentbus.core.wakes import SharedWakes
 
@@ -114,6 +115,12 @@ class Session:
         self.ended = anyio.Event()  # set once `run` has ended
         # Sends of one session are committed in the order of the calls, even if the database is busy.
         self._turn = anyio.Lock()
+        # The bus that was joined, and through which opening of its file. [STORE-6], [STORE-7]
+        self._bus_id = ""
+        self._generation = bus.store.generation
+        self._silence = Silence()
+        # What the model has to be told with the next answer: that its name has changed under it. [PRES-5]
+        self._notice = ""
 
     @property
     def peer(self) -> Peer:
@@ -132,6 +139,11 @@ class Session:
         """Whether nothing is pushed to this session: its mail waits for `check`. [VOID-1]"""
         return self._delivery is None
 
+    def take_notice(self) -> str:
+        """What the reader of this session has to be told, once: one sentence, or nothing. [PRES-5]"""
+        notice, self._notice = self._notice, ""
+        return notice
+
     async def claim(self) -> Peer:
         """Become a peer. Waits up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
 
@@ -143,13 +155,19 @@ class Session:
             self._claimed = await self._claim(self._triggers[0].endpoint, join_crowd=is_late)
             if self._claimed is None:
                 await anyio.sleep(_PREDECESSOR_POLL_S)
+        self._bus_id = self.bus.store.identity()
         return self.peer
 
     async def _claim(
-        self, endpoint: Callable[[str], str], *, join_crowd: bool, again: Peer | None = None
+        self,
+        endpoint: Callable[[str], str],
+        *,
+        join_crowd: bool,
+        again: Peer | None = None,
+        held: Held | None = None,
     ) -> Claimed | None:
         return await retry_while_busy(
-            lambda: self.bus.claim(self._arrival, endpoint, join_crowd=join_crowd, again=again)
+            lambda: self.bus.claim(self._arrival, endpoint, join_crowd=join_crowd, again=again, held=held)
         )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -195,6 +213,8 @@ class Session:
             self._pump.settle()
         if self._claimed is not None:
             self.bus.leave(self.peer)
+            if self._claimed.held is not None:
+                self._claimed.held.release()
 
     def _make_pump(self, wakes: Wakes, delivery: Delivery) -> Pump:
         def mark(ids: Iterable[int]) -> None:
@@ -259,7 +279,7 @@ class Session:
 
     def _update(self, peer: Peer) -> None:
         assert self._claimed is not None
-        self._claimed = Claimed(peer, self._claimed.wished_holder)
+        self._claimed = replace(self._claimed, peer=peer)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -267,22 +287,49 @@ class Session:
             try:
                 await self._beat()
             except AgentbusError as error:
-                # Two more beats can fail before others take this session for dead, and it comes back even from that.
+                # The lock says that this session lives, whatever a beat could not do; the next one tries again.
                 self._say(f"heartbeat: {error}")
 
     async def _beat(self) -> None:
-        if not is_alive(self._arrival.host):
+        # A process that cannot be seen from here is not a dead one: then the end of stdin tells. [LIFE-2]
+        if life(self._arrival.host) is Life.ENDED:
+            self._say(f"the agent process {self._arrival.host.pid} has ended, and so does this one")
             self.orphaned.set()
             return
         await self._reopen_if_replaced()
-        store, clock, peer = self.bus.store, self.bus.clock, self.peer
         if self._wakes is not None and not self._wakes.is_reachable():
             await self._arm_anew(self._wakes)
-        if not await retry_while_busy(lambda: store.heartbeat(peer.session, peer.process.pid, now=clock())):
-            await self._reclaim_name()
-        await retry_while_busy(self.bus.reap)
+        await self._show_presence()
+        silent = self._silent()
+        await retry_while_busy(lambda: self.bus.reap(silent))
+        store, clock = self.bus.store, self.bus.clock
         while await retry_while_busy(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
+
+    async def _show_presence(self) -> None:
+        """See to it that others can tell that this session lives. Where it holds a lock, this writes nothing."""
+        assert self._claimed is not None
+        store, peer, held = self.bus.store, self.peer, self._claimed.held
+        if held is not None and not held.is_in_place():
+            self._say(f"the lock file in {store.presence.folder} was removed, and is made again")
+            await self._reclaim_name()
+        elif not store.is_present(peer.session, peer.process.pid):
+            await self._reclaim_name()
+        elif peer.presence == BEAT:
+            await retry_while_busy(lambda: store.beat(peer.session, peer.process.pid, now=self.bus.clock()))
+
+    def _silent(self) -> set[str]:
+        """The other sessions that this one has watched stay silent for too long, where no lock can tell. [PRES-3]"""
+        store = self.bus.store
+        beats = {}
+        for peer in store.present():
+            if peer.session != self.peer.session and store.life(peer) is Life.UNKNOWN:
+                if peer.presence == BEAT:
+                    beats[peer.session] = peer.last_seen
+                elif store.presence.is_missing(peer.session):
+                    # A live session makes its lock file again with its next beat.
+                    beats[peer.session] = 0
+        return self._silence.watch(beats, anyio.current_time())
 
     async def _arm_anew(self, wakes: SharedWakes) -> None:
         """Listen again at the endpoint that senders use, after the socket or its folder was removed. [WAKE-6]"""
@@ -295,27 +342,41 @@ class Session:
     async def _reopen_if_replaced(self) -> None:
         """If bus.db was deleted or replaced, reopen it: two groups of sessions must not use two files. [STORE-6]"""
         store = self.bus.store
-        if not store.is_replaced():
+        if store.is_replaced():
+            prepare_home(store.path.parent)
+            store.reopen()
+        identity = store.identity()
+        if store.generation == self._generation and identity == self._bus_id:
             return
-        prepare_home(store.path.parent)
-        store.reopen()
+        if identity == self._bus_id:
+            self._say(f"{store.path} was put back: this is the same bus, in the state of that file")
+        else:
+            self._say(f"{store.path} is another bus now: joined it; what was unread in the old one is not here")
+        # Ids of another bus, or of an earlier state of this one, mean other messages.
         if self._pump is not None:
             self._pump.forget()
         self._checked.clear()
-        self._say(f"{store.path} was deleted or replaced: joined the new one; what was unread in the old one is gone")
+        self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
 
     async def _reclaim_name(self) -> None:
-        # The machine slept, or this process was stopped. Others were right to take this session for dead. [PRES-3]
-        before = self.peer
-        claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before)
-        assert claimed is not None, "who joins a crowd waits for nobody"
+        """Be present again: in another file, or after others took this session for ended. [PRES-3], [STORE-6]"""
+        assert self._claimed is not None
+        before, held = self.peer, self._claimed.held
+        claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before, held=held)
+        assert claimed is not None, "a claim that joins the crowd does not wait"
         self._claimed = claimed
         if self._armed is not None:
             # Messages that came while it was away are due now, not at the next safety poll.
             self._armed.notify(claimed.peer.endpoint)
         if claimed.peer.name != before.name:
-            self._say(f'was away; "{before.name}" is taken by now, the name is "{claimed.peer.name}"')
+            await self._tell_new_name(before.name, claimed.peer.name)
+
+    async def _tell_new_name(self, before: str, after: str) -> None:
+        """Tell the model that its name has changed: with the next answer, and by a message. [PRES-5]"""
+        self._notice = f'your name on the bus is "{after}" now: "{before}" was taken by another session meanwhile'
+        self._say(self._notice)
+        await retry_while_busy(lambda: self.bus.send(BUS_NAME, after, self._notice or f'your name is "{after}" now'))
 
     async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer. Raises what `Bus.send` raises."""
@@ -330,14 +391,15 @@ class Session:
 
     async def broadcast(self, text: object) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
-        return await self._in_turn(lambda: self.bus.broadcast(self.peer.name, text))
+        return await self._in_turn(lambda: self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session))
 
     def broadcast_now(self, text: object) -> list[Sent]:
         """The same, without waiting. Raises what `Bus.broadcast` raises, and Busy if it would have to wait."""
-        return self._at_once(lambda: self.bus.broadcast(self.peer.name, text))
+        return self._at_once(lambda: self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session))
 
     def _at_once(self, call: Callable[[], _T]) -> _T:
-        if self._turn.locked() or self.bus.store.is_replaced():
+        store = self.bus.store
+        if self._turn.locked() or store.is_replaced() or store.generation != self._generation:
             raise Busy
         return call()
 

@@ -22,18 +22,22 @@ from rich.text import Text
 
 from agentbus import registry
 from agentbus.cli import output
+from agentbus.core import config, files
 from agentbus.core.adapter import Manifest
 from agentbus.core.config import Settings
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.model import normalise_name
 from agentbus.core.ports import Trigger, Wake
+from agentbus.core.presence import Presence
+from agentbus.core.process import Life
 from agentbus.doctor.checks import safely
 from agentbus.doctor.database import check_database
 from agentbus.doctor.environment import (
     check_home,
     check_packages,
     check_place,
+    check_presence,
     check_python,
     check_settings,
     check_sqlite,
@@ -42,7 +46,7 @@ from agentbus.doctor.environment import (
 from agentbus.doctor.peers import check_mailboxes, check_one, check_peers
 from agentbus.registry import Triggers
 
-__all__ = ["run"]
+__all__ = ["run", "set_aside"]
 
 _STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
 # The former names of a code. --json also prints these for one more version, for scripts that look for them. [DOCTOR-1]
@@ -75,6 +79,39 @@ def run(peer: str | None, *, as_json: bool) -> int:
     return 1 if wrong else 0
 
 
+def set_aside() -> int:
+    """Move the database away with everything that belongs to it, and print what was moved; 0. [STORE-8]
+
+    Raises BrokenSetup when it cannot be moved, TryAgain when another process is making one.
+    """
+    home = settings().home
+    path = home / config.HOME_FILES[0]
+    config.check_private(home, is_folder=True)
+    if not path.exists():
+        print(f"{path} is not there, nothing was moved")
+        return 0
+    presence = Presence(home)
+    online = [one for one in _names(presence.folder) if presence.life(one) is Life.LIVES]
+    try:
+        moved = files.set_aside(path)
+    except OSError as error:
+        raise BrokenSetup(f"{path} cannot be moved ({error.strerror})", hint=f"check who owns {home}") from error
+    for one in moved:
+        print(f"moved to {one}")
+    if online:
+        sessions = "1 session that is running joins" if len(online) == 1 else f"{len(online)} running sessions join"
+        print(f"{sessions} a new, empty bus within 15 s")
+    print(f"to look into it: sqlite3 '{moved[0]}'")
+    return 0
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []  # nobody ever was online here
+
+
 def _examine(here: Settings) -> Iterator[Finding]:
     yield from safely("python", check_python)
     yield from safely("packages", check_packages)
@@ -82,6 +119,7 @@ def _examine(here: Settings) -> Iterator[Finding]:
     yield from safely("settings", check_settings)
     yield from safely("home", lambda: check_home(here))
     yield from safely("path", lambda: check_place(here.home))
+    yield from safely("presence", lambda: check_presence(here.home))
     yield from safely("database", lambda: check_database(here.home))
     yield from safely("trigger", lambda: _check_triggers(here))
     yield from _check_modules()
@@ -117,7 +155,7 @@ async def _ping(trigger: Trigger) -> Finding:
                 began = time.perf_counter()
                 if trigger.notify(endpoint) is Wake.PENDING:
                     return Finding(
-                        "trigger", Level.OK, f"{trigger.name}: sessions look by themselves, nothing wakes them"
+                        "trigger", Level.OK, f"{trigger.name}: nothing wakes the sessions, they check by themselves"
                     )
                 if not await wakes.wait(_PING_PATIENCE_S):
                     seen = f"{trigger.name}: a wake did not arrive within {_PING_PATIENCE_S:g} s"

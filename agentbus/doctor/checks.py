@@ -17,5 +17,5 @@ def safely(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findin
     except AgentbusError as error:
         yield from_error(what, error)
     except Exception as error:  # noqa: BLE001 - doctor must not crash on what it examines: it reports it
-        seen = f"this could not be looked at ({type(error).__name__}: {error})"
-        yield Finding(what, Level.WRONG, seen, "agentbus doctor --json, and report it")
+        seen = f"this check failed ({type(error).__name__}: {error})"
+        yield Finding(what, Level.WRONG, seen, "run agentbus doctor --json, and report its output")

@@ -22,7 +22,7 @@ _LARGE_WAL_BYTES = 64 << 20
 def check_database(home: Path) -> Iterator[Finding]:
     path = home / "bus.db"
     if not path.exists():
-        yield Finding("database", Level.NOTE, f"{path} is not there yet", "the first message or session makes it")
+        yield Finding("database", Level.NOTE, f"{path} does not exist yet", "the first message or session creates it")
         return
     with ReadOnlyDatabase(path) as readonly:
         yield from safely("database", lambda: _check_integrity(readonly))
@@ -36,11 +36,11 @@ def _check_integrity(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     try:
         complaints = readonly.integrity()
     except TimeoutError:
-        seen = f"{readonly.path}, {size:,.1f} MiB, is too large to be checked in passing"
+        seen = f"{readonly.path}, {size:,.1f} MiB, is too large to be checked here"
         yield Finding("database", Level.NOTE, seen, f"sqlite3 '{readonly.path}' 'PRAGMA quick_check'")
         return
     if complaints:
-        remedy = f"keep it for a rescue and start anew: mv '{readonly.path}' '{readonly.path}.broken'"
+        remedy = "agentbus doctor --set-aside"
         yield Finding("database", Level.WRONG, f"{readonly.path} is damaged: {complaints[0]}", remedy)
     else:
         yield Finding("database", Level.OK, f"{readonly.path}, {size:,.1f} MiB, passes quick_check")
@@ -55,19 +55,19 @@ def _check_schema(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
         remedy = "upgrade agentbus, or set AGENTBUS_HOME to another folder"
         yield Finding("schema", Level.WRONG, f"schema {version}, this agentbus knows up to {latest}", remedy)
     elif version < latest:
-        seen = f"schema {version}, the next message or session brings it to {latest}"
-        yield Finding("schema", Level.NOTE, seen, "agentbus peers does so too")
+        seen = f"schema {version}, the next message or session upgrades it to {latest}"
+        yield Finding("schema", Level.NOTE, seen, "agentbus peers upgrades it too")
     else:
-        yield Finding("schema", Level.OK, f"schema {version}, as this agentbus has it")
+        yield Finding("schema", Level.OK, f"schema {version}, the same as this agentbus")
 
 
 def _check_wal(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     size = readonly.wal_bytes()
     if size > _LARGE_WAL_BYTES:
-        seen = f"the WAL has {size / (1 << 20):,.0f} MiB, and is not merged: some program keeps an old state open"
-        yield Finding("wal", Level.WRONG, seen, f"find it with lsof '{readonly.path}', and end it")
+        seen = f"the WAL has {size / (1 << 20):,.0f} MiB and is not merged: a program keeps an old state open"
+        yield Finding("wal", Level.WRONG, seen, f"find that program with lsof '{readonly.path}', and end it")
     elif readonly.unmerged():
-        seen = "nobody has the database open, and there is a WAL that is not merged: it is left out of what follows"
+        seen = "no process has the database open, and its WAL is not merged: the findings below leave it out"
         yield Finding("wal", Level.NOTE, seen, "agentbus peers merges it")
     else:
         yield Finding("wal", Level.OK, f"the WAL has {size / 1024:,.0f} KiB")
@@ -75,12 +75,14 @@ def _check_wal(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
 
 def _check_lock(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     if not readonly.is_locked():
-        yield Finding("lock", Level.OK, "nobody keeps the database locked")
+        yield Finding("lock", Level.OK, "no process keeps the database locked")
         return
     holder = readonly.lock_holder()
-    seen = f"{readonly.path} is locked: nothing can be sent, messages wait with their senders"
+    seen = f"{readonly.path} is locked: nothing can be sent, and senders have to wait"
     if holder is None:
-        yield Finding("lock", Level.WRONG, seen, f"find who holds it with lsof '{readonly.path}', and end that")
+        yield Finding(
+            "lock", Level.WRONG, seen, f"find the process that holds it with lsof '{readonly.path}', and end it"
+        )
         return
     started = process.look_up(holder)
     words = " ".join(process.arguments(started))[:80] if started is not None else ""

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +21,19 @@ from agentbus.core import config
 from agentbus.core.config import Settings
 from agentbus.core.errors import BrokenSetup, InvalidRequest
 from agentbus.core.findings import Finding, Level, from_error
+from agentbus.core.presence import FOLDER, Presence
 from agentbus.doctor.readonly import sqlite_version
 
-__all__ = ["check_home", "check_packages", "check_place", "check_python", "check_settings", "check_sqlite", "settings"]
+__all__ = [
+    "check_home",
+    "check_packages",
+    "check_place",
+    "check_presence",
+    "check_python",
+    "check_settings",
+    "check_sqlite",
+    "settings",
+]
 
 _PACKAGE = "agentbus-local"
 _LEAST_PYTHON = (3, 11)
@@ -56,12 +67,12 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Compare the installed dependencies with those that the metadata of agentbus requires."""
-    remedy = f"install agentbus anew: pipx reinstall {_PACKAGE}, or uv tool install --reinstall {_PACKAGE}"
+    remedy = f"reinstall agentbus: pipx reinstall {_PACKAGE}, or uv tool install --reinstall {_PACKAGE}"
     try:
         asked = metadata.requires(_PACKAGE) or []
         versions = [f"agentbus {metadata.version(_PACKAGE)}"]
     except metadata.PackageNotFoundError:
-        yield Finding("packages", Level.NOTE, "agentbus runs from a folder, without having been installed", "")
+        yield Finding("packages", Level.NOTE, "agentbus is not installed, it runs from a folder", "")
         return
     for requirement in asked:
         if "extra ==" in requirement:
@@ -74,7 +85,7 @@ def check_packages() -> Iterator[Finding]:
             continue
         versions.append(f"{name} {version}")
         if not _fits(version, requirement):
-            yield Finding("packages", Level.WRONG, f"{name} is {version}, and agentbus needs {requirement}", remedy)
+            yield Finding("packages", Level.WRONG, f"{name} is {version}, but agentbus needs {requirement}", remedy)
     yield Finding("packages", Level.OK, ", ".join(versions))
 
 
@@ -121,7 +132,9 @@ def check_settings() -> Iterator[Finding]:
         yield from_error("settings", error)
     known = registry.variables()
     for name in config.unknown(known):
-        yield Finding("settings", Level.NOTE, f"{name} is set, and means nothing", f"use one of {', '.join(known)}")
+        yield Finding(
+            "settings", Level.NOTE, f"{name} is set, but agentbus does not know it", f"use one of {', '.join(known)}"
+        )
     said = {name: config.other_program(name) for name in known if config.other_program(name)}
     if is_right:
         shown = ", ".join(f"{name}={value}" for name, value in said.items())
@@ -132,7 +145,7 @@ def check_home(here: Settings) -> Iterator[Finding]:
     """Check who owns the home folder, its files and its folders, and who can write to them. [TRUST-1]"""
     home = here.home
     if not home.exists() and not home.is_symlink():
-        yield Finding("home", Level.NOTE, f"{home} is not there yet", "the first message or session makes it")
+        yield Finding("home", Level.NOTE, f"{home} does not exist yet", "the first message or session creates it")
         return
     is_right = True
     folders = [home, *(home / name for name in registry.folders(here))]
@@ -148,9 +161,23 @@ def check_home(here: Settings) -> Iterator[Finding]:
     mode = stat.S_IMODE(home.stat().st_mode)
     seen = f"{home} belongs to user {home.stat().st_uid}, mode {mode:04o}"
     if mode & (stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH):
-        yield Finding("home", Level.NOTE, f"{seen}: others can look into it", f"chmod go-rwx '{home}'")
+        yield Finding("home", Level.NOTE, f"{seen}: other users have access to it", f"chmod go-rwx '{home}'")
     else:
-        yield Finding("home", Level.OK, f"{seen}: yours alone")
+        yield Finding("home", Level.OK, f"{seen}: only you have access to it")
+
+
+def check_presence(home: Path) -> Iterator[Finding]:
+    """Check whether the file system of the home can lock, as sessions show by a lock that they live. [PRES-1]"""
+    # The check makes a file for a moment: if there is no folder for it yet, it does so elsewhere. [DOCTOR-2]
+    with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
+        is_there = (home / FOLDER).is_dir()
+        can_lock = Presence(home if is_there else Path(elsewhere)).can_lock()
+    where = home / FOLDER
+    if can_lock:
+        yield Finding("presence", Level.OK, f"a session is online for as long as it holds its lock in {where}")
+    else:
+        seen = f"{where} is on a file system that cannot lock: sessions are known by their sockets and by their beats"
+        yield Finding("presence", Level.NOTE, seen, "set AGENTBUS_HOME to a folder on a local disk")
 
 
 def check_place(home: Path) -> Iterator[Finding]:
@@ -158,10 +185,13 @@ def check_place(home: Path) -> Iterator[Finding]:
     length = len(os.fsencode(home / "sock" / ("x" * 12 + ".sock")))
     limit = 107 if sys.platform == "linux" else 103
     if length <= limit:
-        yield Finding("path", Level.OK, f"a socket's path there has {length} bytes of {limit}")
+        yield Finding("path", Level.OK, f"a socket path there has {length} bytes, the limit is {limit}")
     else:
         yield Finding(
-            "path", Level.NOTE, f"a socket's path there would have {length} bytes of {limit}: a shorter way is used", ""
+            "path",
+            Level.NOTE,
+            f"a socket path there would have {length} bytes, the limit is {limit}: sockets use a shorter path",
+            "",
         )
     there = next(path for path in (home, *home.parents) if path.exists())
     kind = _file_system(there)
@@ -169,15 +199,15 @@ def check_place(home: Path) -> Iterator[Finding]:
         remedy = "set AGENTBUS_HOME to a folder on a local disk"
         yield Finding("file-system", Level.WRONG, f"{there} is on {kind}, which cannot share a WAL", remedy)
     else:
-        yield Finding("file-system", Level.OK, f"{there} is on {kind or 'a file system that the system does not name'}")
+        yield Finding("file-system", Level.OK, f"{there} is on {kind or 'an unknown file system'}")
     try:
         free = shutil.disk_usage(there).free
     except OSError as error:
-        yield Finding("disk", Level.NOTE, f"the space left for {there} cannot be told ({error.strerror})", "")
+        yield Finding("disk", Level.NOTE, f"the free space for {there} is unknown ({error.strerror})", "")
         return
     seen = f"{free / (1 << 20):,.0f} MiB are free for {there}"
     level = Level.OK if free >= _LEAST_FREE_BYTES else Level.WRONG
-    yield Finding("disk", level, seen, "" if level is Level.OK else "free some space: a send is refused on a full disk")
+    yield Finding("disk", level, seen, "" if level is Level.OK else "free some space: a full disk refuses every send")
 
 
 def _file_system(path: Path) -> str:

@@ -19,8 +19,10 @@ from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
 from agentbus.core.ports import Wake
+from agentbus.core.presence import BEAT, SILENT_S, Presence
+from agentbus.core.process import Life
 from agentbus.core.queries import Counts
-from agentbus.core.store import MAX_PENDING, SILENT_MS
+from agentbus.core.store import MAX_PENDING, judge
 from agentbus.doctor.readonly import ReadOnlyDatabase
 from agentbus.registry import Triggers
 
@@ -29,7 +31,7 @@ __all__ = ["check_mailboxes", "check_one", "check_peers"]
 # If a message for a peer with push is pending longer than this, it does not get through: opening the gate takes 2 s.
 _STUCK_MS = 10_000
 _MAX_MAILBOXES = 20
-_REAP = "agentbus peers clears it away"
+_CLEARED = "the next session, broadcast or message to it clears that away"
 
 
 def check_peers(here: Settings) -> Iterator[Finding]:
@@ -46,7 +48,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
                 yield Finding("peer", Level.OK, "nobody is online")
             for peer in peers:
                 last = readonly.queries.last_delivered(peer.session)
-                yield from _check_peer(peer, counts.get(peer.name), last, triggers)
+                yield from _check_peer(here.home, peer, counts.get(peer.name), last, triggers)
         endpoints = {peer.endpoint for peer in peers}
         for trigger in triggers.values():
             for endpoint in trigger.leftovers():
@@ -58,29 +60,32 @@ def check_peers(here: Settings) -> Iterator[Finding]:
         triggers.close()
 
 
-def _check_peer(peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers) -> Iterator[Finding]:
+def _check_peer(
+    home: Path, peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers
+) -> Iterator[Finding]:
     """What doctor reports about one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
     whom = f'"{peer.name}" (process {peer.process.pid}, {peer.runtime}, {peer.cwd})'
-    if not process.is_alive(peer.process):
-        yield Finding("peer", Level.WRONG, f"{whom} is dead, its row is still there", _REAP)
+    life = judge(peer, Presence(home), process.domain())
+    if life is Life.ENDED:
+        yield Finding("peer", Level.NOTE, f"{whom} has ended without leaving; its mail is safe", _CLEARED)
         return
-    if process.is_stopped(peer.process):
+    if peer.domain == process.domain() and process.is_stopped(peer.process):
         yield Finding("peer", Level.WRONG, f"{whom} is suspended", f"kill -CONT {peer.process.pid}")
         return
     now = now_ms()
-    if now - peer.last_seen > SILENT_MS:
-        seen = f"{whom} has not been heard of for {output.age(peer.last_seen, now)}, though its process runs"
+    if peer.presence == BEAT and now - peer.last_seen > SILENT_S * 1_000:
+        seen = f"{whom} was last seen {output.age(peer.last_seen, now)} ago, although its process runs"
         yield Finding("peer", Level.WRONG, seen, "end that session and start it again")
         return
     yield from _check_wake(peer, triggers)
     yield _check_delivery(peer)
-    heard = "it got nothing yet" if last is None else f"it got something {output.age(last, now)} ago"
+    heard = "it has received nothing yet" if last is None else f"it last received a message {output.age(last, now)} ago"
     if counts is not None and counts.oldest_pending_at is not None:
         waited = now - counts.oldest_pending_at
         is_stuck = waited > _STUCK_MS and peer.delivery != PULL
         since = output.age(counts.oldest_pending_at, now)
         seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {since}; {heard}'
-        remedy = "end that session and start it again, its mail waits" if is_stuck else ""
+        remedy = "end that session and start it again; its messages are kept" if is_stuck else ""
         yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
     else:
         yield Finding("peer", Level.OK, f"{whom}: nothing is pending; {heard}")
@@ -93,15 +98,15 @@ def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
         case Wake.WOKEN:
             yield Finding("wake", Level.OK, f'"{peer.name}" is woken by {peer.trigger}')
         case Wake.PENDING:
-            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, and looks by itself ({peer.trigger})')
+            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, it checks by itself ({peer.trigger})')
         case Wake.FULL:
-            seen = f'"{peer.name}" does not look at its wakes: it is busy, or hangs'
-            yield Finding("wake", Level.NOTE, seen, f"if it stays so: kill {peer.process.pid}, and start it again")
+            seen = f'"{peer.name}" does not read its wakes: it is busy, or it hangs'
+            yield Finding("wake", Level.NOTE, seen, f"if this goes on: kill {peer.process.pid}, and start it again")
         case _:
-            seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it looks every 3 s by itself'
-            yield Finding("wake", Level.WRONG, seen, "wait 15 s: a session that lives listens again by then")
+            seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it checks every 3 s by itself'
+            yield Finding("wake", Level.WRONG, seen, "wait 15 s: a live session listens again by then")
     if peer.trigger != triggers.usual:
-        remedy = "agentbus doctor says under `trigger` why a socket cannot be had, if that was not chosen"
+        remedy = "if you did not choose that: agentbus doctor says under `trigger` why it cannot use a socket"
         yield Finding(
             "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {peer.trigger}, which is slower', remedy
         )
@@ -123,6 +128,10 @@ def _adapter(runtime: str) -> Registration | None:
         return None
 
 
+def _has_ended(home: Path, peer: Peer) -> bool:
+    return judge(peer, Presence(home), process.domain()) is Life.ENDED
+
+
 def _launch(module: str, name: str, *, flags: bool = True) -> str:
     try:
         return registry.registration(registry.manifest(module)).launch(name, flags=flags)
@@ -136,7 +145,7 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
         return
     with ReadOnlyDatabase(home / "bus.db") as readonly:
         found = sorted(readonly.queries.counts(), key=lambda one: -one.pending)
-        online = {peer.name for peer in readonly.present() if process.is_alive(peer.process)}
+        online = {peer.name for peer in readonly.present() if not _has_ended(home, peer)}
         for counts in found[:_MAX_MAILBOXES]:
             # Called for few mailboxes: each `was_peer` reads the newest messages.
             may_be_misspelt = (
@@ -144,7 +153,7 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
             )
             yield _mailbox(counts, _similar(counts.mailbox, online) if may_be_misspelt else "")
     if len(found) > _MAX_MAILBOXES:
-        yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less that is pending")
+        yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less pending mail")
 
 
 def _similar(name: str, online: Iterable[str]) -> str:
@@ -161,10 +170,10 @@ def _mailbox(counts: Counts, meant: str = "") -> Finding:
         f'"{counts.mailbox}": {counts.pending:,} pending{since}, {counts.delivered:,} delivered, {counts.read:,} read'
     )
     if counts.pending >= MAX_PENDING:
-        remedy = f'start a session named "{counts.mailbox}", which takes them'
-        return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses what is sent to it", remedy)
+        remedy = f'start a session named "{counts.mailbox}" to receive them'
+        return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses new messages", remedy)
     if meant:
-        return Finding("mailbox", Level.NOTE, f"{seen}; nobody was ever called that", meant)
+        return Finding("mailbox", Level.NOTE, f"{seen}; no peer ever had this name", meant)
     return Finding("mailbox", Level.OK, seen)
 
 
@@ -181,14 +190,14 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
         if asked != name:
             yield Finding("name", Level.OK, f'"{asked}" is called "{name}" now')
         peer = peers.get(name)
-        if peer is None or not process.is_alive(peer.process):
-            others = [one.name for one in peers.values() if process.is_alive(one.process)]
+        if peer is None or _has_ended(here.home, peer):
+            others = [one.name for one in peers.values() if not _has_ended(here.home, one)]
             was_there = peer is not None or readonly.queries.was_peer(name)
             yield _absent(name, counts, _similar(name, others), was_there=was_there)
         else:
             triggers = Triggers(here)
             try:
-                yield from _check_peer(peer, counts, readonly.queries.last_delivered(peer.session), triggers)
+                yield from _check_peer(here.home, peer, counts, readonly.queries.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
             adapter = _adapter(peer.runtime)
@@ -202,7 +211,7 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
 
 def _absent(name: str, counts: Counts | None, similar: str, *, was_there: bool) -> Finding:
     waiting = counts.pending if counts is not None else 0
-    seen = f'"{name}" is not running{"" if was_there else " and was not seen lately"}'
+    seen = f'"{name}" is not running{"" if was_there else " and was not seen recently"}'
     seen += f"; {waiting:,} {'message waits' if waiting == 1 else 'messages wait'} for it" if waiting else ""
     if similar:
         return Finding("running", Level.WRONG, seen, similar)

@@ -47,7 +47,7 @@ _LOCK_POLL_S = 0.001
 # O_NONBLOCK: if somebody put a fifo there, open() does not wait for its other end, and the fifo is refused.
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ENDED = "the thread that watches has ended"
+_ENDED = "the watching thread has ended"
 _INSTEAD = "AGENTBUS_TRIGGER=poll"
 
 
@@ -67,7 +67,7 @@ class _WakeFile:
         self._identity = (facts.st_dev, facts.st_ino)
         if not stat.S_ISREG(facts.st_mode):
             self.close()
-            raise FileExistsError(errno.EEXIST, "what is there is no file")
+            raise FileExistsError(errno.EEXIST, "not a regular file")
 
     def lock(self, operation: int) -> bool | None:
         """Whether the lock could be taken at once; None where the file system does not support locks."""
@@ -145,15 +145,13 @@ async def _patiently_claim(path: Path) -> _WakeFile:
             file = _claim(path)
         except OSError as error:
             raise BrokenSetup(
-                f"no wake file can be had at {path} ({error.strerror})",
+                f"{path} cannot be used as a wake file ({error.strerror})",
                 hint=f"set AGENTBUS_HOME to a folder on a local disk, or {_INSTEAD}",
             ) from error
         if file is not None:
             return file
         if time.monotonic() >= give_up_at:
-            raise BrokenSetup(
-                f"{path} is held by a process that is stopped", hint=f"remove the file, or set {_INSTEAD}"
-            )
+            raise BrokenSetup(f"{path} is held by a suspended process", hint=f"remove the file, or set {_INSTEAD}")
         await anyio.sleep(_LOCK_POLL_S)
 
 
@@ -192,7 +190,7 @@ class _Nudges:
             threading.Thread(target=self._run, name=f"agentbus {self._file.path.name}").start()
         except RuntimeError as error:
             raise BrokenSetup(
-                f"no thread can be started to watch {self._file.path} ({error})", hint=f"set {_INSTEAD}"
+                f"the thread that watches {self._file.path} cannot be started ({error})", hint=f"set {_INSTEAD}"
             ) from error
         await self._armed.wait()
         if self._is_watching:
@@ -249,7 +247,7 @@ class _Nudges:
         # By path: if arming was given up, the file is closed, and its descriptor can belong to another file by now.
         os.utime(self._file.path, follow_symlinks=False)
         if watch.watch(_DEBOUNCE_MS, _PROOF_STEP_MS, _PROOF_MS, self._stop) == "timeout":
-            raise TimeoutError(f"a change of it was not reported within {_PROOF_MS / 1000:g} s")
+            raise TimeoutError(f"a change was not reported within {_PROOF_MS / 1000:g} s")
 
     # -- in the event loop again
 

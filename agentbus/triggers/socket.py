@@ -255,7 +255,7 @@ class SocketTrigger:
             path.chmod(0o600)
         except OSError as error:
             raise BrokenSetup(
-                f"no unix socket can be bound at {path} ({error.strerror})",
+                f"{path} cannot be bound as a unix socket ({error.strerror})",
                 hint="set AGENTBUS_HOME to a folder on a local disk, or AGENTBUS_TRIGGER=file-watch",
             ) from error
 

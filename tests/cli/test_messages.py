@@ -117,7 +117,8 @@ def test_history_finds_what_is_asked_for(home: Path) -> None:
     assert shown[1].endswith("pending    alice -> eve  lunch?")
     (row,) = [json.loads(line) for line in agentbus(home, "status", "#2", "--json").stdout.splitlines()]
     assert set(row) == {
-        *("id", "state", "from", "to", "text", "reply_to", "sent_at", "delivered_at", "carrier", "read_at")
+        *("id", "state", "from", "to", "text", "reply_to", "sent_at", "delivered_at", "carrier", "read_at"),
+        "sender_session",
     }
     assert (row["id"], row["state"], row["delivered_at"]) == (2, "pending", None)
 
@@ -125,12 +126,12 @@ def test_history_finds_what_is_asked_for(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["history", "--since", "yesterday"], "--since is 'yesterday': say how long ago (90s, 10m, 2h, 3d) or when"),
-        (["history", "--grep", "("], "--grep is '(', which is no regular expression"),
-        (["history", "--peer", "!!"], '"!!" is no name'),
-        (["history", "--limit", "0"], "--limit is '0': say a whole number from 1 on"),
+        (["history", "--since", "yesterday"], "--since is 'yesterday': use an age (90s, 10m, 2h, 3d) or a time"),
+        (["history", "--grep", "("], "--grep is '(', which is not a regular expression"),
+        (["history", "--peer", "!!"], '"!!" is not a name'),
+        (["history", "--limit", "0"], "--limit is '0': use a whole number, 1 or more"),
         (["status", "9" * 30], "the id is '999"),
-        (["status", "x"], "the id is 'x': say a whole number from 1 on"),
+        (["status", "x"], "the id is 'x': use a whole number, 1 or more"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line(home: Path, arguments: list[str], sentence: str) -> None:
@@ -145,7 +146,7 @@ def test_status_of_what_is_not_there(home: Path) -> None:
     assert agentbus(home, "status", "1").stdout.startswith('#1 from "ci" to "bob" is pending: sent 20')
     done = agentbus(home, "status", "7")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "agentbus: there is no message #7: it was never sent, or is pruned by now\n"
+    assert done.stderr == "agentbus: there is no message #7: it was never sent, or it has been pruned\n"
 
 
 def test_since_is_a_span_or_an_instant(monkeypatch: pytest.MonkeyPatch) -> None:

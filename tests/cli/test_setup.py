@@ -40,7 +40,7 @@ def test_install_registers_and_says_what_to_run_next(home: Path, claude: ClaudeO
     assert not home.exists(), "installing makes no bus; the first message does"
     again = run(home, claude, "install")
     assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.startswith("agentbus is registered with Claude Code already, nothing was changed\n")
+    assert again.stdout.startswith("agentbus is already registered with Claude Code, nothing was changed\n")
     assert len([call for call in claude.calls() if call[:2] == ["mcp", "add-json"]]) == 1
 
 
@@ -56,7 +56,7 @@ def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, 
     assert plain.stderr.endswith("agentbus: claude is not on PATH\n")
     bad = run(home, claude, "launch", "claude-mcp", "!!")
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert '"!!" is no name' in bad.stderr
+    assert '"!!" is not a name' in bad.stderr
 
 
 @pytest.mark.parametrize("verb", ["enable", "disable", "launch", "serve"])
@@ -75,11 +75,11 @@ def test_list_says_how_each_stands(home: Path, claude: ClaudeOnPath) -> None:
         "claude-mcp  Claude Code: not enabled",
         "  An MCP server over stdio: tools to send, channel events to receive.",
         f"  not registered in {claude.home / '.claude.json'}",
-        "  mend it: agentbus enable claude-mcp",
+        "  fix it: agentbus enable claude-mcp",
         "mcp  any MCP client: unknown",
         "  An MCP server over stdio for any client: tools to send, check_messages to receive.",
-        "  agentbus does not see which clients start it",
-        "  mend it: agentbus enable mcp prints what to paste into its configuration",
+        "  agentbus cannot see which clients start it",
+        "  fix it: agentbus enable mcp prints what to paste into its configuration",
     ]
     run(home, claude, "install")
     assert "claude-mcp  Claude Code: enabled\n" in run(home, claude, "list").stdout
@@ -135,7 +135,7 @@ def test_uninstall_removes_what_is_ours_and_says_what(
     refused = run(home, claude, "uninstall")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
-        "agentbus: 1 session is online (web), nothing was removed: end them first, or say --force\n"
+        "agentbus: 1 session is online (web), nothing was removed: end them first, or use --force\n"
     )
     assert claude.entry() is not None
     session.end()
@@ -146,7 +146,7 @@ def test_uninstall_removes_what_is_ours_and_says_what(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("removed agentbus from Claude Code")
     assert f"removed {home / 'bus.db'} (1 message waited in it)" in done.stdout.splitlines()
-    assert f"kept {home}: it holds what is not agentbus's (sock)" in done.stdout.splitlines()
+    assert f"kept {home}: it holds files that are not from agentbus (sock)" in done.stdout.splitlines()
     assert claude.entry() is None
     assert sorted(path.name for path in home.rglob("*")) == ["notes.txt", "sock"]
 
@@ -176,7 +176,7 @@ def test_forced_it_goes_on_beside_a_live_session(
     start("web").handshake()
     done = run(home, claude, "uninstall", "--force")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "the sessions that run were not ended" in done.stdout
+    assert "sessions are still running" in done.stdout
     assert f"removed {home / 'bus.db'}" in done.stdout
 
 
@@ -190,7 +190,9 @@ def test_a_registration_that_cannot_be_removed_leaves_the_mail(home: Path, claud
     assert (home / "bus.db").exists()
     gone = run(home, claude, "uninstall", PATH="/nowhere")
     assert gone.returncode == 1
-    sentence = "claude is not on PATH, nothing was changed: where it is, run claude mcp remove -s user agentbus\n"
+    sentence = (
+        "claude is not on PATH, nothing was changed: run this where it is on PATH: claude mcp remove -s user agentbus\n"
+    )
     assert gone.stderr == "agentbus: " + sentence
     assert (home / "bus.db").exists()
 
@@ -205,7 +207,7 @@ def test_what_is_not_ours_is_not_touched(home: Path, claude: ClaudeOnPath, tmp_p
     (home / "bus.db").write_bytes(b"somebody's notes" * 100)
     done = run(home, claude, "uninstall", "--keep-mail")
     assert done.returncode == 0
-    assert "who is online cannot be told" in done.stderr
+    assert "agentbus cannot tell which sessions are online" in done.stderr
     assert (elsewhere / "x.wake").exists()
     linked = home.with_name("linked")
     linked.symlink_to(home)

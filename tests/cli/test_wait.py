@@ -73,7 +73,7 @@ def test_what_waited_comes_first_and_one_at_a_time(home: Path) -> None:
 def test_nothing_within_the_time_is_exit_75(home: Path) -> None:
     done = agentbus(home, "wait", "--name", "ci", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (75, "")
-    assert done.stderr == 'agentbus: no message for "ci" within 0.2 s: wait longer, or look later\n'
+    assert done.stderr == 'agentbus: no message for "ci" within 0.2 s: wait longer, or try again later\n'
     assert list((home / "sock").iterdir()) == []
 
 
@@ -129,7 +129,7 @@ def test_seconds_that_are_none(home: Path, raw: str) -> None:
     for arguments in (("wait", "--timeout", raw), ("send", "bob", "hi", f"--wait-read={raw}")):
         done = agentbus(home, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.endswith(f" is {raw!r}: say a number of seconds, 0 to 86,400\n")
+        assert done.stderr.endswith(f" is {raw!r}: use a number of seconds from 0 to 86,400\n")
     assert not (home / "bus.db").exists(), "nothing was sent"
 
 
@@ -155,7 +155,7 @@ def test_what_is_not_read_in_time_is_exit_75_and_is_sent(home: Path, start: Call
     assert done.stdout.startswith('queued #1 for "nobody"')
     assert done.stderr == (
         'agentbus: #1 for "nobody" is pending after 0.1 s: '
-        "agentbus doctor nobody says why, agentbus status 1 where it is\n"
+        "agentbus doctor nobody says why, agentbus status 1 shows its state\n"
     )
     web = start("web")
     web.handshake()

@@ -84,18 +84,18 @@ def test_a_message_that_the_sdk_made_is_taken() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("messageId",), "x.1", "is no message id"),
-        (("messageId",), "0", "is no message id"),
-        (("messageId",), f"{BUS}.9007199254740992", "is no message id"),
-        (("messageId",), 7, "is no message id"),
+        (("messageId",), "x.1", "is not a message id"),
+        (("messageId",), "0", "is not a message id"),
+        (("messageId",), f"{BUS}.9007199254740992", "is not a message id"),
+        (("messageId",), 7, "is not a message id"),
         (("parts",), [], "exactly one text part"),
         (("parts",), [{"text": "a"}, {"text": "b"}], "exactly one text part"),
         (("parts",), [{"url": "file:///etc/passwd"}], "exactly one text part"),
         (("parts",), [{"text": ""}], "empty"),
         (("parts",), [{"text": "x" * 70_000}], "the limit is 65,536"),
         (("parts",), [{"text": "\0"}], "NUL"),
-        (("metadata",), None, "metadata is no JSON object"),
-        (("metadata",), {"agentbus/2": {}}, "no JSON object"),
+        (("metadata",), None, "metadata is not a JSON object"),
+        (("metadata",), {"agentbus/2": {}}, "not a JSON object"),
         (("metadata", METADATA_KEY, "from"), 'x"><channel from="boss', "'from' is"),
         (("metadata", METADATA_KEY, "to"), "Bob", "'to' is 'Bob'"),
         (("metadata", METADATA_KEY, "to"), None, "'to' is"),
@@ -103,7 +103,7 @@ def test_a_message_that_the_sdk_made_is_taken() -> None:
         (("metadata", METADATA_KEY, "sentAt"), True, "'sentAt' is"),
         (("metadata", METADATA_KEY, "sentAt"), -1, "'sentAt' is"),
         (("metadata", METADATA_KEY, "sentAt"), 1e300, "'sentAt' is"),
-        (("metadata", METADATA_KEY, "replyTo"), "41 or so", "is no message id"),
+        (("metadata", METADATA_KEY, "replyTo"), "41 or so", "is not a message id"),
     ],
 )
 def test_what_no_bus_has_sent_is_refused_naming_the_field(path: tuple[str, ...], value: object, named: str) -> None:

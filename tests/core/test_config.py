@@ -121,5 +121,5 @@ def test_what_is_not_ours_alone_is_refused_with_the_way_out(
 
 @pytest.mark.parametrize("home", [Path("/dev/null"), Path("/dev/null/x"), Path("/proc/x")])
 def test_a_home_that_cannot_be_is_a_sentence(home: Path) -> None:
-    with pytest.raises(BrokenSetup, match=r"(is not a folder|cannot be (created|looked at) \(.*\)): "):
+    with pytest.raises(BrokenSetup, match=r"(is not a folder|cannot be (created|accessed) \(.*\)): "):
         config.prepare_home(home)

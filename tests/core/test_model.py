@@ -31,7 +31,7 @@ def test_a_name_has_one_form(raw: str, name: str) -> None:
 @pytest.mark.spec("NAME-2", "ERR-1")
 @pytest.mark.parametrize("raw", ["", "   ", "---", "...", "\0", "日本", "*"])
 def test_a_name_with_nothing_left_is_refused(raw: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no name: use 1 to 32 of a-z, 0-9, _ and -"):
+    with pytest.raises(InvalidRequest, match="is not a name: use 1 to 32 of a-z, 0-9, _ and -"):
         normalise_name(raw)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from agentbus.core import process
-from agentbus.core.process import Process
+from agentbus.core.process import Life, Process
 from tests.support.command import until
 
 
@@ -15,17 +15,17 @@ from tests.support.command import until
 def test_this_process_and_its_parents_live() -> None:
     here = process.current()
     assert here.pid == os.getpid()
-    assert process.is_alive(here)
+    assert process.life(here) is Life.LIVES
     chain = process.ancestors()
     assert chain[0] == process.parent()
     assert chain[0].pid == os.getppid()
-    assert all(process.is_alive(one) for one in chain)
+    assert all(process.life(one) is Life.LIVES for one in chain)
 
 
 @pytest.mark.spec("PRES-1")
 def test_a_pid_that_was_used_again_is_another_process() -> None:
     here = process.current()
-    assert not process.is_alive(Process(here.pid, "long ago"))
+    assert process.life(Process(here.pid, "long ago")) is Life.ENDED
 
 
 @pytest.mark.spec("PRES-1")
@@ -48,8 +48,8 @@ def test_ps_tells_what_proc_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_HAS_PROC", False)
     here = process.current()
     assert here.started
-    assert process.is_alive(here)
-    assert not process.is_alive(Process(here.pid, "long ago"))
+    assert process.life(here) is Life.LIVES
+    assert process.life(Process(here.pid, "long ago")) is Life.ENDED
     assert [one.pid for one in process.ancestors()] == parents
     assert process.look_up(2**22 + 1) is None
     child = subprocess.Popen([sys.executable, "-c", ""])

@@ -14,7 +14,7 @@ from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import Busy
 from agentbus.core.model import Envelope
-from agentbus.core.pump import BATCH, Pump
+from agentbus.core.pump import BATCH, MOST_OUT, Pump
 from agentbus.core.store import Store
 from tests.support.fakes import FakeDelivery, FakeWakes, arrival
 
@@ -340,3 +340,27 @@ async def test_sends_at_any_moment_are_delivered_without_a_poll(mailbox: Mailbox
         await run.until(is_done)
         tasks.cancel_scope.cancel()
     assert [envelope.id for envelope in run.delivery.handed] == ids
+
+
+@pytest.mark.spec("DRAIN-8")
+async def test_no_more_than_two_batches_are_ever_out(mailbox: Mailbox) -> None:
+    """A crash doubles what is out. Wakes that come while marks have to wait must not let it grow."""
+    delivery = FakeDelivery(holds=True)
+    most = 0
+    running = Running(mailbox, delivery)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.pump.run)
+        for _ in range(10):
+            for _ in range(60):
+                mailbox.send()
+            running.wakes.event.set()
+            await anyio.sleep(0.005)
+            most = max(most, len(delivery.handed) - len(mailbox.marked))
+        assert most == MOST_OUT
+        while len(mailbox.marked) < 600:
+            delivery.take()
+            running.wakes.event.set()
+            await anyio.sleep(0.002)
+            assert len(delivery.handed) - len(mailbox.marked) <= MOST_OUT
+        tasks.cancel_scope.cancel()
+    assert [one.id for one in delivery.handed] == mailbox.marked

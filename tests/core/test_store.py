@@ -10,8 +10,9 @@ from agentbus.core.bus import Bus
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import MailboxFull, Refused
 from agentbus.core.model import Peer
-from agentbus.core.process import Process, current
-from agentbus.core.store import SILENT_MS, Store
+from agentbus.core.presence import BEAT, Held
+from agentbus.core.process import Life, Process, current, parent
+from agentbus.core.store import SESSIONS_KEPT_MS, Store
 from tests.support.fakes import arrival
 
 DEAD = Process(2**22 + 1, "0")
@@ -22,15 +23,46 @@ class Bench:
     """A store on a real file; `dead` says which processes do not live."""
 
     def __init__(self, path: Path) -> None:
+        # Hosts that have ended. Whether a peer lives its real lock says.
         self.dead: set[Process] = set()
-        self.store = Store(path, busy_ms=1_000, alive=lambda process: process not in self.dead, max_pending=5)
+        self.held: dict[str, Held] = {}
+        self.store = Store(
+            path,
+            busy_ms=1_000,
+            host_life=lambda host, _domain: Life.ENDED if host in self.dead else Life.LIVES,
+            max_pending=5,
+        )
 
-    def claim(self, name: str, *, now: int = 0, crowd: bool = True, again: Peer | None = None, **changes) -> Peer:
+    def claim(
+        self,
+        name: str,
+        *,
+        now: int = 0,
+        crowd: bool = True,
+        again: Peer | None = None,
+        held: Held | None = None,
+        **changes,
+    ) -> Peer:
+        changes.setdefault("domain", self.store.here)
         claimed = self.store.claim(
-            arrival(name, **changes), now=now, endpoint=lambda session: session + ".x", join_crowd=crowd, again=again
+            arrival(name, **changes), now=now, endpoint=str, join_crowd=crowd, again=again, held=held
         )
         assert claimed is not None
+        if claimed[2] is not None:
+            self.held[claimed[0].session] = claimed[2]
         return claimed[0]
+
+    def kill(self, peer: Peer) -> None:
+        """End its process: the kernel drops the lock, and the file stays."""
+        self.held.pop(peer.session)._close()
+
+    def leave(self, peer: Peer, *, now: int) -> None:
+        self.store.leave(peer.session, peer.process.pid, now=now)
+        self.held.pop(peer.session).release()
+
+    def lose_locks(self) -> None:
+        """Be on a file system that cannot lock."""
+        self.store.presence.hold = lambda _session: None  # type: ignore[method-assign]
 
     def pending(self, peer: Peer) -> list[str]:
         return [one.text for one in self.store.pending(peer.session, peer.process.pid, 100)]
@@ -116,7 +148,7 @@ def test_a_name_in_use_gets_a_number_and_its_holder_is_told_of(bench: Bench) -> 
 def test_the_same_host_and_launch_name_is_the_same_session(bench: Bench) -> None:
     old = bench.claim("web")
     bench.store.rename(old.session, old.process.pid, "shop")
-    bench.store.leave(old.session, old.process.pid, now=5)
+    bench.leave(old, now=5)
     new = bench.claim("web", process=Process(7, "later"))
     assert (new.session, new.name, new.endpoint) == (old.session, "shop", old.endpoint)
     row_id, address = bench.store.send("alice", "web", "to the alias", now=0)
@@ -130,14 +162,14 @@ def test_a_predecessor_that_runs_is_not_taken_over(bench: Bench) -> None:
     later = {"host": HOST_2, "process": Process(7, "later")}
     assert bench.store.claim(arrival("web", **later), now=0, endpoint=str, join_crowd=False) is None
     assert bench.store.present() == [old]
-    bench.dead.add(old.process)
+    bench.kill(old)
     assert bench.claim("web", crowd=False, **later).session == old.session
 
 
 @pytest.mark.spec("NAME-7")
 def test_another_host_or_launch_name_is_another_session(bench: Bench) -> None:
     old = bench.claim("web")
-    bench.store.leave(old.session, old.process.pid, now=5)
+    bench.leave(old, now=5)
     assert bench.claim("web", host=HOST_2).session != old.session
     assert bench.claim("api").session != old.session
 
@@ -170,7 +202,7 @@ def test_whoever_claims_a_name_ends_the_alias(bench: Bench) -> None:
     assert newcomer.name == "web"
     bench.store.send("alice", "web", "for the newcomer", now=0)
     assert (bench.pending(newcomer), bench.pending(web)) == (["for the newcomer"], [])
-    bench.store.leave(newcomer.session, newcomer.process.pid, now=1)
+    bench.leave(newcomer, now=1)
     assert bench.store.send("alice", "web", "the newcomer's, gone or not", now=0)[1].mailbox == "web"
 
 
@@ -188,37 +220,48 @@ def test_renaming_back_and_forth_leaves_no_loop(bench: Bench) -> None:
 def test_an_alias_lives_while_the_host_does(bench: Bench) -> None:
     web = bench.claim("web", host=HOST_2)
     bench.store.rename(web.session, web.process.pid, "shop")
-    bench.store.leave(web.session, web.process.pid, now=5)
+    bench.leave(web, now=5)
     assert bench.store.send("alice", "web", "x", now=0)[1].mailbox == "shop"
     bench.dead.add(HOST_2)
     assert bench.store.send("alice", "web", "x", now=0)[1].mailbox == "web"
     bench.store.reap(now=10)
     assert bench.store._read("SELECT count(*) FROM aliases") == [(0,)]
-    assert bench.store._read("SELECT count(*) FROM peers") == [(0,)]
 
 
 @pytest.mark.spec("PRES-2")
 def test_the_dead_are_reaped_and_keep_their_mail(bench: Bench) -> None:
-    web = bench.claim("web", process=DEAD)
+    web = bench.claim("web")
     bench.claim("api")
     bench.store.send("alice", "web", "x", now=0)
     assert bench.store.reap(now=1) == []
-    bench.dead.add(DEAD)
+    bench.kill(web)
+    assert [peer.name for peer in bench.store.live()] == ["api"]
     assert [peer.name for peer in bench.store.reap(now=1)] == ["web"]
     assert [peer.name for peer in bench.store.present()] == ["api"]
     assert bench.store.queries.waiting() == {"web": 1}
     assert bench.pending(web) == []
+    assert not (bench.store.presence.folder / web.session).exists()
+
+
+@pytest.mark.spec("PRES-1", "PRES-2")
+def test_no_clock_ends_a_peer_that_holds_its_lock(bench: Bench) -> None:
+    bench.claim("web")
+    assert bench.store.reap(now=10**15) == []
+    assert bench.store.reap(now=-(10**15)) == []
+    newcomer = bench.claim("web", host=HOST_2, now=10**15)
+    assert newcomer.name == "web-2"
 
 
 @pytest.mark.spec("PRES-3", "DRAIN-1")
 def test_the_silent_are_reaped_drain_nothing_and_come_back(bench: Bench) -> None:
+    bench.lose_locks()
     web = bench.claim("web")
-    assert bench.store.heartbeat(web.session, web.process.pid, now=1_000)
-    assert bench.store.reap(now=1_000 + SILENT_MS) == []
-    assert [peer.name for peer in bench.store.reap(now=1_001 + SILENT_MS)] == ["web"]
+    assert web.presence == BEAT
+    assert bench.store.reap(now=10**15) == [], "who looks once ends nobody"
+    assert [peer.name for peer in bench.store.reap(now=1, silent={web.session})] == ["web"]
     bench.store.send("alice", "web", "x", now=0)
     assert bench.pending(web) == []
-    assert not bench.store.heartbeat(web.session, web.process.pid, now=2_000)
+    assert not bench.store.is_present(web.session, web.process.pid)
     back = bench.claim("web", now=60_000, again=web)
     assert (back.session, back.name) == (web.session, "web")
     assert bench.pending(back) == ["x"]
@@ -226,18 +269,73 @@ def test_the_silent_are_reaped_drain_nothing_and_come_back(bench: Bench) -> None
 
 @pytest.mark.spec("PRES-3")
 def test_who_comes_back_to_a_taken_name_gets_a_number(bench: Bench) -> None:
+    bench.lose_locks()
     web = bench.claim("web")
-    bench.store.reap(now=SILENT_MS + 1)
-    newcomer = bench.claim("web", host=HOST_2, now=SILENT_MS + 2)
-    back = bench.claim("web", now=SILENT_MS + 3, again=web)
+    bench.store.reap(now=1, silent={web.session})
+    newcomer = bench.claim("web", host=HOST_2, now=2)
+    back = bench.claim("web", now=3, again=web)
     assert (newcomer.name, back.name, back.session) == ("web", "web-2", web.session)
+
+
+@pytest.mark.spec("PRES-3", "STORE-7")
+def test_two_live_processes_of_one_session_do_not_evict_each_other(bench: Bench) -> None:
+    bench.lose_locks()
+    other = parent()  # any other that lives
+    first = bench.claim("web", process=current())
+    bench.store.reap(now=1, silent={first.session})
+    second = bench.claim("web", crowd=False, process=other)
+    assert second.session == first.session
+    back = bench.claim("web", again=first, process=current())
+    assert back.session != second.session
+    assert bench.store.is_present(second.session, other.pid)
+    assert {peer.name for peer in bench.store.present()} == {"web", "web-2"}
+    again = bench.claim("web", again=second, process=other)
+    assert (again.session, again.name) == (second.session, "web")
+
+
+@pytest.mark.spec("STORE-7", "NAME-4")
+def test_a_row_of_the_sessions_own_is_its_own(bench: Bench) -> None:
+    """As in a backup that is put back: it holds the very row of the session that joins it."""
+    web = bench.claim("web")
+    assert bench.claim("web", again=web, held=bench.held[web.session]).name == "web"
+    bench.store._database._connection.execute("UPDATE peers SET pid = 99999, left_at = NULL")
+    assert bench.claim("web", again=web, held=bench.held[web.session]).name == "web"
+
+
+@pytest.mark.spec("NAME-7")
+def test_an_agent_process_that_cannot_be_seen_has_no_predecessor(bench: Bench) -> None:
+    """In a container started with `docker run -i`, the parent's pid is 0, for every server there."""
+    nobody = Process(0, "")
+    first = bench.claim("web", host=nobody, crowd=False)
+    second = bench.claim("web", host=nobody, crowd=False)
+    assert (first.name, second.name) == ("web", "web-2")
+    bench.leave(first, now=1)
+    assert bench.claim("web", host=nobody, crowd=False).session != first.session
+
+
+@pytest.mark.spec("PRES-1", "NAME-7")
+def test_pids_of_another_domain_mean_nothing_here(bench: Bench) -> None:
+    old = bench.claim("web", host=HOST_2, domain="there")
+    bench.leave(old, now=1)
+    assert bench.claim("web", host=HOST_2, domain="here", crowd=False).session != old.session
+    assert bench.claim("web", host=HOST_2, domain="there", crowd=False).session == old.session
+
+
+@pytest.mark.spec("LEDGER-3")
+def test_a_session_that_has_left_is_remembered_for_thirty_days(bench: Bench) -> None:
+    web = bench.claim("web", cwd="/src/web")
+    bench.leave(web, now=1_000)
+    bench.store.reap(now=SESSIONS_KEPT_MS)
+    assert bench.store.queries.session(web.session) == ("web", "test", "/src/web")
+    bench.store.reap(now=1_001 + SESSIONS_KEPT_MS)
+    assert bench.store.queries.session(web.session) is None
 
 
 def test_coming_back_takes_nobody_elses_session(bench: Bench) -> None:
     first = bench.claim("web")
     second = bench.claim("web", process=Process(8, "x"))
-    bench.store.leave(second.session, 8, now=1)
-    bench.store.leave(first.session, first.process.pid, now=1)
+    bench.leave(second, now=1)
+    bench.leave(first, now=1)
     assert bench.claim("web", again=second).session == second.session
     unseen = replace(second, session="unseen", name="kept")
     back = bench.claim("web", again=unseen)
@@ -248,8 +346,8 @@ def test_a_session_of_the_nearest_ancestor(bench: Bench) -> None:
     bench.claim("web", host=HOST_2)
     bench.claim("api", host=current())
     bus = Bus(bench.store, {}, max_bytes=100)
-    assert bus.sender_among([DEAD, HOST_2, current()]) == "web"
-    assert bus.sender_among([current(), HOST_2]) == "api"
+    names = [bus.sender_among(hosts) for hosts in ([DEAD, HOST_2, current()], [current(), HOST_2])]
+    assert [peer and peer.name for peer in names] == ["web", "api"]
     assert bus.sender_among([DEAD]) is None
     bench.claim("third", host=HOST_2)
     assert bus.sender_among([HOST_2, current()]) is None, "who of two runs the command is not known"

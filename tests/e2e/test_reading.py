@@ -296,7 +296,7 @@ def test_the_status_of_a_message(start: Start, home: Path) -> None:
     alice.handshake()
     alice.call("send_message", to="nobody", text="x")
     assert alice.call("message_status", id=1).startswith('#1 from "alice" to "nobody" is pending: sent 20')
-    assert alice.refuse("message_status", id=2) == "there is no message #2: it was never sent, or is pruned by now"
+    assert alice.refuse("message_status", id=2) == "there is no message #2: it was never sent, or it has been pruned"
 
 
 @pytest.mark.spec("NAME-7", "VOID-1")

@@ -323,7 +323,7 @@ def test_an_unusable_name_is_replaced_and_that_is_said(start: Start, home: Path)
     shop.mkdir()
     client = start("***", cwd=shop)
     instructions = client.handshake()["instructions"]
-    assert 'AGENTBUS_NAME is not usable ("***" is no name' in instructions
+    assert 'AGENTBUS_NAME is not usable ("***" is not a name' in instructions
     assert client.call("whoami").startswith('you are "shop"')
     until(lambda: 'the name is "shop"' in client.stderr)
 
@@ -356,7 +356,7 @@ def test_a_rename_while_running(start: Start, home: Path) -> None:
     assert alice.call("send_message", to="data base", text="2") == 'sent #2 to "data-base" (online)'
     assert [event["content"] for event in bob.wait_events(2)] == ["1", "2"]
     assert bob.refuse("set_name", name="alice").startswith('the name "alice" is held by the session in')
-    assert bob.refuse("set_name", name="!!!").startswith('"!!!" is no name')
+    assert bob.refuse("set_name", name="!!!").startswith('"!!!" is not a name')
     assert bob.call("set_name", name="data-base") == 'you are "data-base" already'
     assert present(home) == ["alice", "data-base"]
 
@@ -435,7 +435,7 @@ def test_every_wrong_argument_is_one_sentence_and_changes_nothing(start: Start, 
         "'to' is text, not int (7)": {"to": 7, "text": "x"},
         "'text' is text, not NoneType (None)": {"to": "bob", "text": None},
         "the message is empty": {"to": "bob", "text": ""},
-        '"" is no name': {"to": "", "text": "x"},
+        '"" is not a name': {"to": "", "text": "x"},
         "message is 65,537 bytes, the limit is 65,536": {"to": "bob", "text": "x" * 65_537},
         "the message has a NUL at character 2": {"to": "bob", "text": "a\0"},
         "is 100,000 characters, the limit is 32": {"to": "x" * 100_000, "text": "x"},
@@ -551,7 +551,7 @@ def test_who_must_leave_while_the_database_is_locked_leaves_and_is_reaped(start:
     locker.execute("ROLLBACK")
     locker.close()
     assert sockets(home) == []
-    until(lambda: client.stderr.startswith("agentbus: left in a hurry: "))
+    until(lambda: client.stderr.startswith("agentbus: could not leave cleanly: "))
     assert agentbus(home, "peers").stdout == "nobody is online\n"
 
 

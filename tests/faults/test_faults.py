@@ -385,7 +385,7 @@ def test_a_home_deleted_under_running_sessions_is_there_again_and_they_meet_in_i
     bob.handshake()
     shutil.rmtree(home)
     until(lambda: home.exists() and len(sockets(home)) == 2 and present(home) == ["alice", "bob"])
-    until(lambda: "was deleted or replaced: joined the new one" in bob.stderr)
+    until(lambda: "is another bus now: joined it" in bob.stderr)
     assert alice.call("send_message", to="bob", text="here again") == 'sent #1 to "bob" (online)'
     assert bob.wait_events(1)[0]["content"] == "here again"
 

@@ -29,6 +29,7 @@ def arrival(name: str = "alice", **changes: Any) -> Arrival:
         "cwd": "/somewhere",
         "delivery": "fake",
         "trigger": "fake",
+        "domain": process.domain(),
         **changes,
     }
     return Arrival(**fields)

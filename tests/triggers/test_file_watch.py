@@ -170,7 +170,9 @@ async def test_whatever_is_in_the_way_nothing_but_arming_raises(
             if obstacle != "no wake folder":
                 sentence = await refused(trigger)
                 what = (
-                    f"{file.parent} is not a folder" if file.parent.is_file() else f"no wake file can be had at {file}"
+                    f"{file.parent} is not a folder"
+                    if file.parent.is_file()
+                    else f"{file} cannot be used as a wake file"
                 )
                 assert sentence.startswith(what)
     assert os.path.lexists(file) == (obstacle not in ("no wake folder", "a file for a folder"))
@@ -219,7 +221,7 @@ async def test_a_sender_that_was_stopped_is_not_waited_for_for_ever(
     with file.open("w") as sender:
         fcntl.flock(sender, fcntl.LOCK_SH)
         sentence = await refused(trigger)
-    assert sentence == f"{file} is held by a process that is stopped: remove the file, or set AGENTBUS_TRIGGER=poll"
+    assert sentence == f"{file} is held by a suspended process: remove the file, or set AGENTBUS_TRIGGER=poll"
 
 
 async def test_a_file_that_is_removed_while_it_is_being_locked_is_made_anew(
@@ -283,7 +285,7 @@ async def test_where_no_change_is_reported_arming_is_refused(
     monkeypatch.setattr(file_watch, "_PROOF_MS", 20)
     monkeypatch.setattr(os, "utime", lambda *_arguments, **_options: None)
     sentence = await refused(trigger)
-    assert f"{file} cannot be watched (a change of it was not reported within 0.02 s)" in sentence
+    assert f"{file} cannot be watched (a change was not reported within 0.02 s)" in sentence
     assert sentence.endswith(": set AGENTBUS_TRIGGER=poll")
     assert not file.exists()
 
@@ -321,7 +323,7 @@ async def test_no_thread_to_be_had_is_a_refusal(trigger: FileWatchTrigger, monke
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", fail)
-    assert "no thread can be started to watch" in await refused(trigger)
+    assert "cannot be started" in await refused(trigger)
 
 
 class Watch:

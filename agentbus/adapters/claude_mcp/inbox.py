@@ -89,7 +89,7 @@ class Inbox:
                 found = self._connect(sibling)
                 self._path = sibling
                 return found
-        raise DeliveryFailed(f"{self._path} is gone, and no other inbox of the session is beside it")
+        raise DeliveryFailed(f"{self._path} is gone, and the session has no other inbox in that folder")
 
     def _siblings(self) -> Iterator[Path]:
         with suppress(OSError):
@@ -104,7 +104,9 @@ class Inbox:
             if sys.platform == "linux":
                 pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
                 if pid != self._host.pid or uid != os.geteuid():
-                    raise DeliveryFailed(f"{path} belongs to process {pid}, not to the session's ({self._host.pid})")
+                    raise DeliveryFailed(
+                        f"{path} belongs to process {pid}, not to the session's process {self._host.pid}"
+                    )
         except OSError as error:
             connection.close()
             if error.errno == errno.ENOENT:
@@ -134,9 +136,9 @@ def _check(path: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DeliveryFailed(f"{path} cannot be looked at ({error.strerror})") from error
+        raise DeliveryFailed(f"{path} cannot be accessed ({error.strerror})") from error
     if not stat.S_ISSOCK(facts.st_mode):
-        raise DeliveryFailed(f"{path} is no socket")
+        raise DeliveryFailed(f"{path} is not a socket")
     if facts.st_uid != os.geteuid() or folder.st_uid != os.geteuid():
         raise DeliveryFailed(f"{path} or its folder belongs to another user")
     if not stat.S_ISDIR(folder.st_mode) or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -172,7 +174,7 @@ class PostBudget:
             self._forget_the_dead()
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except (OSError, AgentbusError) as error:
-            raise DeliveryFailed(f"the rate of posts cannot be kept in {self._folder} ({error})") from error
+            raise DeliveryFailed(f"the count of posts cannot be saved in {self._folder} ({error})") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             now = self._clock()
@@ -184,7 +186,7 @@ class PostBudget:
             os.pwrite(fd, f"{left - may:12.6f} {now:20.6f}\n".encode(), 0)
             return may
         except OSError as error:
-            raise DeliveryFailed(f"the rate of posts cannot be kept in {self._path} ({error.strerror})") from error
+            raise DeliveryFailed(f"the count of posts cannot be saved in {self._path} ({error.strerror})") from error
         finally:
             os.close(fd)
 
@@ -293,7 +295,7 @@ class InboxDelivery:
             raise
         try:
             if not self._budget.take():
-                raise DeliveryFailed("no post may go out just now, what is pending goes with the next one")
+                raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
             self._posts += 1
             text, count = compose(batch, f"{timestamp(time.time_ns() // 1_000_000)}, {os.getpid()}/{self._posts}")
             await self._write(connection, self._inbox.frame(text))
@@ -318,7 +320,7 @@ class InboxDelivery:
             connection.shutdown(socket.SHUT_WR)
         except (OSError, TimeoutError) as error:
             # The session takes nothing from a post that is cut off, because its line has no end.
-            reason = f"the inbox takes nothing ({getattr(error, 'strerror', None) or 'no room within 5 s'})"
+            reason = f"the inbox accepts nothing ({getattr(error, 'strerror', None) or 'no room within 5 s'})"
             await self._fails(reason)
             raise DeliveryFailed(reason) from error
 

@@ -89,9 +89,9 @@ class ClaudeRegistration:
         if is_own:
             return Registered(Standing.ENABLED, f"registered for all projects as {shlex.join(command)}")
         if shutil.which(command[0] if command else "") is None:
-            seen = f"registered as {shlex.join(command)}, which is not there or cannot be run"
+            seen = f"registered as {shlex.join(command)}, which does not exist or cannot be run"
         else:
-            seen = f"registered as {shlex.join(command)}, and this agentbus is {shlex.join(self._wanted())}"
+            seen = f"registered as {shlex.join(command)}, but this agentbus is {shlex.join(self._wanted())}"
         return Registered(Standing.STALE, seen, self._mend)
 
     @property
@@ -126,14 +126,14 @@ class ClaudeRegistration:
                 )
             entry = servers(project).get(self._name)
             if entry is not None and not self._is_own(entry):
-                seen = f"an entry for {folder} alone stands above it: {shlex.join(command_of(entry))}"
+                seen = f"an entry for the folder {folder} overrides it: {shlex.join(command_of(entry))}"
                 remedy = f"cd {shlex.quote(folder)} && claude mcp remove {self._name} -s local"
                 return Registered(Standing.SHADOWED, seen, remedy)
             approved |= strings(project.get("enabledMcpjsonServers"))
         for folder_path in (self._cwd, *self._cwd.parents):
             entry = servers(read_object(folder_path / ".mcp.json")).get(self._name)
             if entry is not None and self._name in approved and not self._is_own(entry):
-                seen = f"{folder_path / '.mcp.json'} stands above it: {shlex.join(command_of(entry))}"
+                seen = f"{folder_path / '.mcp.json'} overrides it: {shlex.join(command_of(entry))}"
                 remedy = f"cd {shlex.quote(str(folder_path))} && claude mcp remove {self._name} -s project"
                 return Registered(Standing.SHADOWED, seen, remedy)
         return None
@@ -151,7 +151,7 @@ class ClaudeRegistration:
         wanted = self._wanted()
         entry, old = self._entry(wanted), self._user_entry()
         if old is not None and is_same(command_of(old), wanted):
-            return [f"{self._name} is registered with Claude Code already, nothing was changed", *self._shadow_notes()]
+            return [f"{self._name} is already registered with Claude Code, nothing was changed", *self._shadow_notes()]
         if old is not None:
             entry["env"] = old.get("env", {})  # keep what the user has set there
             self._mcp("remove", "-s", "user", self._name)
@@ -168,7 +168,7 @@ class ClaudeRegistration:
         self._mcp("add-json", "-s", "user", self._name, json.dumps(entry))
         if self._user_entry() is None:
             raise BrokenSetup(
-                f"claude mcp add-json has reported success, and {self._file} has no entry {self._name}",
+                f"claude mcp add-json reported success, but {self._file} has no entry {self._name}",
                 hint="look at it with claude mcp list",
             )
 
@@ -177,13 +177,13 @@ class ClaudeRegistration:
         if self._user_entry() is None:
             return [f"{self._name} is not registered with Claude Code, nothing to do there"]
         self._mcp("remove", "-s", "user", self._name)
-        return [f"removed {self._name} from Claude Code; sessions that run keep it until they end"]
+        return [f"removed {self._name} from Claude Code; running sessions keep it until they end"]
 
     def by_hand(self) -> list[str]:
         """The command to type if `claude` is there, and the text to paste for another MCP client. [REG-4]"""
         entry = self._entry(self._wanted())
         typed = shlex.join(["claude", "mcp", "add-json", "-s", "user", self._name, json.dumps(entry)])
-        return ["To register it with Claude Code by hand:", f"  {typed}", *paste(self._name, self._wanted())]
+        return ["To register it with Claude Code yourself, run:", f"  {typed}", *paste(self._name, self._wanted())]
 
     def launch(self, name: str | None, *, flags: bool = True) -> str:
         """See Registration. Raises InvalidRequest for a bad name."""
@@ -210,8 +210,8 @@ class ClaudeRegistration:
         if code:
             said = output.strip().splitlines()[-1:] or ["no output"]
             raise BrokenSetup(
-                f"claude mcp {arguments[0]} has failed with exit code {code} ({said[0][:300]})",
-                hint=f"run it by hand to see why: {shlex.join(command)}",
+                f"claude mcp {arguments[0]} failed with exit code {code} ({said[0][:300]})",
+                hint=f"run it yourself to see why: {shlex.join(command)}",
             )
         return output
 
@@ -239,11 +239,13 @@ class ClaudeRegistration:
         try:
             _, output = run_program(["claude", "--version"], self._patience_s)
         except (BrokenSetup, OSError) as error:
-            return Finding("client", Level.WRONG, str(error), "run claude --version by hand to see why")
+            return Finding("client", Level.WRONG, str(error), "run claude --version to see why")
         numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
         where = shutil.which("claude")
         if numbers is None:
-            return Finding("client", Level.NOTE, f"{where} does not say its version", "run claude --version to see why")
+            return Finding(
+                "client", Level.NOTE, f"{where} does not print its version", "run claude --version to see why"
+            )
         least = ".".join(map(str, _LEAST_VERSION))
         if tuple(map(int, numbers.groups())) < _LEAST_VERSION:
             return Finding(
@@ -262,9 +264,9 @@ class ClaudeRegistration:
         if "AGENTBUS_DELIVERY" in peer.delivery_reason:
             seen += "; it reads when it calls check_messages"
             return Finding(
-                "delivery", Level.NOTE, seen, "nothing, if that was meant; else start it without AGENTBUS_DELIVERY"
+                "delivery", Level.NOTE, seen, "if you did not choose that: start it without AGENTBUS_DELIVERY"
             )
-        seen += "; nothing is pushed, it has to call check_messages"
+        seen += "; nothing is pushed, its model has to call check_messages"
         remedy = f"end that session, and start it with: {self.launch(peer.name)}"
         return Finding("delivery", Level.WRONG, seen, remedy)
 
@@ -272,10 +274,10 @@ class ClaudeRegistration:
         """See Registration. Only `claude` knows whether an account has channels."""
         if peer.delivery != "channel":
             return None
-        seen = "whether the account has channels cannot be seen from here; else what is pushed is not shown"
+        seen = "agentbus cannot see whether the account has channels; without them, pushed messages are not shown"
         if delivered and not read:
-            seen += f"; of {delivered:,} delivered, none is known to be read"
-        remedy = "if it said at its start that channels are not available, start it with: "
+            seen += f"; {delivered:,} delivered, not one is known to be read"
+        remedy = "if the session said at its start that channels are not available, start it with: "
         return Finding("gate", Level.NOTE, seen, remedy + self.launch(peer.name, flags=False))
 
 

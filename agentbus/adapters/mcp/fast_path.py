@@ -12,13 +12,13 @@ compares them). Everything else goes to the SDK, in order. Implements [DESK-1] t
 from __future__ import annotations
 
 import json
-import sys
 import time
 from typing import Any
 
 from agentbus.adapters.mcp import jsonrpc, tools
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core.errors import Busy
+from agentbus.core.stderr import say
 
 __all__ = ["FastPath"]
 
@@ -87,7 +87,7 @@ class FastPath:
             done = None
         except Exception as error:  # noqa: BLE001 - our own fault: only this call fails, and stderr says so
             fault = f"internal error, {type(error).__name__}: {error}"
-            print(f"agentbus: {name}: {fault}", file=sys.stderr, flush=True)
+            say(f"{name}: {fault}")
             done = tools.ToolResult(fault, is_error=True)
         self._busy_since = 0.0
         return done

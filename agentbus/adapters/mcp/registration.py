@@ -49,7 +49,7 @@ class ByHand:
     def registered(self) -> Registered:
         """Always unknown: agentbus cannot see the state of this registration."""
         remedy = f"agentbus enable {self._manifest.id} prints what to paste into its configuration"
-        return Registered(Standing.UNKNOWN, "agentbus does not see which clients start it", remedy)
+        return Registered(Standing.UNKNOWN, "agentbus cannot see which clients start it", remedy)
 
     def enable(self) -> list[str]:
         """Say what to paste. Raises BrokenSetup as `own_command` does."""
@@ -66,8 +66,8 @@ class ByHand:
     def launch(self, name: str | None, *, flags: bool = True) -> str:  # noqa: ARG002 - the port's
         """Raises InvalidRequest: agentbus does not know how the client is started."""
         raise InvalidRequest(
-            f"agentbus does not know how the client of {self._manifest.id} is started",
-            hint=f"start it as you are used to, with AGENTBUS_NAME={normalise_name(name or 'NAME')} in its environment",
+            f"agentbus does not know how to start the client of {self._manifest.id}",
+            hint=f"start it as usual, with AGENTBUS_NAME={normalise_name(name or 'NAME')} in its environment",
         )
 
     def findings(self) -> list[Finding]:
@@ -99,7 +99,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path} cannot be read ({error})") from error
     if not isinstance(found, dict):
-        raise Unreadable(f"{path} holds no JSON object")
+        raise Unreadable(f"{path} is not a JSON object")
     return found
 
 
@@ -155,7 +155,8 @@ def run_program(command: Sequence[str], patience_s: float) -> tuple[int, str]:
     program = shutil.which(command[0])
     if program is None:
         raise BrokenSetup(
-            f"{command[0]} is not on PATH, nothing was changed", hint=f"where it is, run {shlex.join(command)}"
+            f"{command[0]} is not on PATH, nothing was changed",
+            hint=f"run this where it is on PATH: {shlex.join(command)}",
         )
     # It gets its own session, so that processes that it starts end with it and cannot hold our pipe open.
     with subprocess.Popen(
@@ -170,7 +171,7 @@ def run_program(command: Sequence[str], patience_s: float) -> tuple[int, str]:
         except subprocess.TimeoutExpired:
             raise BrokenSetup(
                 f"{shlex.join(command)[:100]} did not end within {patience_s:g} s and was stopped",
-                hint="run it by hand to see why",
+                hint="run it yourself to see why",
             ) from None
         finally:
             if child.returncode is None:
@@ -193,6 +194,6 @@ def check_command(client: str, command: Sequence[str], serve_words: int, mend: s
         return Finding("command", Level.WRONG, f"{shlex.join(asked)} fails: {said[0][:200]}", mend)
     version = output.split()[1]
     if version != __version__:
-        seen = f"what {client} starts is agentbus {version}, and this is {__version__}"
+        seen = f"{client} starts agentbus {version}, but this is agentbus {__version__}"
         return Finding("command", Level.NOTE, seen, mend)
-    return Finding("command", Level.OK, f"what {client} starts runs, and is agentbus {version}")
+    return Finding("command", Level.OK, f"{client} starts agentbus {version}, and it runs")

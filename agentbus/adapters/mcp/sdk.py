@@ -7,7 +7,6 @@ the fast path (fast_path.py). Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
@@ -25,6 +24,7 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed, TryAgain
+from agentbus.core.stderr import say
 
 __all__ = ["serve_mcp"]
 
@@ -66,7 +66,7 @@ class _Settling:
                 await settle(reached)
             except TryAgain as error:
                 # The client has the messages, but they are not marked as read: it will get them once more.
-                print(f"agentbus: read messages were not marked: {error}", file=sys.stderr, flush=True)
+                say(f"messages could not be marked as read: {error}")
 
     def metadata(self, request_id: int | str) -> ServerMessageMetadata:
         """Makes the SDK call back if it ends the request without a response."""
@@ -150,7 +150,7 @@ class _Outgoing(_Stream):
             # The client already has the fast path's answer to this request. [DESK-2]
             self._answered_id = None
             if not isinstance(item.message, types.JSONRPCResponse):
-                print(f"agentbus: the handshake was refused late: {item.message}", file=sys.stderr, flush=True)
+                say(f"the handshake was refused late: {item.message}")
             return
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
         data = line.encode() + b"\n"

@@ -34,6 +34,7 @@ from agentbus.core.errors import AgentbusError, TryAgain
 from agentbus.core.model import Arrival
 from agentbus.core.ports import Trigger
 from agentbus.core.session import Checkpoints, Session
+from agentbus.core.stderr import say
 
 __all__ = ["serve"]
 
@@ -53,11 +54,6 @@ class Triggers(Protocol):
 
     def preferred(self) -> list[Trigger]:
         """The triggers that a session tries, in order."""
-
-
-def _say(line: str) -> None:
-    """Write one line to stderr. A client keeps it in its log of the server."""
-    print(f"agentbus: {line}", file=sys.stderr, flush=True)
 
 
 def serve(
@@ -104,7 +100,6 @@ def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> 
     except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
         code = _report(error)
     stdio.restore()
-    sys.stderr.flush()
     # With the SDK loaded, the interpreter needs 0.25 s to shut down, and SIGTERM would come first. [LIFE-1]
     os._exit(code)
 
@@ -114,9 +109,9 @@ def _report(error: BaseException) -> int:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, AgentbusError):
-        _say(str(error))
+        say(str(error))
         return error.exit_code
-    _say(f"internal error, {type(error).__name__}: {error}")
+    say(f"internal error, {type(error).__name__}: {error}")
     return 1
 
 
@@ -130,11 +125,11 @@ async def _serve(
         delivery, reason = choice.delivery, choice.reason
         if trouble:
             delivery, reason = PULL, f"its {choice.delivery} cannot be used: {trouble}"
-        _say(reason if trouble else f"the {choice.delivery} can be used again")
+        say(reason if trouble else f"the {choice.delivery} can be used again")
         try:
             await session.set_delivery(delivery, reason)
         except AgentbusError as error:
-            _say(str(error))
+            say(str(error))
 
     delivery = choice.make(Link(stdio, gate, settings.home, report)) if choice.make is not None else None
     arrival = Arrival(
@@ -143,6 +138,7 @@ async def _serve(
         process=process.current(),
         runtime=context.runtime,
         cwd=settings.cwd,
+        domain=process.domain(),
         delivery=choice.delivery,
         trigger=triggers[0].name,
         delivery_reason=choice.reason,
@@ -153,7 +149,7 @@ async def _serve(
         triggers=triggers,
         delivery=delivery,
         checkpoints=checkpoints,
-        say=_say,
+        say=say,
         retention_hours=settings.retention_hours,
     )
     trouble = (lambda: delivery.trouble) if delivery is not None else str
@@ -205,10 +201,10 @@ async def _import_sdk() -> Any:
 
 def _announce(session: Session, settings: Settings) -> None:
     if settings.name_note:
-        _say(settings.name_note)
+        say(settings.name_note)
     holder = session.wished_holder
     if holder is not None:
-        _say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')
+        say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')
 
 
 async def _watch_for_end(
@@ -233,7 +229,6 @@ async def _watch_for_end(
             _close(session)
     finally:
         stdio.restore()
-        sys.stderr.flush()
         os._exit(0)
 
 
@@ -246,10 +241,10 @@ def _close(session: Session) -> None:
             return
         except TryAgain as error:
             if time.monotonic() >= give_up_at:
-                _say(f"left in a hurry: {error}")
+                say(f"could not leave cleanly: {error}")
                 return
         except AgentbusError as error:
-            _say(str(error))
+            say(str(error))
             return
         time.sleep(0.001)
 

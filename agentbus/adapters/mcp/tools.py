@@ -7,7 +7,7 @@ Knows the session, but not the MCP SDK: sdk.py makes the SDK's types from the to
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentbus import __version__
@@ -361,6 +361,9 @@ def call_now(context: ToolContext, name: str, arguments: Mapping[str, Any] | Non
 
 
 def _finished(context: ToolContext, session: Session, result: ToolResult) -> ToolResult:
+    notice = session.take_notice()
+    if notice:
+        result = replace(result, text=f"{result.text}\n{notice}")
     if context.is_pushed or result.settle is not None:
         return result
     return ToolResult(result.text + _unread_line(session), result.is_error)
@@ -371,8 +374,12 @@ def _messages(count: int) -> str:
 
 
 def _unread_line(session: Session) -> str:
-    """The end of every result in a session whose messages are not surely pushed. [VOID-1]"""
-    count = session.count_unread(_MAX_COUNTED)
+    """The end of every result where messages are not surely pushed. [VOID-1]"""
+    try:
+        count = session.count_unread(_MAX_COUNTED)
+    except AgentbusError:
+        # The call is done: an error here would be taken for its failure, and the call would be made again. [SEND-6]
+        return ""
     return f"\n{_messages(count)}: call check_messages" if count else ""
 
 

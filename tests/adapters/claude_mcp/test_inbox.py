@@ -123,7 +123,7 @@ async def test_an_inbox_that_hangs_is_given_up_and_nothing_counts_as_posted(
     monkeypatch.setattr("agentbus.adapters.claude_mcp.inbox._PATIENCE_S", 0.05)
     inbox = InboxStandIn(folder / "1.sock", reads=False)
     try:
-        with pytest.raises(DeliveryFailed, match="the inbox takes nothing"):
+        with pytest.raises(DeliveryFailed, match="the inbox accepts nothing"):
             await delivery_to(inbox.path, home).deliver([envelope(1, "x" * 900_000)])
         inbox.is_reading.set()
     finally:
@@ -197,17 +197,17 @@ def test_only_our_hosts_socket_in_a_folder_of_ours_is_talked_to(stand_in: InboxS
         assert f"belongs to process {os.getpid()}, not to the session's" in refused(stand_in.path, other)
     plain = folder / "plain"
     plain.write_text("")
-    assert "is no socket" in refused(plain)
+    assert "is not a socket" in refused(plain)
     link = folder / "link.sock"
     link.symlink_to(stand_in.path)
-    assert "is no socket" in refused(link)
+    assert "is not a socket" in refused(link)
     stand_in.path.parent.chmod(0o777)
     assert "can be written by other users" in refused(stand_in.path)
     stand_in.path.parent.chmod(0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(folder / "dead.sock"))
     assert "does not answer" in refused(folder / "dead.sock")
-    assert "is gone, and no other inbox" in refused(folder / "nowhere" / "1.sock")
+    assert "is gone, and the session has no other inbox" in refused(folder / "nowhere" / "1.sock")
 
 
 @pytest.mark.spec("INBOX-6")

@@ -75,7 +75,7 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
     before = claude.state["mcpServers"]
     again = run(home, claude, "enable", "claude-mcp")
     assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout == "agentbus is registered with Claude Code already, nothing was changed\n"
+    assert again.stdout == "agentbus is already registered with Claude Code, nothing was changed\n"
     assert claude.state["mcpServers"] == before
 
     done = run(home, claude, "disable", "claude-mcp")
@@ -93,7 +93,7 @@ def test_a_stale_registration_is_seen_and_mended(home: Path, claude: ClaudeOnPat
     assert claude.run("mcp", "add-json", "-s", "user", "agentbus", json.dumps(ELSEWHERE)).returncode == 0
     how, seen = standing(home, claude)
     assert how == "stale"
-    assert "registered as /usr/bin/env serve claude-mcp, and this agentbus is " in seen
+    assert "registered as /usr/bin/env serve claude-mcp, but this agentbus is " in seen
     done = run(home, claude, "enable", "claude-mcp")
     assert (done.returncode, done.stderr) == (0, "")
     assert "in place of /usr/bin/env serve claude-mcp" in done.stdout
@@ -110,7 +110,7 @@ def test_a_command_that_is_gone_is_stale(home: Path, claude: ClaudeOnPath) -> No
     claude.run("mcp", "add-json", "-s", "user", "agentbus", gone)
     how, seen = standing(home, claude)
     assert how == "stale"
-    assert "/nowhere/agentbus serve claude-mcp, which is not there or cannot be run" in seen
+    assert "/nowhere/agentbus serve claude-mcp, which does not exist or cannot be run" in seen
 
 
 @pytest.mark.spec("REG-3")
@@ -125,7 +125,9 @@ def test_an_entry_for_the_folder_alone_shadows(home: Path, claude: ClaudeOnPath)
         row = row_of_claude(done.stdout)
         assert row["standing"] == "shadowed"
         assert row["remedy"] == f"cd {claude.folder} && claude mcp remove agentbus -s local"
-    assert f"but an entry for {claude.folder} alone stands above it" in run(home, claude, "enable", "claude-mcp").stdout
+    assert (
+        f"but an entry for the folder {claude.folder} overrides it" in run(home, claude, "enable", "claude-mcp").stdout
+    )
     subprocess.run(["sh", "-c", row["remedy"]], env={**os.environ, **claude.variables}, check=True, capture_output=True)
     assert standing(home, claude)[0] == "enabled"
 
@@ -202,7 +204,9 @@ def test_a_claude_that_hangs_is_stopped_with_all_that_it_started(
     for name, value in {**stand_in.variables, "STAND_IN_HANG": "add-json"}.items():
         monkeypatch.setenv(name, value)
     found = ClaudeRegistration(registry.manifest("claude-mcp"), cwd=stand_in.folder, patience_s=1.0)
-    with pytest.raises(BrokenSetup, match=r"claude mcp add-json .* did not end within 1 s and was stopped: run it by"):
+    with pytest.raises(
+        BrokenSetup, match=r"claude mcp add-json .* did not end within 1 s and was stopped: run it yourself"
+    ):
         found.enable()
     mark = str(stand_in.home.parent)
 
@@ -225,7 +229,7 @@ def test_a_claude_that_fails_is_one_line_and_what_to_do_by_hand(home: Path, stan
     done = run(home, stand_in, "enable", "claude-mcp", STAND_IN_FAIL="add-json")
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "agentbus: claude mcp add-json has failed with exit code 1 (the config could not be saved: EROFS"
+        "agentbus: claude mcp add-json failed with exit code 1 (the config could not be saved: EROFS"
     )
     assert done.stderr.count("\n") == 1
     assert "claude mcp add-json -s user agentbus '{" in done.stdout
@@ -274,7 +278,9 @@ def test_the_command_survives_every_way_of_installing(monkeypatch: pytest.Monkey
         "/home/u/.local/share/pipx/.cache/5b2c",
         "/home/u/.cache/pipx/5b2c",
     ):
-        with pytest.raises(BrokenSetup, match=r"will not stay: install it with `uv tool install` or `pipx install`"):
+        with pytest.raises(
+            BrokenSetup, match=r"temporary folder \(.*\): install it with `uv tool install` or `pipx install`"
+        ):
             adapter.own_command(once)
     for stays in ("/home/u/.local/share/uv/tools/agentbus-local", "/home/u/.local/share/pipx/venvs/agentbus-local"):
         assert adapter.own_command(stays)
@@ -334,7 +340,7 @@ def test_what_a_project_says_of_it(
     [
         ({}, Level.OK, "is version 2.1.331"),
         ({"STAND_IN_VERSION": "2.1.79"}, Level.WRONG, "is version 2.1.79, channels need 2.1.80"),
-        ({"STAND_IN_VERSION": "unknown"}, Level.NOTE, "does not say its version"),
+        ({"STAND_IN_VERSION": "unknown"}, Level.NOTE, "does not print its version"),
         ({"PATH": "/nowhere"}, Level.NOTE, "claude is not on PATH"),
         ({"STAND_IN_HANG": "--version"}, Level.WRONG, "did not end within 1 s"),
     ],

@@ -347,10 +347,13 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
 
 
 @pytest.mark.spec("ERR-2")
-def test_a_fault_of_ours_fails_one_call_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_ours_fails_one_call_and_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     class Faulty:
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             raise ZeroDivisionError("nobody saw this coming")
+
+        def take_notice(self) -> str:
+            return ""
 
     desk = FastPath(tool_context(Faulty()), ReadyGate())
     desk.initialize_id = 0
@@ -358,7 +361,7 @@ def test_a_fault_of_ours_fails_one_call_and_is_said(capsys: pytest.CaptureFixtur
     answer = json.loads(desk.take(call) or b"{}")
     assert answer["result"]["isError"]
     assert "ZeroDivisionError: nobody saw this coming" in answer["result"]["content"][0]["text"]
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.spec("DESK-4")
@@ -370,6 +373,9 @@ def test_a_send_that_has_to_wait_is_tried_again_and_then_left_to_the_sdk() -> No
             if self.is_busy:
                 raise Busy
             return "sent"
+
+        def take_notice(self) -> str:
+            return ""
 
     taker = Taker()
     context = tool_context(taker, limit=1)

@@ -1,4 +1,4 @@
-"""`agentbus serve mcp`: any MCP client, to which nothing is pushed. What all adapters promise is in e2e/test_sessions.py."""
+"""`agentbus serve mcp`: any MCP client; nothing is pushed to it. The promises of all adapters: e2e/test_sessions."""
 
 from __future__ import annotations
 
