@@ -2,14 +2,22 @@
 
 It runs real `agentbus serve claude-mcp` processes over pipes. The same seed makes the same decisions, but their timing
 depends on the machine. At the end the audit checks every accepted message: in the database it must be delivered or
-pending, and if it is delivered, a client must have read it.
+pending, and if it is delivered, a client must have read it. No session may be renamed that did not ask for it, and no
+message may be received twice unless a session that had it was killed.
+
+With `--unseen` every other session runs in a pid namespace of its own, with `--stop` sessions are stopped for so long,
+and with `--clock` the wall clock of all of them jumps.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,13 +30,28 @@ import typer
 from tests.support.client import INITIALIZE, RawClient
 
 ACCEPTED = re.compile(r"#(\d+)")
+RENAMED = "was taken by another session meanwhile"
+SHIM = Path(__file__).parents[1] / "tests" / "support" / "clock_shim.c"
+UNSEEN = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+# How often in a second a session is stopped, and the clock jumps.
+STOPS_A_SECOND = 0.1
+JUMPS_A_SECOND = 0.2
 
 
 class Soak:
     """The sessions of one run, and what they accepted and received."""
 
-    def __init__(self, home: Path, sessions: int, seed: int) -> None:
+    def __init__(self, home: Path, sessions: int, seed: int, *, unseen: bool, stop_s: float, clock: bool) -> None:
         self._home = home
+        self._unseen = unseen
+        self._stop_s = stop_s
+        self._offset = home.parent / "offset" if clock else None
+        self._variables = _clock_variables(home.parent) if clock else {}
+        # Stopped servers, each with the instant at which it goes on.
+        self._stopped: dict[str, float] = {}
+        self._next_stop_at = self._next_jump_at = time.monotonic()
+        self._of_killed: set[int] = set()
+        self.renamed: list[str] = []
         self._chance = random.Random(seed)
         self._names = [f"s{number}" for number in range(sessions)]
         self._aliases = [f"a{number}" for number in range(2 * sessions)]
@@ -38,7 +61,9 @@ class Soak:
         self.counts: Counter[str] = Counter()
 
     def start(self, name: str) -> None:
-        client = RawClient(self._home, name)
+        unseen = UNSEEN if self._unseen and self._names.index(name) % 2 else ()
+        command = [*unseen, sys.executable, "-m", "agentbus", "serve", "claude-mcp"]
+        client = RawClient(self._home, name, command=command, **self._variables)
         client.post("initialize", INITIALIZE)
         client.notify("notifications/initialized")
         client.post("tools/list")
@@ -48,6 +73,7 @@ class Soak:
     def collect(self, client: RawClient) -> None:
         """End a client, and record the messages that its session accepted and received."""
         client.end()
+        self.renamed += [line for line in client.stderr.splitlines() if RENAMED in line]
         for _, message in client.arrived:
             for block in message.get("result", {}).get("content", []):
                 if block["text"].startswith(("sent ", "queued ")):
@@ -55,8 +81,12 @@ class Soak:
         self.received.update(int(event["meta"]["msg_id"]) for _, event in client.events)
 
     def one_step(self) -> None:
+        self._disturb()
         name = self._chance.choice(self._names)
         client = self._live.get(name)
+        if name in self._stopped:
+            # Others send to it, and it answers nothing.
+            return
         if client is None:
             self.start(name)
             return
@@ -74,19 +104,48 @@ class Soak:
             self._end(name, client, signal.SIGINT)
         time.sleep(self._chance.random() * 0.02)
 
+    def _disturb(self) -> None:
+        """Stop a session, let one go on, make the clock jump, when it is time."""
+        now = time.monotonic()
+        for name, until in list(self._stopped.items()):
+            if now >= until:
+                self._go_on(name)
+        if self._stop_s and now >= self._next_stop_at:
+            self._next_stop_at = now + self._chance.random() * 2 / STOPS_A_SECOND
+            running = [name for name in self._live if name not in self._stopped]
+            if len(running) > 2:
+                name = self._chance.choice(running)
+                _signal(self._live[name], signal.SIGSTOP)
+                self._stopped[name] = now + self._stop_s
+                self.counts["SIGSTOP"] += 1
+        if self._offset is not None and now >= self._next_jump_at:
+            self._next_jump_at = now + self._chance.random() * 2 / JUMPS_A_SECOND
+            self._offset.write_text(str(self._chance.choice([0, 60, 600, 3_600, 86_400, -3_600])))
+            self.counts["jumps of the clock"] += 1
+
+    def _go_on(self, name: str) -> None:
+        del self._stopped[name]
+        _signal(self._live[name], signal.SIGCONT)
+
     def _call(self, client: RawClient, tool: str, **arguments: str) -> None:
         self.counts[tool] += 1
         client.post_call(tool, **arguments)
 
     def _end(self, name: str, client: RawClient, how: signal.Signals) -> None:
         self.counts[how.name] += 1
-        client.process.send_signal(how)
+        if name in self._stopped:
+            self._go_on(name)
+        _signal(client, how)
         client.process.wait()
         del self._live[name]
         self.collect(client)
+        if how is signal.SIGKILL:
+            self._of_killed |= {int(event["meta"]["msg_id"]) for _, event in client.events}
 
     def finish(self, patience_s: float) -> None:
         """Let all sessions receive their pending messages, then end them all."""
+        for name in list(self._stopped):
+            self._go_on(name)
         for name in self._names:
             if name not in self._live:
                 self.start(name)
@@ -124,22 +183,49 @@ class Soak:
             wrong.append(f"accepted and not in the database: {sorted(self.accepted - set(states))[:20]}")
         if delivered - set(self.received):
             wrong.append(f"delivered and read by nobody: {sorted(delivered - set(self.received))[:20]}")
+        doubled = {row_id for row_id, count in self.received.items() if count > 1} - self._of_killed
+        if doubled:
+            wrong.append(f"received twice, though no session that had it was killed: {sorted(doubled)[:20]}")
+        if self.renamed:
+            wrong.append(f"renamed without having asked for it: {self.renamed[:5]}")
         if set(self.received) - set(states):
             wrong.append(f"received and not in the database: {sorted(set(self.received) - set(states))[:20]}")
         return wrong
+
+
+def _signal(client: RawClient, number: signal.Signals) -> None:
+    """Signal the server itself: under `unshare` it is the one child of the process that we started."""
+    children = Path(f"/proc/{client.process.pid}/task/{client.process.pid}/children")
+    started = client.process.args
+    is_unseen = isinstance(started, list) and started[0] == UNSEEN[0]
+    pid = int(children.read_text().split()[0]) if is_unseen else client.process.pid
+    os.kill(pid, number)
+
+
+def _clock_variables(folder: Path) -> dict[str, str]:
+    """Build the clock shim, and say what makes a process use it."""
+    library, offset = folder / "shim.so", folder / "offset"
+    subprocess.run([shutil.which("cc") or "cc", "-shared", "-fPIC", "-o", library, SHIM, "-ldl"], check=True)
+    offset.write_text("0")
+    return {"LD_PRELOAD": str(library), "SHIM_FILE": str(offset)}
 
 
 def main(
     seconds: Annotated[float, typer.Option(help="How long to go on.", min=1)] = 60.0,
     sessions: Annotated[int, typer.Option(help="How many sessions.", min=2)] = 8,
     seed: Annotated[int, typer.Option(help="Decides what happens.")] = 1,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Every other session in a pid namespace of its own.")
+    ] = False,
+    stop: Annotated[float, typer.Option(help="Stop sessions for so many seconds; 0: none.", min=0)] = 0.0,
+    clock: Annotated[bool, typer.Option("--clock", help="Make the wall clock jump.")] = False,
 ) -> None:
     """Send, rename, kill and restart at random, then audit every message.
 
     Example: python -m bench.soak --seconds 600 --seed 7
     """
     with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
-        soak = Soak(Path(folder, "bus"), sessions, seed)
+        soak = Soak(Path(folder, "bus"), sessions, seed, unseen=unseen, stop_s=stop, clock=clock)
         end_at = time.monotonic() + seconds
         try:
             while time.monotonic() < end_at:

@@ -1,0 +1,91 @@
+"""Every number that SPEC promises is held against the constant that keeps it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agentbus import registry
+from agentbus.adapters.claude_mcp import inbox
+from agentbus.adapters.claude_mcp import registration as claude_registration
+from agentbus.adapters.claude_mcp.server import PROFILE
+from agentbus.adapters.mcp import fast_path, gate, lines, rate_limit, server
+from agentbus.cli import common, wait
+from agentbus.core import bus, changes, config, database, presence, pump, queries, session, store
+from agentbus.core.adapter import Variable
+from agentbus.core.drain import Pace
+from agentbus.core.model import MAX_NAME_CHARS
+
+SPEC = Path(__file__).parents[2].joinpath("SPEC.md").read_text(encoding="utf-8")
+PACE = Pace()
+BURST = registry.manifest("claude-mcp").variables["AGENTBUS_BURST"]
+assert isinstance(BURST, Variable)
+
+# The clause, what it says (with the number as SPEC writes it), and the number that the code has, in that unit.
+PROMISES = [
+    ("NAME-1", "1 to {} of `a-z", MAX_NAME_CHARS),
+    ("NAME-7", "up to\n  {} ms", session._PREDECESSOR_PATIENCE_S * 1_000),
+    ("BODY-1", "1 to {} bytes", config.DEFAULT_MAX_BYTES),
+    ("BODY-1", "1 to {})", config.HIGHEST_MAX_BYTES),
+    ("STATE-4", "for {} hours", config.DEFAULT_RETENTION_HOURS),
+    ("SEND-3", "{} pending messages", store.MAX_PENDING),
+    ("DRAIN-5", "every {} seconds", PACE.safety_s),
+    ("DRAIN-6", "start at {} ms", PACE.retry_s[0] * 1_000),
+    ("DRAIN-6", "up to {} s", PACE.retry_s[1]),
+    ("DRAIN-7", "up to {} ms", PACE.mark_s * 1_000),
+    ("DRAIN-7", "within\n  {} ms", pump._STREAM_GAP_S * 1_000),
+    ("DRAIN-8", "batches of {} envelopes", pump.BATCH),
+    ("DRAIN-8", "at most {}\n", pump.MOST_OUT),
+    ("PRES-2", "heartbeat of {} s", session.HEARTBEAT_S),
+    ("PRES-3", "every {} s", session.HEARTBEAT_S),
+    ("PRES-3", "for {} s of its own", presence.SILENT_S),
+    ("PRES-3", "gap of {} s", presence._LONGEST_GAP_S),
+    ("WAKE-4", "default {})", config.DEFAULT_POLL_MS),
+    ("LIFE-1", "{} ms", (server._STOP_S + server._CLOSE_PATIENCE_S) * 1_000 + 20),  # the rest is for the system
+    ("MCP-3", "{} MiB", lines.MAX_LINE_BYTES / (1 << 20)),
+    ("DESK-4", "{} ms (", fast_path._BUSY_S * 1_000),
+    ("DESK-4", "({} ms while", fast_path._EARLY_BUSY_S * 1_000),
+    ("CHAN-1", "{} ms have passed", gate.SETTLE_S * 1_000),
+    ("CHAN-1", "{} s after `initialized`", gate.UNLISTED_S),
+    ("BURST-1", "{} messages", BURST.default),
+    ("BURST-1", "within {} s", rate_limit.WINDOW_S),
+    ("INBOX-2", "{} KiB of text", inbox._MAX_TEXT_BYTES / 1_024),
+    ("INBOX-2", "{} characters as JSON", inbox._MAX_LINE_CHARS),
+    ("INBOX-4", "{} posts", inbox._BURST),
+    ("INBOX-4", "one in {} s", inbox._REFILL_S),
+    ("INBOX-6", "for {} s", inbox._TROUBLE_S),
+    ("READ-1", "at most {} messages", PROFILE.max_checked),
+    ("READ-1", "{} characters", PROFILE.max_checked_chars),
+    ("READ-3", "0 to {}", PROFILE.max_wait_s),
+    ("LEDGER-3", "for {} days", store.SESSIONS_KEPT_MS / 86_400_000),
+    ("WATCH-1", "costs {} s", changes.SAFETY_S),
+    ("WATCH-2", "more than {} messages", changes._MAX_FOLLOWED),
+    ("WAIT-3", "0 to {} s", wait._LONGEST_S),
+    ("REG-5", "within {} s", claude_registration._PATIENCE_S),
+    ("DOCTOR-4", "from {}", ".".join(map(str, claude_registration._LEAST_VERSION))),
+    ("STORE-4", "up to {} s", bus.BUSY_PATIENCE_S),
+    ("STORE-4", "up to {} s", common._BUSY_MS / 1_000),
+]
+
+
+def clause(name: str) -> str:
+    return SPEC.split(f"- **[{name}]**")[1].split("\n- **[")[0]
+
+
+@pytest.mark.parametrize(("name", "words", "number"), PROMISES, ids=lambda value: str(value)[:40])
+def test_spec_promises_what_the_code_has(name: str, words: str, number: float | str) -> None:
+    said = clause(name)
+    before, after = (re.escape(part) for part in re.sub(r"\s+", " ", words).split("{}"))
+    found = re.findall(rf"{before}([\d.,]*\d){after}", re.sub(r"\s+", " ", said + "\n"))
+    shown = number if isinstance(number, str) else f"{number:,.10g}"
+    assert shown in found, f"{name} says {found or said!r}, the code has {shown}"
+
+
+def test_the_numbers_that_are_used_twice_agree() -> None:
+    assert queries._LATELY == store.MAX_PENDING
+    assert changes.SAFETY_S == session._CHECK_POLL_S == PACE.safety_s
+    assert presence.SILENT_S == 3 * session.HEARTBEAT_S
+    assert presence._LONGEST_GAP_S == 2 * session.HEARTBEAT_S
+    assert database.CHECKPOINT_PAGES == 1_000
