@@ -66,6 +66,9 @@ def _check_wal(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     if size > _LARGE_WAL_BYTES:
         seen = f"the WAL has {size / (1 << 20):,.0f} MiB and is not merged: a program keeps an old state open"
         yield Finding("wal", Level.WRONG, seen, f"find that program with lsof '{readonly.path}', and end it")
+    elif not readonly.is_settled and size:
+        seen = "the WAL beside the database belongs to another bus.db: it is not read"
+        yield Finding("wal", Level.NOTE, seen, "agentbus peers moves it aside")
     elif readonly.unmerged():
         seen = "no process has the database open, and its WAL is not merged: the findings below leave it out"
         yield Finding("wal", Level.NOTE, seen, "agentbus peers merges it")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import apsw
 
-from agentbus.core import database
+from agentbus.core import database, files
 from agentbus.core.model import Peer
 from agentbus.core.queries import Queries
 from agentbus.core.store import peer_rows
@@ -47,7 +47,9 @@ class ReadOnlyDatabase:
         self.path = path
         self._wal = path.with_name(path.name + "-wal")
         self._shm = path.with_name(path.name + "-shm")
-        self.is_shared = self._shm.exists()
+        # A WAL of another life of bus.db is not read with it.
+        self.is_settled = files.is_settled(path)
+        self.is_shared = self.is_settled and self._shm.exists()
         # With mode=ro alone, SQLite would still create the two files that a WAL needs, and leave them behind.
         how = "mode=ro" if self.is_shared else "immutable=1"
         with database.explained(path):

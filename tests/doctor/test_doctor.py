@@ -479,3 +479,20 @@ def test_the_time_it_takes_does_not_grow_with_the_history(home: Path, claude: Cl
     # A check that would take long is reported as not finished; the rest of the report is there.
     assert report.one("database")["level"] in ("ok", "note")
     assert report.code == 0
+
+
+@pytest.mark.spec("STORE-8", "DOCTOR-2")
+def test_a_wal_of_another_life_is_named_and_not_read(home: Path, claude: ClaudeOnPath) -> None:
+    agentbus(home, "send", "bob", "in the database")
+    shutil.copy(home / "bus.db", home / "backup")
+    code = (
+        "import os; from agentbus import registry; from agentbus.core import config\n"
+        "bus, _ = registry.open_bus(config.load(), busy_ms=1000); bus.send('a', 'carol', 'in the WAL'); os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=clean_env(home), check=True)
+    os.replace(home / "backup", home / "bus.db")
+    before = everything(home)
+    report = examine(home, claude, PATH="/nowhere")
+    assert "belongs to another bus.db" in report.one("wal")["seen"]
+    assert [row["seen"][:5] for row in report.rows if row["code"] == "mailbox"] == ['"bob"']
+    assert everything(home) == before
