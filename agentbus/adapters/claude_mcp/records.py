@@ -1,0 +1,83 @@
+"""What Claude Code itself records about a session: its registry entry, and where its transcript is.
+
+Private formats, as recorded with 2.1.332: every field is read defensively, and without them all goes on as before.
+Reads, and changes nothing. Implements [PROOF-1].
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentbus.core.config import other_program
+from agentbus.core.process import Process
+
+__all__ = ["Entry", "config_folder", "entry", "transcript"]
+
+# A session id is a UUID. It becomes part of a path, so nothing else is taken for one.
+_SESSION_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """The registry entry of a live session. A field that is missing, or is not what it should be, is empty."""
+
+    session_id: str
+    cwd: str = ""
+    version: str = ""
+    kind: str = ""
+    # The name of the session, and who gave it: "derived" is Claude Code's own choice.
+    name: str = ""
+    name_source: str = ""
+    # Where the inbox of the session listens.
+    inbox: str = ""
+    # "busy" or "idle".
+    status: str = ""
+
+
+def config_folder() -> Path:
+    """The folder in which Claude Code keeps its records."""
+    return Path(other_program("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser()
+
+
+def entry(host: Process) -> Entry | None:
+    """The registry entry of the session whose process is `host`; None if there is none, or it is another's."""
+    try:
+        found: Any = json.loads((config_folder() / "sessions" / f"{host.pid}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder to expand ~ with
+        return None
+    if not isinstance(found, dict) or found.get("pid") != host.pid:
+        return None
+    # A pid is used again: the entry of an earlier process says another start.
+    if str(found.get("procStart", host.started)) != host.started:
+        return None
+    session_id = found.get("sessionId")
+    if not isinstance(session_id, str) or not _SESSION_ID.fullmatch(session_id):
+        return None
+    fields = {
+        name: value
+        for name, key in (
+            ("cwd", "cwd"),
+            ("version", "version"),
+            ("kind", "kind"),
+            ("name", "name"),
+            ("name_source", "nameSource"),
+            ("inbox", "messagingSocketPath"),
+            ("status", "status"),
+        )
+        if isinstance(value := found.get(key), str)
+    }
+    return Entry(session_id=session_id, **fields)
+
+
+def transcript(of: Entry) -> Path:
+    """Where the transcript of a session is. The file is made with its first turn."""
+    projects = config_folder() / "projects"
+    usual = projects / re.sub(r"[/.]", "-", of.cwd) / f"{of.session_id}.jsonl"
+    if usual.exists():
+        return usual
+    # Folders whose names hold other characters: how these are written is not recorded.
+    return next(iter(sorted(projects.glob(f"*/{of.session_id}.jsonl"))), usual)
