@@ -86,6 +86,7 @@ class Soak:
         client = self._live.get(name)
         if name in self._stopped:
             # Others send to it, and it answers nothing.
+            time.sleep(0.001)
             return
         if client is None:
             self.start(name)
@@ -136,7 +137,12 @@ class Soak:
         if name in self._stopped:
             self._go_on(name)
         _signal(client, how)
-        client.process.wait()
+        try:
+            client.process.wait(5)
+        except subprocess.TimeoutExpired:
+            # The first process of a pid namespace is not signalled before it has said how it takes a signal.
+            client.close_stdin()
+            client.process.wait()
         del self._live[name]
         self.collect(client)
         if how is signal.SIGKILL:

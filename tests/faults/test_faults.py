@@ -471,7 +471,7 @@ def test_a_database_that_breaks_while_in_use_is_named_and_not_overwritten(start_
     home.joinpath("bus.db").chmod(0o600)
     before = home.joinpath("bus.db").read_bytes()
     refusal = alice.refuse("send_message", to="bob", text="x")
-    assert "is not a healthy SQLite database, and is left as it is: keep it for a rescue and start anew: mv " in refusal
+    assert "is not a healthy SQLite database, and is left as it is: agentbus doctor --set-aside keeps it" in refusal
     assert home.joinpath("bus.db").read_bytes() == before
     home.joinpath("bus.db").rename(home / "bus.db.broken")
     assert alice.call("send_message", to="alice", text="mended").startswith("sent #1")
