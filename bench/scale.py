@@ -49,6 +49,8 @@ INSERT INTO messages (sender, recipient, body, sent_at) SELECT 'program', ?2, '~
 MESSAGE = "tool call -> event"
 SEND = "send, a call"
 PEERS = "peers, a call"
+BROADCAST = "broadcast, a call"
+_BROADCASTS = 20
 SEND_COMMAND = "agentbus send"
 PEERS_COMMAND = "agentbus peers"
 
@@ -83,6 +85,12 @@ class Bench:
         began = time.perf_counter()
         self.bus.peers()
         self.note(PEERS, (time.perf_counter() - began) * 1_000)
+
+    def broadcast(self) -> None:
+        """Measure a broadcast by a call of the bus: the rows and the wakes, not what the peers do with them."""
+        began = time.perf_counter()
+        self.bus.broadcast("program", "to all")
+        self.note(BROADCAST, (time.perf_counter() - began) * 1_000)
 
     def command(self, what: str, *words: str) -> None:
         """Measure a whole command."""
@@ -189,8 +197,8 @@ def old_rows(sizes: list[int], rounds: int, commands: int, against: str | None) 
     return benches, theirs
 
 
-def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
-    """Measure with so many peers present: two sessions, and programs that have joined."""
+def live_peers(sizes: list[int], rounds: int, commands: int, idle_s: float) -> tuple[list[Bench], int]:
+    """Measure with so many peers present: two sessions, and programs that have joined. Also counts idle commits."""
     with ExitStack() as stack, contenders(*(Contender(f"{size}") for size in sizes)) as fields:
         benches = []
         crews: list[Crew] = []
@@ -210,7 +218,28 @@ def live_peers(sizes: list[int], rounds: int, commands: int) -> list[Bench]:
             if len(bench.bus.peers()) != bench.size:
                 raise Failed(f"of {bench.size} peers {len(bench.bus.peers())} are present")
         take_turns(benches, rounds, commands, "live peers")
-    return benches
+        for _ in progress(range(_BROADCASTS + 1), "broadcasts"):
+            for bench in benches:
+                bench.broadcast()
+                time.sleep(0.02)
+        for bench in benches:
+            del bench.samples[BROADCAST][0]  # the first one is cold
+        idle = idle_commits(benches, idle_s)
+    return benches, idle
+
+
+def idle_commits(benches: list[Bench], seconds: float) -> int:
+    """How many commits the peers of all benches make together in so many seconds in which nothing happens."""
+    time.sleep(min(3.0, seconds))  # until the broadcasts are taken and marked
+    versions = [bench.bus.store.queries.version() for bench in benches]
+    commits = 0
+    for _ in progress(range(int(seconds / 0.05)), "idle"):
+        time.sleep(0.05)
+        for number, bench in enumerate(benches):
+            version = bench.bus.store.queries.version()
+            commits += version != versions[number]
+            versions[number] = version
+    return commits
 
 
 def pending(sizes: list[int], rounds: int, drains: int) -> list[Bench]:
@@ -308,6 +337,7 @@ def command(
             "--pending", help="Pending messages; repeatable. [default: 1, 100 and 10000]", min=1, max=MAX_PENDING
         ),
     ] = None,
+    idle: Annotated[float, typer.Option(help="Count the commits of idle peers for so many seconds.", min=0)] = 20.0,
     against: AgainstOption = None,
     json_to: JsonOption = None,
     plot_to: PlotOption = None,
@@ -319,7 +349,9 @@ def command(
     report = Report("Does a message cost more with a long history, many peers, or a full mailbox?")
     benches, theirs = old_rows(sizes_of(old, [0, 1_000, 100_000, 1_000_000]), rounds, commands, against)
     tell_old_rows(report, benches, theirs)
-    tell(report, "live peers", live_peers(sizes_of(peers, [1, 10, 100]), rounds, commands), "present peers")
+    present, commits = live_peers(sizes_of(peers, [1, 10, 100]), rounds, commands, idle)
+    tell(report, "live peers", present, "present peers")
+    report.target(f"commits of all peers in {idle:g} s of silence", commits, "", most=0)
     tell(report, "pending in the mailbox", pending(sizes_of(waiting, [1, 100, 10_000]), rounds, drains), "pending")
     report.finish(json_to, plot_to)
 
