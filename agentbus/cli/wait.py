@@ -5,7 +5,6 @@ They are woken by sockets, as sessions are. Implements [WAIT-1] to [WAIT-4].
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ import anyio.abc
 
 from agentbus import registry
 from agentbus.cli import common, output
+from agentbus.core import stderr
 from agentbus.core.bus import Bus, Sent, now_ms
 from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.config import Settings
@@ -76,7 +76,7 @@ class _Printed:
 def _show_text(envelope: Envelope) -> None:
     # Only the text goes to stdout, so that ANSWER=$(agentbus wait) is the text alone. The sender is for the person.
     answers = "" if envelope.reply_to is None else f", answers #{envelope.reply_to}"
-    print(f"#{envelope.id} from {envelope.sender}{answers}", file=sys.stderr, flush=True)
+    stderr.line(f"#{envelope.id} from {envelope.sender}{answers}")
     output.exactly(envelope.text)
 
 

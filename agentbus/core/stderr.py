@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 
-__all__ = ["Stderr", "say"]
+__all__ = ["Stderr", "line", "say"]
 
 # A pipe takes this much at once or nothing of it, pipe(7): so a line of at most this many bytes never blocks once the
 # pipe has said that it has room. Linux has 4,096; POSIX promises 512.
@@ -24,14 +24,18 @@ class Stderr:
         self._lost = 0
 
     def say(self, sentence: str) -> None:
-        """Write `agentbus: SENTENCE`. Never blocks, never raises; what nobody can take is dropped."""
+        """Write `agentbus: SENTENCE`. See `line`."""
+        self.line(f"agentbus: {sentence}")
+
+    def line(self, text: str) -> None:
+        """Write one line. Never blocks, never raises; what nobody can take is dropped."""
         if self._lost:
             lines = "line was" if self._lost == 1 else "lines were"
             if not self._write(f"agentbus: {self._lost:,} {lines} not shown here, stderr was full"):
                 self._lost += 1
                 return
             self._lost = 0
-        if not self._write(f"agentbus: {sentence}"):
+        if not self._write(text):
             self._lost += 1
 
     def _write(self, line: str) -> bool:
@@ -50,4 +54,4 @@ class Stderr:
 
 
 _stderr = Stderr()
-say = _stderr.say
+say, line = _stderr.say, _stderr.line

@@ -176,6 +176,36 @@ def test_a_database_that_was_locked_for_long_ends_nobody(home: Path, fast: Start
     assert web.stderr == ""
 
 
+NO_LOCKS = (
+    "from agentbus.core import presence\npresence.Presence.hold = lambda self, session: None\npresence.SILENT_S = 0.5\n"
+)
+
+
+@pytest.mark.spec("PRES-3", "STORE-7")
+def test_where_nothing_can_be_locked_two_processes_of_one_session_live_side_by_side(home: Path, fast: Start) -> None:
+    """One was silent and its successor has its session; then it comes back."""
+    fast("watcher", before=NO_LOCKS)
+    first = fast("web", before=NO_LOCKS)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    try:
+        until(lambda: names(home) == ["watcher"], "the silent one is taken for ended")
+        second = fast("web", before=NO_LOCKS)
+        assert second.call("whoami").startswith('you are "web"')
+        ((session,),) = rows(home, "SELECT session FROM peers WHERE name = 'web' AND left_at IS NULL")
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    until(lambda: names(home) == ["watcher", "web", "web-2"], "it comes back")
+    time.sleep(BEATS_S)
+    assert names(home) == ["watcher", "web", "web-2"]
+    assert second.call("whoami").startswith('you are "web"')
+    assert rows(home, "SELECT pid FROM peers WHERE session = ?", session) == [(second.process.pid,)]
+    told = 'your name on the bus is "web-2" now: "web" was taken by another session meanwhile'
+    assert first.call("whoami").endswith(told)
+    until(lambda: [event["content"] for _, event in first.events] == [told])
+    agentbus(home, "send", "web", "for the second")
+    assert second.wait_events(1)[0]["content"] == "for the second"
+
+
 # -- shortages, and what a process leaves --------------------------------------------------------------------
 
 LEAKY = """

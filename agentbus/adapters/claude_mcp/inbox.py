@@ -31,7 +31,7 @@ from agentbus.core.config import other_program, prepare_folder
 from agentbus.core.errors import AgentbusError, DeliveryFailed
 from agentbus.core.model import Envelope, timestamp
 from agentbus.core.ports import Receipt
-from agentbus.core.process import Process, look_up
+from agentbus.core.process import Process
 
 __all__ = ["Address", "Inbox", "InboxDelivery", "PostBudget", "address", "compose"]
 
@@ -49,6 +49,9 @@ _PATIENCE_S = 5.0
 _TROUBLE_S = 5.0
 # If the socket has vanished, up to this many others beside it are tried: one of them can belong to our agent process.
 _MAX_SIBLINGS = 64
+# A count that was not changed for this long is removed. It is full after 50 s already.
+_FORGET_S = 3_600.0
+_COUNT = re.compile(r"\d+-\w+")
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
@@ -171,7 +174,7 @@ class PostBudget:
         """Whether a post can go out now. If so, it is counted. Raises DeliveryFailed when the count cannot be kept."""
         try:
             prepare_folder(self._folder)
-            self._forget_the_dead()
+            self._forget_the_full()
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except (OSError, AgentbusError) as error:
             raise DeliveryFailed(f"the count of posts cannot be saved in {self._folder} ({error})") from error
@@ -200,13 +203,15 @@ class PostBudget:
         # If the clock went back, no posts are added and none are taken away.
         return min(self._burst, left + max(0.0, now - at) / self._refill_s)
 
-    def _forget_the_dead(self) -> None:
+    def _forget_the_full(self) -> None:
+        """Remove counts that nobody has changed for so long that they are full: as good as none."""
+        # Not by whether a process lives: in another pid namespace, or short of descriptors, nobody can tell.
         if self._path.exists():
             return
         for path in self._folder.iterdir():
-            host = look_up(int(path.name.split("-")[0])) if path.name[:1].isdigit() else None
-            if host is None or _file_name(host) != path.name:
-                path.unlink(missing_ok=True)
+            with suppress(OSError):  # removed by somebody else just now, or a folder of somebody's
+                if _COUNT.fullmatch(path.name) and time.time() - path.stat().st_mtime > _FORGET_S:
+                    path.unlink()
 
 
 def _file_name(host: Process) -> str:
