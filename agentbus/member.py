@@ -28,7 +28,7 @@ from agentbus.core.session import Checkpoints, Session
 __all__ = ["Member", "join", "peer_session"]
 
 RUNTIME = "python"
-_REASON = "a program takes them as it asks for them"
+_REASON = "the program asks for each message"
 # How long leaving waits for a busy database. A program that ends should not hang because of it.
 _CLOSE_PATIENCE_S = 1.0
 # How long sends in a row can hold the event loop before the program's own drain and heartbeat get a turn. A turn of the

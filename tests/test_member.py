@@ -91,7 +91,7 @@ async def test_errors_are_those_of_the_bus(home: Path) -> None:
             await worker.send("boss", "")
         with pytest.raises(agentbus.InvalidRequest, match="is not a name"):
             await worker.send("***", "x")
-        with pytest.raises(agentbus.InvalidRequest, match="'0' is no message id"):
+        with pytest.raises(agentbus.InvalidRequest, match="'0' is not a message id"):
             await worker.send("boss", "x", reply_to=0)
         with pytest.raises(agentbus.Refused, match='the name "worker-2" is held'):
             await worker.rename("worker-2")

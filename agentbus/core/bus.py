@@ -89,7 +89,7 @@ def _check_reply(reply_to: object) -> int | None:
     if reply_to is None:
         return None
     if isinstance(reply_to, bool) or not isinstance(reply_to, int) or reply_to < 1:
-        raise InvalidRequest(f"{str(reply_to)[:40]!r} is no message id", hint="use the number after msg_id")
+        raise InvalidRequest(f"{str(reply_to)[:40]!r} is not a message id", hint="use the number after msg_id")
     return reply_to
 
 

@@ -337,7 +337,7 @@ class Session:
         wakes.replace(await self._arm(arming))
         old, self._arming = self._arming, arming
         await old.aclose()
-        self._say("what senders wake this session by was removed, and is there again")
+        self._say("the socket or wake file of this session was removed; it has made a new one")
 
     async def _reopen_if_replaced(self) -> None:
         """If bus.db was deleted or replaced, reopen it: two groups of sessions must not use two files. [STORE-6]"""

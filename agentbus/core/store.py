@@ -253,7 +253,7 @@ class Store:
         if room < 0:
             raise MailboxFull(
                 f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
-                hint=f'start a session named "{mailbox}", which takes them, then send again',
+                hint=f'start a session named "{mailbox}", to receive them, then send again',
             )
 
     def _resolve(self, execute: Callable[..., Any], to: str) -> Address:

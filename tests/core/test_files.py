@@ -12,7 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from agentbus.core import files
+from agentbus.core import database, files
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.store import Store
@@ -131,3 +131,30 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(path: Path, monkeypatch: 
         patch.setattr(os, "open", refuse)
         with pytest.raises(BrokenSetup, match="cannot be created"):
             files.settle(path, lambda _fresh: None)
+
+
+@pytest.mark.spec("STORE-8")
+def test_what_is_linked_into_place_is_whole(path: Path) -> None:
+    """Whoever opens it at that moment, an older agentbus for one, finds every table in it."""
+    seen = []
+
+    def build(fresh: Path) -> None:
+        database._build(fresh, "normal")
+        seen.append(path.exists())
+
+    files.settle(path, build)
+    assert seen == [False]
+    assert names(path) == ["bus.db", "bus.db-owner"], "and nothing is beside it"
+    whole = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    assert whole.pragma("user_version") == database.latest_version()
+    whole.close()
+
+
+@pytest.mark.spec("STORE-8")
+def test_a_new_database_is_built_before_it_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Path] = []
+    real = database._build
+    monkeypatch.setattr(database, "_build", lambda fresh, sync: (built.append(fresh), real(fresh, sync)))
+    Store(path, busy_ms=0).close()
+    assert [one.name.split(".new-")[0] for one in built] == ["bus.db"]
+    assert built[0] != path

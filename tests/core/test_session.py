@@ -356,7 +356,7 @@ async def test_what_senders_look_for_and_was_removed_is_there_again(world: World
             assert list(folder.iterdir()) == [file]
             world.bus.send("alice", "web", f"{number}")
             await until(lambda number=number: len(delivery.handed) == number)
-        assert set(world.said) == {"what senders wake this session by was removed, and is there again"}
+        assert set(world.said) == {"the socket or wake file of this session was removed; it has made a new one"}
         assert (session.peer.trigger, session.peer.endpoint) == (trigger.name, file.name)
     assert list(folder.iterdir()) == []
     trigger.close()
