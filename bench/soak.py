@@ -213,7 +213,8 @@ def _clock_variables(folder: Path) -> dict[str, str]:
     library, offset = folder / "shim.so", folder / "offset"
     subprocess.run([shutil.which("cc") or "cc", "-shared", "-fPIC", "-o", library, SHIM, "-ldl"], check=True)
     offset.write_text("0")
-    return {"LD_PRELOAD": str(library), "SHIM_FILE": str(offset)}
+    # A clock that is a day ahead would prune what the audit has to find.
+    return {"LD_PRELOAD": str(library), "SHIM_FILE": str(offset), "AGENTBUS_RETENTION_HOURS": "8760"}
 
 
 def main(
