@@ -158,3 +158,18 @@ def test_a_new_database_is_built_before_it_is_there(path: Path, monkeypatch: pyt
     Store(path, busy_ms=0).close()
     assert [one.name.split(".new-")[0] for one in built] == ["bus.db"]
     assert built[0] != path
+
+
+@pytest.mark.spec("STORE-8")
+def test_where_there_are_no_hard_links_a_new_database_is_renamed_into_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(path, busy_ms=0)
+    store.send("a", "bob", "x", now=0)
+    store.close()
+    assert names(path) == ["bus.db", "bus.db-owner"]
+    assert texts(path) == ["x"]

@@ -364,3 +364,17 @@ async def test_no_more_than_two_batches_are_ever_out(mailbox: Mailbox) -> None:
             assert len(delivery.handed) - len(mailbox.marked) <= MOST_OUT
         tasks.cancel_scope.cancel()
     assert [one.id for one in delivery.handed] == mailbox.marked
+
+
+@pytest.mark.spec("DRAIN-4")
+async def test_what_is_taken_after_the_pump_has_stopped_is_marked_too(mailbox: Mailbox) -> None:
+    running = Running(mailbox, FakeDelivery(holds=True))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.pump.run)
+        row_id = running.send()
+        await running.until(lambda: len(running.delivery.handed) == 1)
+        tasks.cancel_scope.cancel()
+    running.delivery.take()
+    assert mailbox.marked == []
+    running.pump.settle()
+    assert mailbox.marked == [row_id]
