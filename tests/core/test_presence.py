@@ -174,3 +174,15 @@ def test_silence_is_only_what_one_has_watched_itself() -> None:
     # A session that was not there in between is a new one.
     assert silence.watch({"b": 5}, now + 615) == set()
     assert silence.watch({"a": 1, "b": 5}, now + 630) == set()
+
+
+@pytest.mark.spec("PRES-1")
+def test_asking_keeps_no_descriptor(presence: Presence) -> None:
+    dead = presence.hold("web")
+    assert dead is not None
+    dead._close()
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(200):
+        assert presence.life("web") is Life.ENDED
+        assert presence.life("nobody") is Life.UNKNOWN
+    assert len(os.listdir("/dev/fd")) == before

@@ -440,3 +440,12 @@ async def test_trouble_with_the_database_is_said_once_and_outlived(
         monkeypatch.undo()
         await until(lambda: world.store.queries.waiting() == {})
         assert len(delivery.handed) == 1
+
+
+@pytest.mark.spec("VOID-2")
+async def test_how_a_session_receives_can_change_and_is_said_to_all(world: World) -> None:
+    async with world.running("web") as (session, _):
+        await session.set_delivery("pull", "its inbox is gone")
+        assert (session.peer.delivery, session.peer.delivery_reason) == ("pull", "its inbox is gone")
+        (peer,) = world.bus.peers()
+        assert (peer.delivery, peer.delivery_reason) == ("pull", "its inbox is gone")

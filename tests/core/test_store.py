@@ -13,7 +13,7 @@ from agentbus.core.model import Peer
 from agentbus.core.presence import BEAT, Held
 from agentbus.core.process import Life, Process, current, parent
 from agentbus.core.store import SESSIONS_KEPT_MS, Store
-from tests.support.fakes import arrival
+from tests.support.fakes import FakeTrigger, arrival
 
 DEAD = Process(2**22 + 1, "0")
 HOST_2 = Process(1, "another host")
@@ -361,3 +361,50 @@ def test_two_connections_see_the_same_bus(bench: Bench) -> None:
         assert bench.pending(bob) == ["x"]
     finally:
         other.close()
+
+
+@pytest.mark.spec("DRAIN-1", "READ-1", "NAME-5", "PRES-3")
+def test_a_session_is_touched_by_its_own_process_alone(bench: Bench) -> None:
+    """Its predecessor, in another process, may still be about to leave, to rename, to read."""
+    web = bench.claim("web")
+    row_id, _ = bench.store.send("alice", "web", "x", now=0)
+    other = web.process.pid + 1
+    assert bench.store.pending(web.session, other, 10) == []
+    assert bench.store.unread(web.session, other, 10) == []
+    assert bench.store.count_unread(web.session, other, 10) == 0
+    assert not bench.store.is_present(web.session, other)
+    with pytest.raises(Refused):
+        bench.store.rename(web.session, other, "shop")
+    bench.store.beat(web.session, other, now=5)
+    bench.store.leave(web.session, other, now=5)
+    assert bench.store.present() == [web]
+    assert [one.id for one in bench.store.pending(web.session, web.process.pid, 10)] == [row_id]
+    bench.store.leave(web.session, web.process.pid, now=5)
+    assert bench.store.pending(web.session, web.process.pid, 10) == [], "who has left drains nothing"
+    assert bench.store.unread(web.session, web.process.pid, 10) == []
+
+
+@pytest.mark.spec("PRES-1", "PRES-2")
+def test_where_nothing_can_be_locked_a_socket_that_refuses_is_a_dead_peer(bench: Bench) -> None:
+    bench.lose_locks()
+    web = bench.claim("web", domain="elsewhere", trigger="fake")
+    trigger = FakeTrigger()
+    bus = Bus(bench.store, {"fake": trigger}, max_bytes=100)
+    assert bench.store.life(web) is Life.UNKNOWN
+    assert [peer.name for peer in bus.peers()] == ["web"]
+    trigger.dead.add(web.endpoint)
+    assert bench.store.life(web) is Life.ENDED
+    assert bus.peers() == []
+    assert [peer.name for peer in bus.reap()] == ["web"]
+    assert trigger.dead == set(), "and what it left is removed"
+
+
+@pytest.mark.spec("PRES-1")
+def test_a_socket_that_refuses_ends_nobody_that_holds_its_lock(bench: Bench) -> None:
+    web = bench.claim("web", trigger="fake")
+    trigger = FakeTrigger()
+    bus = Bus(bench.store, {"fake": trigger}, max_bytes=100)
+    trigger.dead.add(web.endpoint)
+    assert bus.send("alice", "web", "x").is_online
+    assert bus.reap() == []
+    assert trigger.dead == {web.endpoint}, "what a lock holder owns is removed by nobody"
