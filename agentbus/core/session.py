@@ -7,7 +7,7 @@ database with `retry_while_busy`, and runs checkpoints in a thread. Implements [
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +106,8 @@ class Session:
         self._wakes: SharedWakes | None = None
         # Ids that a check has returned, and whose result is not written yet. The pump leaves them alone.
         self._checked: set[int] = set()
+        # How many parts of a message that is too long for one answer the reader has. A restart begins again. [READ-4]
+        self._parts: dict[int, int] = {}
         self._is_running = False
         self._arming = AsyncExitStack()
         self._troubles: dict[str, str] = {}
@@ -356,6 +358,7 @@ class Session:
         if self._pump is not None:
             self._pump.forget()
         self._checked.clear()
+        self._parts.clear()
         self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
 
@@ -445,16 +448,27 @@ class Session:
         is_out = self._pump.is_out if self._pump is not None else lambda _id: False
         return [replace(one, was_pushed=one.was_pushed or is_out(one.envelope.id)) for one in unread]
 
-    async def checked(self, ids: Sequence[int], *, reached: bool) -> None:
+    def parts_read(self, envelope_id: int) -> int:
+        """How many parts of a message the reader has, if it is too long for one answer. [READ-4]"""
+        return self._parts.get(envelope_id, 0)
+
+    async def checked(self, ids: Sequence[int], *, reached: bool, partly: Collection[int] = ()) -> None:
         """End a check. `reached`: its messages have reached the reader, so they are read. [READ-1]
+
+        Of the messages in `partly` one more part has reached the reader, and there are more: these are not read yet.
 
         Raises Busy when they are read but cannot be marked: then they will be returned again.
         """
         try:
             # If the database was replaced meanwhile, these ids were forgotten: they mean other messages now.
-            read = [one for one in ids if one in self._checked]
+            known = [one for one in ids if one in self._checked]
+            read = [one for one in known if one not in partly]
+            if reached:
+                self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})
             if reached and read:
                 await retry_while_busy(lambda: self.bus.mark_read(self.peer, read))
+                for one in read:
+                    self._parts.pop(one, None)
         finally:
             self._checked.difference_update(ids)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agentbus.adapters.mcp import jsonrpc
 from agentbus.adapters.mcp.channel import channel_event
-from agentbus.adapters.mcp.element import defused, element
+from agentbus.adapters.mcp.element import CHANNEL, element
 from agentbus.adapters.mcp.lines import LineBuffer
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest
@@ -100,11 +100,11 @@ def test_no_text_makes_a_second_element_or_line(text: str, reply_to: int | None)
         return
     assert line.count(b"\n") == 1
     params = json.loads(line)["params"]
-    assert all(isinstance(value, str) and re.fullmatch(r"[\w:.-]+", value) for value in params["meta"].values())
+    assert all(isinstance(value, str) and re.fullmatch(r"[\w:. -]+", value) for value in params["meta"].values())
     for shown in (params["content"], element(one).removeprefix("<channel ").removesuffix("</channel>")):
         assert not re.search(r"<\s*/?\s*channel", shown, re.IGNORECASE)
     assert params["content"].replace("&lt;", "<") == text.replace("&lt;", "<")
-    assert defused(defused(text)) == defused(text)
+    assert CHANNEL.defused(CHANNEL.defused(text)) == CHANNEL.defused(text)
 
 
 @pytest.mark.spec("MCP-3")

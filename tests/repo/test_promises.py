@@ -11,7 +11,7 @@ from agentbus import registry
 from agentbus.adapters.claude_mcp import inbox
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp.server import PROFILE
-from agentbus.adapters.mcp import fast_path, gate, lines, rate_limit, server
+from agentbus.adapters.mcp import element, fast_path, gate, lines, rate_limit, server
 from agentbus.cli import common, wait
 from agentbus.core import bus, changes, config, database, presence, pump, queries, session, store
 from agentbus.core.adapter import Variable
@@ -49,6 +49,7 @@ PROMISES = [
     ("DESK-4", "({} ms while", fast_path._EARLY_BUSY_S * 1_000),
     ("CHAN-1", "{} ms have passed", gate.SETTLE_S * 1_000),
     ("CHAN-1", "{} s after `initialized`", gate.UNLISTED_S),
+    ("CHAN-4", "more than {} hour", element.AGED_MS / 3_600_000),
     ("BURST-1", "{} messages", BURST.default),
     ("BURST-1", "within {} s", rate_limit.WINDOW_S),
     ("INBOX-2", "{} KiB of text", inbox._MAX_TEXT_BYTES / 1_024),
@@ -57,7 +58,7 @@ PROMISES = [
     ("INBOX-4", "one in {} s", inbox._REFILL_S),
     ("INBOX-6", "for {} s", inbox._TROUBLE_S),
     ("READ-1", "at most {} messages", PROFILE.max_checked),
-    ("READ-1", "{} characters", PROFILE.max_checked_chars),
+    ("READ-1", "at most {} characters", PROFILE.max_checked_chars),
     ("READ-3", "0 to {}", PROFILE.max_wait_s),
     ("LEDGER-3", "for {} days", store.SESSIONS_KEPT_MS / 86_400_000),
     ("WATCH-1", "costs {} s", changes.SAFETY_S),

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import anyio
 
+from agentbus.adapters.claude_mcp.frames import FRAMES
 from agentbus.adapters.mcp.element import element
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import unread_bytes, unread_ioctl
@@ -226,11 +227,11 @@ def compose(batch: Sequence[Envelope], mark: str) -> tuple[str, int]:
     elements: list[str] = []
     size = 0
     for envelope in batch:
-        shown = element(envelope)
+        shown = element(envelope, FRAMES)
         if len(json.dumps(shown, ensure_ascii=False)) > _MAX_LINE_CHARS:
             # The inbox would drop the whole message. This note is pushed instead; check_messages returns all of it.
             note = f"a message of {len(envelope.text):,} characters, too long for here: call check_messages to read it"
-            shown = element(replace(envelope, text=note))
+            shown = element(replace(envelope, text=note), FRAMES)
         size += len(shown.encode()) + 1
         if elements and size > _MAX_TEXT_BYTES:
             break

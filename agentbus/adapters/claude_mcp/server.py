@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from agentbus.adapters.claude_mcp.frames import FRAMES
 from agentbus.adapters.claude_mcp.host import choose
 from agentbus.adapters.mcp import channel, server
 from agentbus.adapters.mcp.profile import Profile
@@ -21,6 +22,7 @@ PROFILE = Profile(
     tool_meta={"anthropic/alwaysLoad": True},
     # Claude Code moves a tool call to the background after 120 s (its documentation).
     max_wait_s=100,
+    frames=FRAMES,
 )
 
 

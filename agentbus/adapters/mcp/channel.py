@@ -1,7 +1,7 @@
 """The channel delivery: an envelope becomes a notification on the client's stream.
 
 Knows the transport only as something that writes bytes and tells how many were read. Implements [CHAN-2], [CHAN-3],
-[MCP-2].
+[MCP-2], [TRUST-4].
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentbus.adapters.mcp.element import attributes, defused
+from agentbus.adapters.mcp.element import CHANNEL, Frames, attributes
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.hosts import Link, Wire
 from agentbus.core.model import Envelope
@@ -28,10 +28,10 @@ _EVENT = f'{{"jsonrpc": "2.0", "method": "{METHOD}", "params": {{"content": '
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def channel_event(envelope: Envelope) -> bytes:
+def channel_event(envelope: Envelope, frames: Frames = CHANNEL) -> bytes:
     """The line, with its newline, that pushes `envelope` into the session. [CHAN-2]"""
     meta = "".join(f', "{key}": "{value}"' for key, value in attributes(envelope).items())[2:]
-    return f'{_EVENT}{_encode(defused(envelope.text))}, "meta": {{{meta}}}}}}}\n'.encode()
+    return f'{_EVENT}{_encode(frames.defused(envelope.text))}, "meta": {{{meta}}}}}}}\n'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,10 @@ class ChannelDelivery:
     carrier = "channel"
     trouble = ""
 
-    def __init__(self, wire: Wire, gate: ReadyGate) -> None:
+    def __init__(self, wire: Wire, gate: ReadyGate, frames: Frames = CHANNEL) -> None:
         self._wire = wire
         self._gate = gate
+        self._frames = frames
 
     async def ready(self) -> None:
         """Wait for the gate."""
@@ -62,10 +63,10 @@ class ChannelDelivery:
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
         """Write the whole batch in one piece. Raises DeliveryClosed."""
-        position = await self._wire.write(b"".join([channel_event(envelope) for envelope in batch]))
+        position = await self._wire.write(b"".join([channel_event(envelope, self._frames) for envelope in batch]))
         return _Posted(self._wire, len(batch), position)
 
 
 def make(link: Link) -> ChannelDelivery:
     """The channel delivery for the session of `link`."""
-    return ChannelDelivery(link.wire, link.gate)
+    return ChannelDelivery(link.wire, link.gate, link.frames)

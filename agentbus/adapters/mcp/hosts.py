@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core import process
 from agentbus.core.ports import Delivery
@@ -84,7 +85,8 @@ class Wire(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a delivery can be made from: the stream to the client, its gate, the home of the bus.
+    """What a delivery can be made from: the stream to the client, its gate, the home of the bus,
+    the tags that a text must not bring with it.
 
     A delivery calls `report` with the reason when it has been unable to push for long, and with "" when it can again.
     """
@@ -93,6 +95,7 @@ class Link:
     gate: ReadyGate
     home: Path
     report: Callable[[str], Awaitable[None]]
+    frames: Frames = CHANNEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

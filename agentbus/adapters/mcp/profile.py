@@ -1,10 +1,13 @@
-"""Everything that differs between MCP clients, as one value for each adapter. Implements [TOOL-1], [MCP-2]."""
+"""Everything that differs between MCP clients, as one value for each adapter. Implements [TOOL-1], [MCP-2],
+[READ-1], [TRUST-4]."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from agentbus.adapters.mcp.element import CHANNEL, Frames
 
 __all__ = ["Profile"]
 
@@ -19,8 +22,11 @@ class Profile:
     tool_meta: Mapping[str, Any] = field(default_factory=dict)
     # The longest `wait_s` of check_messages, in seconds: less than the time after which a client gives up a tool call.
     max_wait_s: int = 100
-    # The limits of one answer of check_messages: enough for a day's mail, not enough to flood a context.
+    # The limits of one answer of check_messages: enough for a day's mail, not enough to flood a context. The lowest
+    # limit that was measured is 50,000 characters: a longer answer is put into a file, and 2 KB of it are shown.
     max_checked: int = 50
-    max_checked_chars: int = 100_000
+    max_checked_chars: int = 40_000
+    # The tags by which this client frames what is not a peer's text. [TRUST-4]
+    frames: Frames = CHANNEL
     # What the instructions add for this client: sentences, or nothing.
     more_instructions: str = ""

@@ -131,7 +131,8 @@ async def _serve(
         except AgentbusError as error:
             say(str(error))
 
-    delivery = choice.make(Link(stdio, gate, settings.home, report)) if choice.make is not None else None
+    link = Link(stdio, gate, settings.home, report, context.profile.frames)
+    delivery = choice.make(link) if choice.make is not None else None
     arrival = Arrival(
         host=choice.host,
         launch_name=settings.name,

@@ -1,17 +1,18 @@
 """The tools, as plain data and one function each. Arguments are checked here, and every failure is one sentence.
 
 Knows the session, but not the MCP SDK: sdk.py makes the SDK's types from the tools. Implements [TOOL-1] to [TOOL-4],
-[READ-1] to [READ-3], [VOID-1], [BURST-1], [WAKE-5].
+[READ-1] to [READ-4], [ARG-1], [VOID-1], [BURST-1], [WAKE-5].
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentbus import __version__
-from agentbus.adapters.mcp.element import element
+from agentbus.adapters.mcp.element import client_chars, parts
 from agentbus.adapters.mcp.hosts import Choice, Mode
 from agentbus.adapters.mcp.jsonrpc import HANDSHAKE_VERSIONS
 from agentbus.adapters.mcp.profile import Profile
@@ -27,6 +28,12 @@ __all__ = ["TOOLS", "Tool", "ToolContext", "ToolResult", "call", "call_now", "in
 _MAX_QUOTED_CHARS = 40
 # Unread messages are counted up to here; nobody needs to know how many more there are.
 _MAX_COUNTED = 1_000
+# A number in a text; a longer one is no id, and Python refuses to convert thousands of digits.
+_NUMBER = re.compile(r"#?\s?([0-9]{1,20})", re.ASCII)
+# Of an answer of check_messages, this much is for what stands around the texts: the first and the last line, a notice,
+# and of each message its attributes and its note.
+_FRAME_CHARS = 1_000
+_ELEMENT_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,10 @@ class Argument:
     def check(self, name: str, value: Any, profile: Profile) -> Any:
         """`value`, if it fits. Raises InvalidRequest."""
         shown = str(value)[:_MAX_QUOTED_CHARS]
+        if self.low is not None and isinstance(value, str):
+            # Models write ids as they see them: "1", "#1". [ARG-1]
+            number = _NUMBER.fullmatch(value.strip())
+            value = int(number[1]) if number is not None else value
         if self.low is None or self.high is None:
             if not isinstance(value, str):
                 raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({shown})")
@@ -188,31 +199,45 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
 
 async def _check_messages(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
     unread = await session.check(arguments.get("wait_s", 0), context.profile.max_checked)
-    shown = _fitting(unread, context.profile.max_checked_chars)
-    ids = [one.envelope.id for one in unread]
-    if len(shown) < len(unread):
-        await session.checked(ids[len(shown) :], reached=False)
-        ids = ids[: len(shown)]
-    if not ids:
+    shown, ids, partly = _fitting(context, session, unread)
+    not_shown = [one.envelope.id for one in unread[len(shown) :]]
+    if not_shown:
+        await session.checked(not_shown, reached=False)
+    if not shown:
         return ToolResult("no unread messages")
-    left = session.count_unread(_MAX_COUNTED) - len(ids)
-    parts = [f"{_messages(len(ids))}:"]
-    for one in shown:
-        note = "(pushed to this session before)\n" if one.was_pushed else ""
-        parts.append(note + element(one.envelope))
+    left = session.count_unread(_MAX_COUNTED) - len(shown)
+    lines = [f"{_messages(len(shown))}:", *shown]
+    if partly:
+        lines.append(f"#{partly[0]} is long, and goes on: call check_messages again for its next part")
     if left > 0:
-        parts.append(f"{left} more: call check_messages again")
-    return ToolResult("\n".join(parts), settle=lambda reached: session.checked(ids, reached=reached))
+        lines.append(f"{left} more: call check_messages again")
+    return ToolResult("\n".join(lines), settle=lambda reached: session.checked(ids, reached=reached, partly=partly))
 
 
-def _fitting(unread: list[Unread], max_chars: int) -> list[Unread]:
-    """As many messages as fit into one answer, always at least the first."""
-    chars = 0
-    for number, one in enumerate(unread):
-        chars += len(one.envelope.text)
-        if chars > max_chars and number > 0:
-            return unread[:number]
-    return unread
+def _fitting(
+    context: ToolContext, session: Session, unread: Sequence[Unread]
+) -> tuple[list[str], list[int], list[int]]:
+    """What fits into one answer: the text of each message, at least of the first, their ids, and whose end is missing.
+
+    A message that is too long for one answer comes in parts, one an answer. [READ-4]
+    """
+    room = context.profile.max_checked_chars - _FRAME_CHARS
+    longest = room - _ELEMENT_CHARS  # the same in every answer, so that the parts stay the same
+    shown: list[str] = []
+    ids: list[int] = []
+    for one in unread:
+        row_id = one.envelope.id
+        pieces = parts(one.envelope, context.profile.frames, longest)
+        number = min(session.parts_read(row_id), len(pieces) - 1)
+        text = ("(pushed to this session before)\n" if one.was_pushed else "") + pieces[number]
+        if shown and client_chars(text) > room:
+            break
+        room -= client_chars(text) + 1
+        shown.append(text)
+        ids.append(row_id)
+        if number + 1 < len(pieces):
+            return shown, ids, [row_id]
+    return shown, ids, []
 
 
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
@@ -318,7 +343,7 @@ def _checked(tool: Tool, arguments: Mapping[str, Any], profile: Profile) -> dict
             raise InvalidRequest(f"{tool.name} has no argument {name[:_MAX_QUOTED_CHARS]!r}", hint=f"it takes {takes}")
     checked: dict[str, Any] = {}
     for name, argument in tool.arguments.items():
-        if name in arguments:
+        if arguments.get(name) is not None:  # null is what some clients send for nothing [ARG-1]
             checked[name] = argument.check(name, arguments[name], profile)
         elif argument.is_required:
             raise InvalidRequest(f"{tool.name} needs the argument {name!r}", hint=argument.description)
