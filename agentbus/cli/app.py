@@ -143,13 +143,26 @@ def inbox(
     ] = None,
     limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, oldest first.")] = "20",
     as_json: _Json = False,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Remove these messages for good, and print what was removed.")
+    ] = False,
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="With --discard: only messages sent before WHEN, an age (3d) or a time."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --discard: do not ask.")] = False,
 ) -> None:
-    """Show the messages in a mailbox that are not known to be read. Takes nothing out.
+    """Show the messages in a mailbox that are not known to be read. Takes nothing out, unless --discard is given.
 
     Example: agentbus inbox backend
     """
     from agentbus.cli import messages
 
+    if discard:
+        messages.discard(name, before=before, is_sure=yes, as_json=as_json)
+        return
+    if before is not None or yes:
+        raise InvalidRequest("--before and --yes belong to --discard", hint="agentbus inbox NAME --discard --before 3d")
     messages.inbox(name, limit=messages.parse_whole("--limit", limit), as_json=as_json)
 
 
@@ -194,6 +207,17 @@ def status(
     from agentbus.cli import messages
 
     messages.status(messages.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
+
+
+@app.command()
+def cancel(row_id: Annotated[str, typer.Argument(metavar="ID", help="The number that `send` printed.")]) -> None:
+    """Take back a message that is still pending. What a session has taken cannot be taken back.
+
+    Example: agentbus cancel 42
+    """
+    from agentbus.cli import messages
+
+    messages.cancel(messages.parse_whole("the id", row_id.removeprefix("#")))
 
 
 @app.command()

@@ -1,11 +1,13 @@
-"""The commands that read the mailboxes: inbox, history, status. They take nothing out and mark nothing.
+"""The commands that read the mailboxes: inbox, history, status, which change nothing; and those that remove mail.
 
-Implements [LEDGER-1] to [LEDGER-3], [CLI-3].
+Implements [OLD-2], [OLD-3], [LEDGER-1] to [LEDGER-3], [CLI-3].
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from collections import Counter
 from datetime import datetime
 from itertools import islice
 
@@ -14,17 +16,17 @@ from rich.text import Text
 from agentbus.cli import common, output
 from agentbus.core import a2a
 from agentbus.core.bus import now_ms
-from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import MessageState, Status, normalise_name
+from agentbus.core.errors import InvalidRequest, Refused
+from agentbus.core.model import MessageState, Status, normalise_name, timestamp
 
-__all__ = ["history", "inbox", "parse_since", "parse_whole", "status"]
+__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_whole", "status"]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
 _MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
 
-def parse_since(text: str, now: int) -> int:
+def parse_since(text: str, now: int, what: str = "--since") -> int:
     """The instant that `10m`, `2h`, `3d`, `2026-01-31` or `2026-01-31T12:00` means, in ms since 1970 UTC.
 
     A date without a zone is in local time. Raises InvalidRequest.
@@ -36,7 +38,7 @@ def parse_since(text: str, now: int) -> int:
         return int(datetime.fromisoformat(text.strip()).timestamp() * 1_000)
     except (ValueError, OverflowError, OSError):
         raise InvalidRequest(
-            f"--since is {text[:40]!r}", hint="use an age (90s, 10m, 2h, 3d) or a time (2026-01-31T12:00)"
+            f"{what} is {text[:40]!r}", hint="use an age (90s, 10m, 2h, 3d) or a time (2026-01-31T12:00)"
         ) from None
 
 
@@ -74,6 +76,53 @@ def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
         out.print(f'nothing unread in the mailbox of "{mailbox}"')
     if is_more:
         out.print(f"there is more: agentbus inbox {mailbox} --limit {limit * 10}")
+
+
+def discard(name: str | None, *, before: str | None, is_sure: bool, as_json: bool) -> None:
+    """Remove what `inbox` shows, or what of it is older than `before`, and print what was removed. [OLD-2]
+
+    Raises InvalidRequest where nobody can be asked and `is_sure` is not given, and Refused when the answer is no.
+    """
+    instant = 2**63 - 1 if before is None else parse_since(before, now_ms(), "--before")
+    if not is_sure and not sys.stdin.isatty():
+        raise InvalidRequest("nobody can be asked here, nothing was removed", hint="add --yes")
+    with common.bus_and_settings() as (bus, settings):
+        mailbox = common.own_name(bus, settings, name)
+        if not is_sure:
+            older = "" if before is None else f" that are older than {before}"
+            print(
+                f'remove the unread messages of "{mailbox}"{older} for good? [y/N] ',
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                raise Refused("nothing was removed")
+        removed = bus.discard(mailbox, instant)
+    if as_json:
+        for one in removed:
+            output.json_line(output.status_row(one))
+        return
+    if not removed:
+        print(f'nothing to remove in the mailbox of "{mailbox}"')
+        return
+    pending = sum(one.state is MessageState.PENDING for one in removed)
+    senders = ", ".join(f"{who} {count:,}" for who, count in Counter(one.sender for one in removed).most_common())
+    print(
+        f'removed {len(removed):,} {"message" if len(removed) == 1 else "messages"} from the mailbox of "{mailbox}"'
+        f" ({pending:,} pending, {len(removed) - pending:,} delivered): from {senders};"
+        f" sent {timestamp(removed[0].sent_at)} to {timestamp(removed[-1].sent_at)}"
+    )
+
+
+def cancel(row_id: int) -> None:
+    """Take back a message that is still pending. Raises InvalidRequest and Refused. [OLD-3]"""
+    with common.bus_and_settings() as (bus, _settings):
+        one = bus.cancel(row_id)
+    print(
+        f'took back #{one.id} from "{one.sender}" to "{one.recipient}",'
+        f" {output.age(one.sent_at, now_ms())} after it was sent"
+    )
 
 
 def _indented(text: str) -> Text:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
-from agentbus.core.model import Arrival, Envelope, Peer, Unread, check_body, normalise_name
+from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
+from agentbus.core.model import Arrival, Envelope, Peer, Status, Unread, check_body, normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -268,6 +268,27 @@ class Bus:
         """Stamp messages as read by `peer`, all or none. [READ-1] Raises Busy."""
         self.store.mark_read(ids, session=peer.session, now=self.clock())
         self._tell()
+
+    def discard(self, mailbox: str, before: int) -> list[Status]:
+        """Delete the unread messages of `mailbox` sent before an instant; return them. Raises Busy. [OLD-2]"""
+        removed = self.store.discard(mailbox, before)
+        if removed:
+            self._tell()
+        return removed
+
+    def cancel(self, row_id: int) -> Status:
+        """Take back a message that is still pending; return it. [OLD-3]
+
+        Raises InvalidRequest if there is no such message, Refused if it is not pending any more, Busy.
+        """
+        found = self.store.queries.status(row_id)
+        if not self.store.cancel(row_id):
+            raise Refused(
+                f'#{row_id} to "{found.recipient}" is not pending any more, nothing was taken back',
+                hint=f"agentbus status {row_id} shows where it is",
+            )
+        self._tell()
+        return found
 
     def leave(self, peer: Peer) -> None:
         """End the presence of `peer`. Raises Busy."""

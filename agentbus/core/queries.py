@@ -16,11 +16,13 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Counts", "Queries"]
+__all__ = ["OLD_MS", "Counts", "Old", "Queries"]
 
 _MESSAGE = ", ".join(COLUMNS)
 # Rows per read of a long history: enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
+# Mail that waits for longer is old: who starts after a day away does not want it as if it were new. [OLD-1]
+OLD_MS = 86_400_000
 # `was_peer` looks at the senders and recipients of this many messages.
 _LATELY = 10_000
 
@@ -34,6 +36,20 @@ class Counts:
     delivered: int
     read: int
     oldest_pending_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """Old mail of one mailbox: how many messages from whom, the most first; since when, and the highest id."""
+
+    senders: dict[str, int]
+    since: int | None
+    newest_id: int
+
+    @property
+    def count(self) -> int:
+        """How many messages there are."""
+        return sum(self.senders.values())
 
 
 class Queries:
@@ -107,6 +123,20 @@ class Queries:
             " FROM messages GROUP BY recipient ORDER BY recipient"
         )
         return [Counts(*row) for row in rows]
+
+    def old(self, mailbox: str, before: int) -> Old:
+        """The messages pending in `mailbox` that were sent before the instant `before`. [OLD-1]"""
+        rows = self._read(
+            "SELECT sender, count(*), min(sent_at), max(id) FROM messages WHERE recipient = ? AND delivered_at IS NULL"
+            " AND sent_at < ? GROUP BY sender ORDER BY count(*) DESC, sender",
+            mailbox,
+            before,
+        )
+        return Old(
+            senders={str(row[0]): int(row[1]) for row in rows},
+            since=min((int(row[2]) for row in rows), default=None),
+            newest_id=max((int(row[3]) for row in rows), default=0),
+        )
 
     def last_delivered(self, session: str) -> int | None:
         """When a message was last delivered to `session`; None if there was none, or if it has been pruned."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agentbus.core import database
 from agentbus.core.errors import BrokenSetup, MailboxFull, Refused
-from agentbus.core.model import COLUMNS, Address, Arrival, Envelope, Peer, Unread, numbered_name
+from agentbus.core.model import COLUMNS, Address, Arrival, Envelope, Peer, Status, Unread, numbered_name
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
 from agentbus.core.process import Life, Process, domain
 from agentbus.core.process import life as process_life
@@ -37,6 +37,7 @@ _PEER = (
     " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason, presence, domain"
 )
 _LEFT_AT = 17  # the column after these, where a query adds left_at
+_COLUMNS = ", ".join(COLUMNS)
 # The columns that `Envelope.from_row` takes, for a query that calls the table m.
 _MESSAGE = ", ".join(f"m.{column}" for column in COLUMNS)
 _PRESENT = f"SELECT {_PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
@@ -323,6 +324,21 @@ class Store:
                 (before, limit),
             )
             return self._database.changes()
+
+    def discard(self, mailbox: str, before: int) -> list[Status]:
+        """Delete what is not known to be read in `mailbox` and was sent before the instant; return it. [OLD-2]"""
+        with self._writing() as execute:
+            rows = execute(
+                f"DELETE FROM messages WHERE recipient = ? AND read_at IS NULL AND sent_at < ? RETURNING {_COLUMNS}",
+                (mailbox, before),
+            ).fetchall()
+        return sorted((Status.from_row(row) for row in rows), key=lambda one: one.id)
+
+    def cancel(self, row_id: int) -> bool:
+        """Delete a message that is still pending; whether it was. [OLD-3]"""
+        with self._writing() as execute:
+            execute("DELETE FROM messages WHERE id = ? AND delivered_at IS NULL", (row_id,))
+            return bool(self._database.changes())
 
     # -- presence ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from agentbus.core.model import Peer
 from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
 from agentbus.core.process import Life
-from agentbus.core.queries import Counts
+from agentbus.core.queries import OLD_MS, Counts
 from agentbus.core.store import MAX_PENDING, judge
 from agentbus.doctor.readonly import ReadOnlyDatabase
 from agentbus.registry import Triggers
@@ -151,7 +151,8 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
             may_be_misspelt = (
                 counts.pending and counts.mailbox not in online and not readonly.queries.was_peer(counts.mailbox)
             )
-            yield _mailbox(counts, _similar(counts.mailbox, online) if may_be_misspelt else "")
+            old = readonly.queries.old(counts.mailbox, now_ms() - OLD_MS).count if counts.pending else 0
+            yield _mailbox(counts, _similar(counts.mailbox, online) if may_be_misspelt else "", old)
     if len(found) > _MAX_MAILBOXES:
         yield Finding("mailbox", Level.OK, f"and {len(found) - _MAX_MAILBOXES:,} mailboxes with less pending mail")
 
@@ -162,7 +163,7 @@ def _similar(name: str, online: Iterable[str]) -> str:
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 
-def _mailbox(counts: Counts, meant: str = "") -> Finding:
+def _mailbox(counts: Counts, meant: str = "", old: int = 0) -> Finding:
     since = ""
     if counts.oldest_pending_at is not None:
         since = f" (the oldest for {output.age(counts.oldest_pending_at, now_ms())})"
@@ -172,6 +173,10 @@ def _mailbox(counts: Counts, meant: str = "") -> Finding:
     if counts.pending >= MAX_PENDING:
         remedy = f'start a session named "{counts.mailbox}" to receive them'
         return Finding("mailbox", Level.WRONG, f"{seen}: it is full, and refuses new messages", remedy)
+    if old:
+        seen += f"; {old:,} of them {'waits' if old == 1 else 'wait'} for more than a day"
+        remedy = f"agentbus inbox {counts.mailbox} shows them; --discard --before 1d removes them"
+        return Finding("mailbox", Level.NOTE, seen, f"{meant} {remedy}".strip())
     if meant:
         return Finding("mailbox", Level.NOTE, f"{seen}; no peer ever had this name", meant)
     return Finding("mailbox", Level.OK, seen)

@@ -260,3 +260,56 @@ def test_history_in_the_form_of_a2a(home: Path) -> None:
     ]
     both = agentbus(home, "history", "--a2a", "--json")
     assert (both.returncode, both.stdout) == (2, "")
+
+
+@pytest.mark.spec("OLD-2", "STATE-5")
+def test_a_mailbox_is_emptied_and_says_what_it_held(home: Path, store: Store) -> None:
+    ids = fill(store, count=8)
+    refused = agentbus(home, "inbox", "b", "--discard")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "agentbus: nobody can be asked here, nothing was removed: add --yes\n",
+    )
+    assert agentbus(home, "inbox", "b", "--yes").returncode == 2
+    new, _ = store.send("ci", "b", "new", now=time.time_ns() // 1_000_000)
+    done = agentbus(home, "inbox", "B", "--discard", "--before", "1h", "--yes")
+    assert done.returncode == 0
+    assert done.stdout.startswith(
+        'removed 3 messages from the mailbox of "b" (3 pending, 0 delivered): from a 3; sent '
+    )
+    left = [json.loads(line)["id"] for line in agentbus(home, "inbox", "b", "--json").stdout.splitlines()]
+    assert left == [new]
+    rows = agentbus(home, "inbox", "c", "--discard", "--yes", "--json").stdout.splitlines()
+    assert [json.loads(row)["id"] for row in rows] == ids[1::2]
+    assert agentbus(home, "inbox", "c", "--discard", "--yes").stdout == 'nothing to remove in the mailbox of "c"\n'
+    assert store.queries.status(ids[0]).read_at is not None, "what was read is history"
+
+
+@pytest.mark.spec("OLD-2")
+@pytest.mark.parametrize(("answer", "left"), [("n", 1), ("", 1), ("y", 0)])
+def test_a_person_is_asked_before_a_mailbox_is_emptied(home: Path, store: Store, answer: str, left: int) -> None:
+    store.send("a", "b", "text", now=1)
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "agentbus", "inbox", "b", "--discard"]
+    done = subprocess.run(
+        command, stdin=theirs, env=clean_env(home), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.stderr.startswith('remove the unread messages of "b" for good? [y/N] ')
+    assert done.returncode == left
+    assert len(store.queries.inbox("b", 9)) == left
+
+
+@pytest.mark.spec("OLD-3", "STATE-5")
+def test_what_is_pending_can_be_taken_back_and_nothing_else(home: Path, store: Store) -> None:
+    ids = fill(store)
+    done = agentbus(home, "cancel", f"#{ids[2]}")
+    assert done.stdout.startswith(f'took back #{ids[2]} from "a" to "b", ')
+    assert agentbus(home, "cancel", str(ids[2])).returncode == 2
+    for one in ids[:2]:
+        refused = agentbus(home, "cancel", str(one))
+        assert refused.returncode == 1
+        assert "is not pending any more, nothing was taken back" in refused.stderr
+    assert [one.id for one in store.queries.unsettled(9)] == [ids[1], *ids[3:]]

@@ -496,3 +496,16 @@ def test_a_wal_of_another_life_is_named_and_not_read(home: Path, claude: ClaudeO
     assert "belongs to another bus.db" in report.one("wal")["seen"]
     assert [row["seen"][:5] for row in report.rows if row["code"] == "mailbox"] == ['"bob"']
     assert everything(home) == before
+
+
+@pytest.mark.spec("OLD-1")
+def test_mail_that_waits_for_more_than_a_day_is_noted(home: Path, claude: ClaudeOnPath) -> None:
+    agentbus(home, "send", "web", "old", "--from", "ci")
+    agentbus(home, "send", "web", "new", "--from", "ci")
+    with sqlite3.connect(home / "bus.db") as database:
+        database.execute("UPDATE messages SET sent_at = sent_at - 86400001 WHERE id = 1")
+    database.close()
+    found = examine(home, claude).one("mailbox")
+    assert found["level"] == "note"
+    assert found["seen"].endswith("; 1 of them waits for more than a day")
+    assert found["remedy"].endswith("agentbus inbox web shows them; --discard --before 1d removes them")
