@@ -72,6 +72,8 @@ def install() -> None:
             print(f"  {registration.launch(name, flags=False)}")
         print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
         print("If a message does not arrive: agentbus doctor backend")
+        if registration.unattended():
+            print(registration.unattended()[:1].upper() + registration.unattended()[1:] + ".")
 
 
 def enable(module: str) -> None:
@@ -106,6 +108,8 @@ def launch(module: str, name: str | None) -> None:
         output.say(f"{module} is {stands.standing.value}: {stands.seen}{remedy}")
     if manifest.client and shutil.which(manifest.client) is None:
         output.say(f"{manifest.client} is not on PATH")
+    if registration.unattended():
+        output.say(registration.unattended())
 
 
 def show(*, as_json: bool) -> int:

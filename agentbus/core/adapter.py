@@ -159,6 +159,9 @@ class Registration(Protocol):
         Raises InvalidRequest for a bad name.
         """
 
+    def unattended(self) -> str:
+        """What a session without a person needs to answer, in one sentence; "" if nothing is known. [MOD-4]"""
+
     def findings(self) -> list[Finding]:
         """What `doctor` says about the client and the registration. Never raises."""
 

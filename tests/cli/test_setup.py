@@ -27,7 +27,7 @@ def run(home: Path, claude: ClaudeOnPath, *arguments: str, **variables: str) -> 
     return agentbus(home, *arguments, cwd=claude.folder, **{**claude.variables, **variables})
 
 
-@pytest.mark.spec("MOD-3")
+@pytest.mark.spec("MOD-3", "MOD-4")
 def test_install_registers_and_says_what_to_run_next(home: Path, claude: ClaudeOnPath) -> None:
     done = run(home, claude, "install")
     assert (done.returncode, done.stderr) == (0, "")
@@ -35,7 +35,11 @@ def test_install_registers_and_says_what_to_run_next(home: Path, claude: ClaudeO
     for name in ("frontend", "backend"):
         assert f"  AGENTBUS_NAME={name} claude\n" in done.stdout
     launched = run(home, claude, "launch", "claude-mcp", "backend")
-    assert launched.stderr == ""
+    for said in (done.stdout, launched.stderr):
+        assert "nattended, a session waits in the permission dialog of its own reply" in said
+        assert "--allowedTools mcp__agentbus" in said
+        assert "It may then send to every name without being asked" in said
+    assert launched.stderr.count("\n") == 1
     assert launched.stdout == ("AGENTBUS_NAME=backend claude --dangerously-load-development-channels server:agentbus\n")
     assert not home.exists(), "installing makes no bus; the first message does"
     again = run(home, claude, "install")
@@ -53,7 +57,7 @@ def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, 
     assert "(agentbus enable claude-mcp)" in done.stderr
     plain = run(home, claude, "launch", "claude-mcp", PATH="/nowhere")
     assert plain.stdout == "claude --dangerously-load-development-channels server:agentbus\n"
-    assert plain.stderr.endswith("agentbus: claude is not on PATH\n")
+    assert "agentbus: claude is not on PATH\n" in plain.stderr
     bad = run(home, claude, "launch", "claude-mcp", "!!")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert '"!!" is not a name' in bad.stderr

@@ -96,7 +96,8 @@ def test_a_healthy_bus_is_looked_at_and_left_as_it_is(
     codes = [row["code"] for row in report.rows]
     assert codes == [
         *("python", "packages", "sqlite", "settings", "home", "path", "file-system", "disk", "presence"),
-        *("database", "schema", "wal", "lock", "trigger", "client", "claude", "registration", "command"),
+        *("database", "schema", "wal", "lock", "trigger", "client", "claude", "registration", "permission"),
+        "command",
         *("wake", "delivery", "peer", "mailbox", "mailbox"),
     ]
     assert "a wake takes" in report.one("trigger")["seen"]
@@ -509,3 +510,15 @@ def test_mail_that_waits_for_more_than_a_day_is_noted(home: Path, claude: Claude
     assert found["level"] == "note"
     assert found["seen"].endswith("; 1 of them waits for more than a day")
     assert found["remedy"].endswith("agentbus inbox web shows them; --discard --before 1d removes them")
+
+
+@pytest.mark.spec("MOD-4")
+def test_the_permission_that_an_unattended_session_needs_is_named(home: Path, claude: ClaudeOnPath) -> None:
+    agentbus(home, "enable", "claude-mcp", cwd=claude.folder, **claude.variables)
+    found = examine(home, claude).one("permission")
+    assert (found["level"], "mcp__agentbus" in found["remedy"]) == ("note", True)
+    folder = Path(claude.variables.get("CLAUDE_CONFIG_DIR", claude.home / ".claude"))
+    folder.mkdir(exist_ok=True)
+    for settings, level in (("{}", "note"), ("[", "note"), ('{"permissions": {"allow": ["mcp__agentbus"]}}', "ok")):
+        (folder / "settings.json").write_text(settings)
+        assert examine(home, claude).one("permission")["level"] == level

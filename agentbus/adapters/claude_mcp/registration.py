@@ -215,6 +215,18 @@ class ClaudeRegistration:
             )
         return output
 
+    def unattended(self) -> str:
+        """See Registration. [MOD-4]"""
+        return (
+            "unattended, a session waits in the permission dialog of its own reply: allow its tools with "
+            f'--allowedTools {self._rule}, or "{self._rule}" under permissions.allow in settings.json. '
+            "It may then send to every name without being asked, and no more than that"
+        )
+
+    @property
+    def _rule(self) -> str:
+        return f"mcp__{self._name}"  # all tools of that server
+
     # -- what doctor reports -------------------------------------------------------------------------------
 
     def findings(self) -> list[Finding]:
@@ -231,9 +243,26 @@ class ClaudeRegistration:
         level = Level.WRONG if is_wrong else Level.OK if stands.standing is Standing.ENABLED else Level.NOTE
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
         if stands.standing is Standing.ENABLED:
+            found.append(self._permission())
             command = command_of(servers(self._state()).get(self._name) or {})
             found.append(check_command("Claude Code", command, len(self._manifest.serve), self._mend))
         return found
+
+    def _permission(self) -> Finding:
+        """Whether the user's settings allow our tools; what a project or a flag allows cannot be seen. [MOD-4]"""
+        settings = Path(other_program("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser() / "settings.json"
+        try:
+            permissions = read_object(settings).get("permissions")
+        except Unreadable:
+            permissions = None
+        allowed = strings(permissions.get("allow")) if isinstance(permissions, dict) else set()
+        if allowed & {self._rule, f"{self._rule}__*"}:
+            return Finding("permission", Level.OK, f"{settings} allows {self._rule}: a session can answer unattended")
+        remedy = (
+            f'for unattended sessions: --allowedTools {self._rule}, or "{self._rule}" under permissions.allow there'
+        )
+        seen = f"{settings} does not allow {self._rule}: unattended, a session waits in the dialog of its own reply"
+        return Finding("permission", Level.NOTE, seen, remedy)
 
     def _version(self) -> Finding:
         try:

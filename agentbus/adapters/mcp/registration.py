@@ -70,6 +70,10 @@ class ByHand:
             hint=f"start it as usual, with AGENTBUS_NAME={normalise_name(name or 'NAME')} in its environment",
         )
 
+    def unattended(self) -> str:
+        """Empty: it is not known what such a client asks."""
+        return ""
+
     def findings(self) -> list[Finding]:
         """Empty: agentbus cannot see the registration, so it cannot judge it."""
         return []
