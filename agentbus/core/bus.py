@@ -244,9 +244,9 @@ class Bus:
         self._tell()
         return new
 
-    def pending(self, peer: Peer, limit: int) -> list[Envelope]:
+    def pending(self, peer: Peer, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""
-        return self.store.pending(peer.session, peer.process.pid, limit)
+        return self.store.pending(peer.session, peer.process.pid, limit, above)
 
     def mark(self, peer: Peer, ids: Iterable[int], carrier: str) -> None:
         """Stamp messages as delivered to `peer` by `carrier`, all or none. [STATE-2]
@@ -256,9 +256,9 @@ class Bus:
         self.store.mark_delivered(ids, session=peer.session, carrier=carrier, now=self.clock())
         self._tell()
 
-    def unread(self, peer: Peer, limit: int) -> list[Unread]:
+    def unread(self, peer: Peer, limit: int, held: int = 0) -> list[Unread]:
         """The oldest `limit` messages that `peer` is not known to have read, ascending. [READ-1]"""
-        return self.store.unread(peer.session, peer.process.pid, limit)
+        return self.store.unread(peer.session, peer.process.pid, limit, held)
 
     def count_unread(self, peer: Peer, limit: int) -> int:
         """How many messages `peer` is not known to have read; counting stops at `limit`."""

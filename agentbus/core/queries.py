@@ -138,6 +138,13 @@ class Queries:
             newest_id=max((int(row[3]) for row in rows), default=0),
         )
 
+    def oldest_pending(self, mailbox: str, above: int) -> int | None:
+        """When the oldest pending message of `mailbox` with an id above `above` was sent; None if there is none."""
+        rows = self._read(
+            "SELECT min(sent_at) FROM messages WHERE recipient = ? AND delivered_at IS NULL AND id > ?", mailbox, above
+        )
+        return None if rows[0][0] is None else int(rows[0][0])
+
     def last_delivered(self, session: str) -> int | None:
         """When a message was last delivered to `session`; None if there was none, or if it has been pruned."""
         rows = self._read("SELECT max(delivered_at) FROM messages WHERE delivered_to = ?", session)

@@ -23,11 +23,12 @@ from agentbus.core.bus import BUS_NAME, Bus, Claimed, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
-from agentbus.core.model import Arrival, Envelope, Peer, Unread
+from agentbus.core.model import Arrival, Envelope, Peer, Unread, timestamp
 from agentbus.core.ports import Delivery, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
 from agentbus.core.process import Life, life
 from agentbus.core.pump import Pump
+from agentbus.core.queries import OLD_MS
 from agentbus.core.wakes import SharedWakes
 
 __all__ = ["Checkpoints", "Session"]
@@ -42,6 +43,10 @@ _PREDECESSOR_POLL_S = 0.02
 _CHECK_POLL_S = 3.0
 # Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
 _PRUNE_ROWS = 1_000
+# So much old mail is still pushed: more would bury what is new, and flood the context at a start. [OLD-4]
+MOST_OLD = 20
+# The line about old mail names so many senders.
+_MOST_SENDERS = 5
 # A reader that never stops keeps a checkpoint from finishing. Trying again at once would only burn a core.
 _CHECKPOINT_PAUSE_S = 0.2
 
@@ -74,8 +79,9 @@ class Checkpoints:
 class Session:
     """One peer. Call `claim`, then `run` in a task; `stop` and `close` end it.
 
-    `delivery` is None if nothing is pushed: mail waits for `check`. `triggers` are tried in order until one can be
-    armed. `say` takes one line for people to read, for example on stderr.
+    `delivery` is None if nothing is pushed: mail waits for `check`. With `holds_old` the reader can `check`: much old
+    mail is not pushed. `triggers` are tried in order until one can be armed. `say` takes one line for people to read,
+    for example on stderr.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Session:
         retention_hours: int,
         pace: Pace | None = None,
         heartbeat_s: float = HEARTBEAT_S,
+        holds_old: bool = False,
     ) -> None:
         self.bus = bus
         self._arrival = arrival
@@ -100,6 +107,10 @@ class Session:
         self._retention_ms = retention_hours * 3_600_000
         self._pace = pace
         self._heartbeat_s = heartbeat_s
+        # Whether much old mail is not pushed; up to which id it is held back; the line that says so. [OLD-4]
+        self._holds_old = holds_old
+        self._held = 0
+        self._first: Envelope | None = None
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
@@ -158,7 +169,29 @@ class Session:
             if self._claimed is None:
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
+        if self._holds_old:
+            await self._hold_old()
         return self.peer
+
+    async def _hold_old(self) -> None:
+        """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
+        peer = self.peer
+        old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS)
+        if old.count <= MOST_OLD or old.since is None:
+            return
+        self._held = old.newest_id
+        shown = [f"{name} ({count:,})" for name, count in old.senders.items()][:_MOST_SENDERS]
+        more = f" and {len(old.senders) - len(shown)} others" if len(old.senders) > len(shown) else ""
+        line = (
+            f"{old.count:,} messages for you are older than a day, from {', '.join(shown)}{more}, since "
+            f"{timestamp(old.since)}: they are not pushed. check_messages returns them, after what is new; to discard "
+            f"them, your user types: agentbus inbox {peer.name} --discard --before 1d"
+        )
+        if self._delivery is None:
+            self._notice = line
+            return
+        sent = await retry_while_busy(lambda: self.bus.send(BUS_NAME, peer.name, line))
+        self._first = Envelope(sent.id, BUS_NAME, peer.name, line, self.bus.clock())
 
     async def _claim(
         self,
@@ -227,17 +260,23 @@ class Session:
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
         try:
-            pending = self.bus.pending(self.peer, limit + len(checked))
+            pending = self.bus.pending(self.peer, limit + len(checked), self._held)
         except Busy:
             raise
         except AgentbusError as error:
             raise self._noted("read", error) from error
         self._troubles.pop("read", None)
+        first = self._first
+        if first is not None:
+            pending = [first, *(envelope for envelope in pending if envelope.id != first.id)][:limit]
         return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
 
     def _mark(self, ids: Iterable[int], carrier: str) -> None:
         try:
-            self.bus.mark(self.peer, ids, carrier)
+            marked = list(ids)
+            self.bus.mark(self.peer, marked, carrier)
+            if self._first is not None and self._first.id in marked:
+                self._first = None
         except Busy:
             raise
         except AgentbusError as error:
@@ -359,6 +398,7 @@ class Session:
             self._pump.forget()
         self._checked.clear()
         self._parts.clear()
+        self._held, self._first = 0, None
         self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
 
@@ -442,7 +482,7 @@ class Session:
                 await woken.wait()
 
     def _take_unread(self, limit: int) -> list[Unread]:
-        found = self.bus.unread(self.peer, limit + len(self._checked))
+        found = self.bus.unread(self.peer, limit + len(self._checked), self._held)
         unread = [one for one in found if one.envelope.id not in self._checked][:limit]
         self._checked.update(one.envelope.id for one in unread)
         is_out = self._pump.is_out if self._pump is not None else lambda _id: False
@@ -467,6 +507,8 @@ class Session:
                 self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})
             if reached and read:
                 await retry_while_busy(lambda: self.bus.mark_read(self.peer, read))
+                if self._first is not None and self._first.id in read:
+                    self._first = None
                 for one in read:
                     self._parts.pop(one, None)
         finally:

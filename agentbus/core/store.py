@@ -270,17 +270,20 @@ class Store:
         known = execute("SELECT 1 FROM peers WHERE name = ? LIMIT 1", (to,)).fetchone()
         return Address(to, None, is_known=bool(known))
 
-    def pending(self, session: str, pid: int, limit: int) -> list[Envelope]:
+    def pending(self, session: str, pid: int, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for the name that `session` has now, ascending. [DRAIN-1]
+
+        Only those with an id above `above`: the others are held back. [OLD-4]
 
         Empty if `session` is not present in process `pid`: a session that was taken for dead no longer drains.
         """
         rows = self._read(
             f"SELECT {_MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
-            " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL"
+            " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL AND m.id > ?"
             " ORDER BY m.id LIMIT ?",
             session,
             pid,
+            above,
             limit,
         )
         return [Envelope.from_row(row) for row in rows]
@@ -294,13 +297,15 @@ class Store:
                 [(now, carrier, session, row_id) for row_id in ids],
             )
 
-    def unread(self, session: str, pid: int, limit: int) -> list[Unread]:
-        """The oldest `limit` unread messages of `session`, if it is present in process `pid`, ascending. [READ-1]"""
+    def unread(self, session: str, pid: int, limit: int, held: int = 0) -> list[Unread]:
+        """The oldest `limit` unread messages of `session`, if it is present in process `pid`, ascending. [READ-1]
+
+        Those with an id up to `held` come last: old mail does not block what is new. [OLD-4]
+        """
+        order = "m.id <= ?4, m.id" if held else "m.id"  # the first cannot use the index
         rows = self._read(
-            f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL{_UNREAD} ORDER BY m.id LIMIT ?3",
-            session,
-            pid,
-            limit,
+            f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL{_UNREAD} ORDER BY {order} LIMIT ?3",
+            *(session, pid, limit, *((held,) if held else ())),
         )
         return [Unread(Envelope.from_row(row), was_pushed=bool(row[-1])) for row in rows]
 

@@ -5,7 +5,8 @@ These checks read through a ReadOnlyDatabase and change nothing. Implements [DOC
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
 from agentbus.core.process import Life
 from agentbus.core.queries import OLD_MS, Counts
+from agentbus.core.session import MOST_OLD
 from agentbus.core.store import MAX_PENDING, judge
 from agentbus.doctor.readonly import ReadOnlyDatabase
 from agentbus.registry import Triggers
@@ -48,7 +50,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
                 yield Finding("peer", Level.OK, "nobody is online")
             for peer in peers:
                 last = readonly.queries.last_delivered(peer.session)
-                yield from _check_peer(here.home, peer, counts.get(peer.name), last, triggers)
+                yield from _check_peer(here.home, peer, _due(readonly, peer, counts), last, triggers)
         endpoints = {peer.endpoint for peer in peers}
         for trigger in triggers.values():
             for endpoint in trigger.leftovers():
@@ -89,6 +91,18 @@ def _check_peer(
         yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
     else:
         yield Finding("peer", Level.OK, f"{whom}: nothing is pending; {heard}")
+
+
+def _due(readonly: ReadOnlyDatabase, peer: Peer, counts: Mapping[str, Counts]) -> Counts | None:
+    """What the mailbox of `peer` holds, without the old mail that its session does not push. [OLD-4]"""
+    found = counts.get(peer.name)
+    if found is None or not found.pending:
+        return found
+    old = readonly.queries.old(peer.name, peer.started_at - OLD_MS)
+    if old.count <= MOST_OLD:
+        return found
+    oldest = readonly.queries.oldest_pending(peer.name, old.newest_id)
+    return replace(found, pending=found.pending - old.count, oldest_pending_at=oldest)
 
 
 def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
@@ -202,7 +216,8 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
         else:
             triggers = Triggers(here)
             try:
-                yield from _check_peer(here.home, peer, counts, readonly.queries.last_delivered(peer.session), triggers)
+                due = _due(readonly, peer, {name: counts} if counts is not None else {})
+                yield from _check_peer(here.home, peer, due, readonly.queries.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
             adapter = _adapter(peer.runtime)

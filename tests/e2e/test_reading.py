@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import stat
 import sys
 import time
@@ -374,3 +375,40 @@ async def test_a_request_that_is_never_answered_gives_its_messages_back() -> Non
     await unanswered()
     await settling.settle(7, reached=True)
     assert settled == [False]
+
+
+@pytest.mark.spec("OLD-4", "CHAN-4")
+@pytest.mark.parametrize(("count", "delivery"), [(25, "channel"), (25, "pull"), (20, "channel")])
+def test_much_old_mail_is_announced_and_not_pushed(start: Start, home: Path, count: int, delivery: str) -> None:
+    agentbus(home, "peers")
+    with sqlite3.connect(home / "bus.db") as database:
+        now = time.time_ns() // 1_000_000
+        row = ("bob", "old", now - 2 * 86_400_000)
+        query = "INSERT INTO messages (sender, recipient, body, sent_at) VALUES ('ci', ?, ?, ?)"
+        database.executemany(query, [row] * count)
+    database.close()
+    agentbus(home, "send", "bob", "new", "--from", "ci")
+    bob = start("bob", AGENTBUS_DELIVERY=delivery)
+    bob.handshake()
+    if count <= 20:
+        assert [event["content"] for event in bob.wait_events(21)] == ["old"] * 20 + ["new"]
+        assert bob.events[0][1]["meta"]["age"] == "2 d"
+        return
+    if delivery == "channel":
+        line, new = bob.wait_events(2)
+        assert (line["meta"]["from"], new["content"]) == ("agentbus", "new")
+        said = line["content"]
+        agentbus(home, "send", "bob", "newer", "--from", "ci")
+        assert bob.wait_events(3)[2]["content"] == "newer"
+        report = agentbus(home, "doctor", "bob").stdout
+        assert "pending, the oldest for" not in report, report
+    else:
+        said = bob.call("whoami").split("\n")[1]
+    assert said.startswith("25 messages for you are older than a day, from ci (25), since 20")
+    assert "agentbus inbox bob --discard --before 1d" in said
+    assert rows(home, "SELECT count(*) FROM messages WHERE delivered_at IS NULL AND body = 'old'") == [(25,)]
+    answer = bob.call("check_messages")
+    texts = [text.split("</channel>")[0] for text in answer.split('">')[1:]]
+    assert texts[-25:] == ["old"] * 25
+    assert "new" in texts
+    assert bob.call("check_messages") == "no unread messages"

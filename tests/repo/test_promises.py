@@ -51,6 +51,7 @@ PROMISES = [
     ("CHAN-1", "{} s after `initialized`", gate.UNLISTED_S),
     ("CHAN-4", "more than {} hour", element.AGED_MS / 3_600_000),
     ("OLD-1", "more than {} day", queries.OLD_MS / 86_400_000),
+    ("OLD-4", "more than {} messages", session.MOST_OLD),
     ("BURST-1", "{} messages", BURST.default),
     ("BURST-1", "within {} s", rate_limit.WINDOW_S),
     ("INBOX-2", "{} KiB of text", inbox._MAX_TEXT_BYTES / 1_024),

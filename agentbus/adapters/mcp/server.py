@@ -152,6 +152,7 @@ async def _serve(
         checkpoints=checkpoints,
         say=say,
         retention_hours=settings.retention_hours,
+        holds_old=True,
     )
     trouble = (lambda: delivery.trouble) if delivery is not None else str
     context = replace(context, session=session, trouble=trouble)
