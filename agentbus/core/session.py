@@ -157,16 +157,21 @@ class Session:
         notice, self._notice = self._notice, ""
         return notice
 
-    async def claim(self) -> Peer:
+    async def claim(self, *, alone: bool = False) -> Peer | None:
         """Become a peer. Waits up to 0.3 s for a predecessor that is leaving. [NAME-4], [NAME-7]
+
+        With `alone`, the result is None, and nothing has changed, if a session of the same agent process and launch
+        name still lives then. [TWIN-1]
 
         Raises Busy, and the errors of `database.explain`.
         """
         give_up_at = anyio.current_time() + _PREDECESSOR_PATIENCE_S
         while self._claimed is None:
             is_late = anyio.current_time() >= give_up_at
-            self._claimed = await self._claim(self._triggers[0].endpoint, join_crowd=is_late)
+            self._claimed = await self._claim(self._triggers[0].endpoint, join_crowd=is_late and not alone)
             if self._claimed is None:
+                if is_late and alone:
+                    return None
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
         if self._holds_old:
@@ -192,6 +197,14 @@ class Session:
             return
         sent = await retry_while_busy(lambda: self.bus.send(BUS_NAME, peer.name, line))
         self._first = Envelope(sent.id, BUS_NAME, peer.name, line, self.bus.clock())
+
+    def twin(self) -> Peer | None:
+        """The live session of the same agent process and launch name. Reads only. Raises as `Bus.peers`. [TWIN-1]"""
+        asked = self._arrival
+        for peer in self.bus.peers():
+            if (peer.host, peer.launch_name, peer.domain) == (asked.host, asked.launch_name, asked.domain):
+                return peer
+        return None
 
     async def _claim(
         self,

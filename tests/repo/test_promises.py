@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from agentbus import registry
-from agentbus.adapters.claude_mcp import inbox
+from agentbus.adapters.claude_mcp import inbox, mode
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp.server import PROFILE
-from agentbus.adapters.mcp import element, fast_path, gate, lines, rate_limit, server
+from agentbus.adapters.mcp import element, fast_path, gate, hold, lines, rate_limit, server
 from agentbus.cli import common, wait
 from agentbus.core import bus, changes, config, database, presence, pump, queries, session, store
 from agentbus.core.adapter import Variable
@@ -65,6 +65,8 @@ PROMISES = [
     ("LEDGER-3", "for {} days", store.SESSIONS_KEPT_MS / 86_400_000),
     ("WATCH-1", "costs {} s", changes.SAFETY_S),
     ("WATCH-2", "more than {} messages", changes._MAX_FOLLOWED),
+    ("BYPASS-1", "last {} bytes", mode._TAIL_BYTES),
+    ("BYPASS-2", "every {} s", hold._LOOK_S),
     ("WAIT-3", "0 to {} s", wait._LONGEST_S),
     ("REG-5", "within {} s", claude_registration._PATIENCE_S),
     ("DOCTOR-4", "from {}", ".".join(map(str, claude_registration._LEAST_VERSION))),

@@ -2,7 +2,7 @@
 
 In a session that was not started with the channel flag, Claude Code silently drops channel events. So its arguments
 decide whether anything is pushed. Reads processes, and checks whether the inbox answers. Implements [VOID-1] to
-[VOID-3].
+[VOID-3], [HOST-1], [HOST-2] and [BYPASS-2].
 """
 
 from __future__ import annotations
@@ -10,40 +10,44 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from agentbus.adapters.claude_mcp import records
 from agentbus.adapters.claude_mcp.inbox import Inbox, InboxDelivery, PostBudget, address
+from agentbus.adapters.claude_mcp.mode import PermissionMode
+from agentbus.adapters.claude_mcp.twins import twin
 from agentbus.adapters.mcp import channel
-from agentbus.adapters.mcp.hosts import Choice, Mode, find_host
+from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
 from agentbus.core import process
 from agentbus.core.bus import PULL
+from agentbus.core.config import DEFAULT_NAME, Settings, other_program
 from agentbus.core.errors import DeliveryFailed
+from agentbus.core.model import fit_name
 from agentbus.core.process import Process
 
-__all__ = ["bypasses_permissions", "choose", "judge"]
+__all__ = ["choose", "judge", "own_wish"]
 
 # The name of this server in `claude mcp add` and in the launch flag. [VOID-1]
 SERVER_NAME = "agentbus"
 
 _CHANNEL_FLAGS = ("--channels", "--dangerously-load-development-channels")
 _CLAUDE = re.compile(r"claude(\.exe)?")
+# A session in the background is called so, in one word; it is a child of a daemon that all of them share.
+_BACKGROUND = re.compile(r"(.*/)?claude bg(-[a-z]+)?( .*)?")
+_BACKGROUND_KINDS = ("bg", "background")
 _INTERPRETER = re.compile(r"(node|bun|deno|(ba|da|z|k)?sh|python[\d.]*)(\.exe)?")
 # The script of Claude Code's npm package, if an interpreter runs it.
 _CLAUDE_SCRIPT = re.compile(r"(^|/)claude$|/claude-code/[^/]+\.[cm]?js$")
 
 
-def bypasses_permissions(arguments: Sequence[str]) -> bool:
-    """Whether Claude Code was started in the mode that asks for no permissions."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return any(
-        word in ("--dangerously-skip-permissions", "--permission-mode=bypassPermissions")
-        or (word, after) == ("--permission-mode", "bypassPermissions")
-        for word, after in pairs
-    )
+def judge(arguments: Sequence[str], *, is_claude: bool = False) -> tuple[Mode, str] | None:
+    """How a session of a process with these arguments receives; None if the process is not Claude Code.
 
-
-def judge(arguments: Sequence[str]) -> tuple[Mode, str] | None:
-    """How a session of a process with these arguments receives; None if the process is not Claude Code."""
+    `is_claude`: it is, whatever it is called.
+    """
     rest = _claude_arguments(arguments)
+    if rest is None and is_claude:
+        rest = list(arguments[1:])
     if rest is None:
         return None
     words = [word for word in rest if not word.startswith("-")]
@@ -85,30 +89,106 @@ def _channels(arguments: Sequence[str]) -> set[str]:
     return found
 
 
+def _recognised(above: Sequence[Process]) -> Process | None:
+    """The nearest of our ancestors that is Claude Code by what it gives us, whatever it is called. [HOST-1]
+
+    It says that it is (CLAUDECODE), and it listens on the inbox whose address we have, or it has a registry entry.
+    """
+    if not other_program("CLAUDECODE"):
+        return None
+    at = address()
+    pid = Inbox(at, above[0]).listener() if at is not None and above else None
+    return next((one for one in above if one.pid == pid or records.entry(one) is not None), None)
+
+
+def _host(
+    chain: Sequence[Process] | None, arguments: Callable[[Process], Sequence[str]]
+) -> tuple[Host, tuple[Mode, str] | None]:
+    """The agent process, and how it is judged; None if it is not Claude Code."""
+    above = list(process.ancestors() if chain is None else chain)
+    named = find_host(lambda words: judge(words) is not None, chain=above, arguments=arguments)
+    found = _recognised(above)
+    if found is not None and not (named.is_client and above.index(named.process) < above.index(found)):
+        words = tuple(arguments(found))
+        return Host(found, words, is_client=True), judge(words or ("claude",), is_claude=True)
+    if not named.is_client and other_program("CLAUDECODE"):
+        # A health check has neither an inbox nor a registry entry. [VOID-3]
+        judged = judge(named.arguments, is_claude=True) if named.arguments else None
+        if judged is not None and judged[0] is Mode.HEALTH_CHECK:
+            return named, judged
+    return named, judge(named.arguments)
+
+
+def own_wish(
+    settings: Settings,
+    folder: str,
+    *,
+    chain: Sequence[Process] | None = None,
+    arguments: Callable[[Process], Sequence[str]] = process.arguments,
+) -> Settings:
+    """The settings with the name that this very session wishes for. [HOST-2]
+
+    Sessions in the background share the environment of whoever started their daemon: AGENTBUS_NAME there is the wish of
+    somebody else. Such a session is called as its user called it, else after `folder`.
+    """
+    if not settings.name_was_asked and not settings.name_note:
+        return settings
+    host, judged = _host(chain, arguments)
+    if judged is None:
+        return settings
+    entry = records.entry(host.process)
+    is_background = entry is not None and entry.kind in _BACKGROUND_KINDS
+    if not is_background and not (host.arguments and _BACKGROUND.fullmatch(host.arguments[0])):
+        return settings
+    given = entry.name if entry is not None and entry.name_source == "user" else ""
+    folder = (entry.cwd if entry is not None else "") or folder or settings.cwd
+    # What the user typed as a title may be no name. It may be too long, for example: then the folder names the session.
+    name = fit_name(given) or fit_name(os.path.basename(os.path.normpath(folder))) or DEFAULT_NAME
+    note = "AGENTBUS_NAME is not used in a background session: it belongs to whoever started the daemon"
+    return replace(settings, name=name, name_note=note, name_was_asked=False)
+
+
 def choose(
     asked: str,
     *,
+    bypass: str = "",
     chain: Sequence[Process] | None = None,
     arguments: Callable[[Process], Sequence[str]] = process.arguments,
 ) -> Choice:
     """How a session of the agent process above this one receives. [VOID-1]
 
-    `asked` is AGENTBUS_DELIVERY: auto, or the name of the delivery to use. `chain` and `arguments` are passed to
-    `find_host`.
+    `asked` is AGENTBUS_DELIVERY: auto, or the name of the delivery to use. `bypass` is AGENTBUS_BYPASS: hold, deliver,
+    or nothing if it is not set. `chain` and `arguments` are passed to `find_host`.
     """
-    host = find_host(lambda words: judge(words) is not None, chain=chain, arguments=arguments)
-    judged = judge(host.arguments)
+    host, judged = _host(chain, arguments)
     mode, reason = judged or (Mode.UNSURE, host.unknown)
     if mode is Mode.HEALTH_CHECK:
         return Choice(host=host.process, mode=mode, delivery="none", reason=reason)
     if asked != "auto":
-        return _asked(host.process, asked, f"AGENTBUS_DELIVERY is {asked}")
-    if mode is Mode.PULL:
-        if bypasses_permissions(host.arguments):
-            # In this mode Claude Code holds other processes' posts for the user's approval, but would not hold ours.
-            return _pull(host.process, f"{reason}, and asks for no permissions, so that its inbox is not used")
-        return _inbox(host.process, reason)
-    return _channel(host.process, mode, reason)
+        choice = _asked(host.process, asked, f"AGENTBUS_DELIVERY is {asked}")
+    elif mode is Mode.PULL:
+        choice = _inbox(host.process, reason)
+    else:
+        choice = _channel(host.process, mode, reason)
+    if judged is None:
+        return choice
+    # A delivery that the user asked for is the user's word, unless there is a plainer one. [BYPASS-2]
+    is_held = bypass == "hold" or (not bypass and asked == "auto")
+    if choice.make is not None and is_held:
+        choice = replace(choice, held=_holding(host))
+    return replace(choice, twin=twin)
+
+
+def _holding(host: Host) -> Callable[[], str]:
+    mode = PermissionMode(host.process, host.arguments, os.getcwd())
+
+    def held() -> str:
+        where = mode.bypass()
+        if not where:
+            return ""
+        return f"the session asks for no permissions (bypassPermissions, by {where}), see AGENTBUS_BYPASS"
+
+    return held
 
 
 def _asked(host: Process, asked: str, reason: str) -> Choice:

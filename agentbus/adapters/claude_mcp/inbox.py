@@ -121,6 +121,18 @@ class Inbox:
             raise
         return connection
 
+    def listener(self) -> int | None:
+        """The process that listens on the inbox, if it is ours and the system tells; else None."""
+        if sys.platform != "linux":
+            return None
+        with suppress(OSError, DeliveryFailed), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            _check(self._path)
+            asking.setblocking(False)
+            asking.connect(str(self._path))
+            pid, uid, _ = _UCRED.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return pid if uid == os.geteuid() else None
+        return None
+
     def frame(self, text: str) -> bytes:
         """The two lines of a post."""
         lines = (

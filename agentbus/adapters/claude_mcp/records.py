@@ -36,6 +36,8 @@ class Entry:
     inbox: str = ""
     # "busy" or "idle".
     status: str = ""
+    # When the process started, in milliseconds since 1970 UTC; 0 if it is not said.
+    started_at: int = 0
 
 
 def config_folder() -> Path:
@@ -70,7 +72,9 @@ def entry(host: Process) -> Entry | None:
         )
         if isinstance(value := found.get(key), str)
     }
-    return Entry(session_id=session_id, **fields)
+    said = found.get("startedAt")
+    started_at = said if isinstance(said, int) and not isinstance(said, bool) else 0
+    return Entry(session_id=session_id, started_at=started_at, **fields)
 
 
 def transcript(of: Entry) -> Path:

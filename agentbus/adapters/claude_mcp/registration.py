@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentbus.adapters.claude_mcp import twins
 from agentbus.adapters.mcp.registration import (
     Unreadable,
     check_command,
@@ -151,7 +152,8 @@ class ClaudeRegistration:
         wanted = self._wanted()
         entry, old = self._entry(wanted), self._user_entry()
         if old is not None and is_same(command_of(old), wanted):
-            return [f"{self._name} is already registered with Claude Code, nothing was changed", *self._shadow_notes()]
+            kept = f"{self._name} is already registered with Claude Code, nothing was changed"
+            return [kept, *self._shadow_notes(), *self._twin_notes()]
         if old is not None:
             entry["env"] = old.get("env", {})  # keep what the user has set there
             self._mcp("remove", "-s", "user", self._name)
@@ -162,7 +164,11 @@ class ClaudeRegistration:
                 self._add(old)
             raise
         mended = "" if old is None else f", in place of {shlex.join(command_of(old))}"
-        return [f"registered {self._name} with Claude Code for all projects{mended}", *self._shadow_notes()]
+        return [
+            f"registered {self._name} with Claude Code for all projects{mended}",
+            *self._shadow_notes(),
+            *self._twin_notes(),
+        ]
 
     def _add(self, entry: dict[str, Any]) -> None:
         self._mcp("add-json", "-s", "user", self._name, json.dumps(entry))
@@ -204,6 +210,15 @@ class ClaudeRegistration:
         found = self.registered()
         return [f"but {found.seen}; {found.remedy}"] if found.standing is Standing.SHADOWED else []
 
+    def _twin_notes(self) -> list[str]:
+        """Says that agentbus is registered more than once; empty if it is not. [TWIN-2]"""
+        found = twins.started_by(self._cwd)
+        # Entries of one name override each other. A plugin comes beside them.
+        if len(found) < 2 or not any(one.is_plugin for one in found):
+            return []
+        both = "; ".join(f"{one.by}: {one.remove}" for one in found)
+        return [f"but a session starts it {len(found)} times, and only one is a peer; remove one of ({both})"]
+
     def _mcp(self, *arguments: str) -> str:
         command = ["claude", "mcp", *arguments]
         code, output = run_program(command, self._patience_s)
@@ -242,6 +257,7 @@ class ClaudeRegistration:
             is_wrong = stands.standing is not Standing.ENABLED
         level = Level.WRONG if is_wrong else Level.OK if stands.standing is Standing.ENABLED else Level.NOTE
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
+        found += [Finding("registration", Level.NOTE, note.removeprefix("but "), "") for note in self._twin_notes()]
         if stands.standing is Standing.ENABLED:
             found.append(self._permission())
             command = command_of(servers(self._state()).get(self._name) or {})
@@ -295,6 +311,10 @@ class ClaudeRegistration:
             return Finding(
                 "delivery", Level.NOTE, seen, "if you did not choose that: start it without AGENTBUS_DELIVERY"
             )
+        if "AGENTBUS_BYPASS" in peer.delivery_reason:
+            seen += "; it reads when it calls check_messages"
+            remedy = "leave that mode; or start it with AGENTBUS_BYPASS=deliver: what a peer asks for then runs unasked"
+            return Finding("delivery", Level.NOTE, seen, remedy)
         seen += "; nothing is pushed, its model has to call check_messages"
         remedy = f"end that session, and start it with: {self.launch(peer.name)}"
         return Finding("delivery", Level.WRONG, seen, remedy)

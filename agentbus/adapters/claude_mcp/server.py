@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from agentbus.adapters.claude_mcp.frames import FRAMES
-from agentbus.adapters.claude_mcp.host import choose
+from agentbus.adapters.claude_mcp.host import choose, own_wish
 from agentbus.adapters.mcp import channel, server
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.core.adapter import Manifest
 from agentbus.core.bus import Bus
-from agentbus.core.config import Settings
+from agentbus.core.config import Settings, other_program
 
 __all__ = ["PROFILE", "serve"]
 
@@ -28,4 +28,8 @@ PROFILE = Profile(
 
 def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:
     """Be a peer for Claude Code until it is gone. Raises the same errors as `server.serve`."""
-    server.serve(manifest, settings, open_bus, profile=PROFILE, choose=choose)
+    said = manifest.word("AGENTBUS_BYPASS")
+    # Unset is not `hold`: a delivery that the user asked for is then used. [BYPASS-2]
+    bypass = said if other_program("AGENTBUS_BYPASS").strip() else ""
+    settings = own_wish(settings, other_program(manifest.folder_variable))
+    server.serve(manifest, settings, open_bus, profile=PROFILE, choose=lambda asked: choose(asked, bypass=bypass))

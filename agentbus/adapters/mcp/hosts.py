@@ -102,7 +102,9 @@ class Link:
 class Choice:
     """The adapter's decision how a session receives, and the reason in a few words.
 
-    `peers` shows `delivery`. `make` makes the delivery; if it is None, nothing is pushed.
+    `peers` shows `delivery`. `make` makes the delivery; if it is None, nothing is pushed. `held` says why messages have
+    to be held back just now, or nothing; if it is None, they never have to. `twin` is set where one agent process can
+    have only one peer of the same wish: it says what else can have started the other server, and what removes that.
     """
 
     host: Process
@@ -110,3 +112,5 @@ class Choice:
     delivery: str
     reason: str
     make: Callable[[Link], Delivery] | None = None
+    held: Callable[[], str] | None = None
+    twin: Callable[[], str] | None = None

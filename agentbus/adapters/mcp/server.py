@@ -1,6 +1,6 @@
 """The life of one MCP server of agentbus: mailbox, name and socket first, then MCP, then a quick end.
 
-Implements [LIFE-1] to [LIFE-4], [VOID-1] to [VOID-3].
+Implements [LIFE-1] to [LIFE-4], [VOID-1] to [VOID-3], [TWIN-1].
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, NoReturn, Protocol
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 
 from agentbus.adapters.mcp import jsonrpc
 from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.hold import HeldDelivery
 from agentbus.adapters.mcp.hosts import Choice, Link, Mode
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
@@ -31,7 +34,7 @@ from agentbus.core.adapter import Manifest
 from agentbus.core.bus import PULL, Bus
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, TryAgain
-from agentbus.core.model import Arrival
+from agentbus.core.model import Arrival, Peer
 from agentbus.core.ports import Trigger
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.stderr import say
@@ -41,6 +44,8 @@ __all__ = ["serve"]
 # Our part of the 100 ms between a client's SIGINT and its SIGTERM; the rest is for the system. [LIFE-1]
 _STOP_S = 0.05
 _CLOSE_PATIENCE_S = 0.03
+# How often a server that stands aside looks whether the other one has ended. A look is one read, without a write.
+_ASIDE_LOOK_S = 1.0
 # How long the fast path and the pump wait for their turn while a thread imports the SDK. With the interpreter's own
 # value of 5 ms and its garbage collector on, the event loop stood still for up to 20-40 ms at a time. With this value
 # and no collector, it stood still for 4 ms. The import did not take longer.
@@ -124,7 +129,7 @@ async def _serve(
         """Report that the delivery takes nothing, or that it works again: here, in `peers`, to senders. [INBOX-6]"""
         delivery, reason = choice.delivery, choice.reason
         if trouble:
-            delivery, reason = PULL, f"its {choice.delivery} cannot be used: {trouble}"
+            delivery, reason = PULL, _unusable(choice, trouble)
         say(reason if trouble else f"the {choice.delivery} can be used again")
         try:
             await session.set_delivery(delivery, reason)
@@ -133,6 +138,10 @@ async def _serve(
 
     link = Link(stdio, gate, settings.home, report, context.profile.frames)
     delivery = choice.make(link) if choice.make is not None else None
+    held = choice.held() if choice.held is not None else ""
+    watched = None
+    if delivery is not None and choice.held is not None:
+        delivery = watched = HeldDelivery(delivery, choice.held, report)
     arrival = Arrival(
         host=choice.host,
         launch_name=settings.name,
@@ -140,9 +149,9 @@ async def _serve(
         runtime=context.runtime,
         cwd=settings.cwd,
         domain=process.domain(),
-        delivery=choice.delivery,
+        delivery=PULL if held else choice.delivery,
         trigger=triggers[0].name,
-        delivery_reason=choice.reason,
+        delivery_reason=_unusable(choice, held) if held else choice.reason,
     )
     session = Session(
         bus,
@@ -155,18 +164,77 @@ async def _serve(
         holds_old=True,
     )
     trouble = (lambda: delivery.trouble) if delivery is not None else str
-    context = replace(context, session=session, trouble=trouble)
+    aside = _Aside()
+    context = replace(context, session=session, trouble=trouble, aside=lambda: aside.said)
+
+    async def be_there() -> None:
+        """Be the peer, from the claim on."""
+        _announce(session, settings)
+        await tasks.start(session.run)
+        if watched is not None:
+            tasks.start_soon(watched.watch)
+
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_watch_for_end, session, stdio)
             tasks.start_soon(stdio.run)
-            await session.claim()
-            _announce(session, settings)
-            await tasks.start(session.run)
+            if await session.claim(alone=choice.twin is not None) is None:
+                tasks.start_soon(_stand_aside, session, choice, aside, be_there)
+                await aside.is_known.wait()
+            else:
+                await be_there()
             await _speak(context, stdio, gate)
     finally:
         _close(session)
     return 1
+
+
+def _unusable(choice: Choice, trouble: str) -> str:
+    return f"its {choice.delivery} cannot be used: {trouble}"
+
+
+class _Aside:
+    """What a server says for as long as it stands aside; nothing once it is a peer. [TWIN-1]"""
+
+    def __init__(self) -> None:
+        self.said = ""
+        self.is_known = anyio.Event()
+
+
+async def _stand_aside(
+    session: Session, choice: Choice, aside: _Aside, be_there: Callable[[], Awaitable[None]]
+) -> None:
+    """Be no peer while another server of this agent process is that peer; take over when it has ended. [TWIN-1]"""
+    twin = _twin(session)
+    while True:
+        if twin is None:
+            with suppress(TryAgain):
+                if await session.claim(alone=True) is not None:
+                    break
+        elif choice.twin is not None:
+            said = (
+                f'this server stands aside, because process {twin.process.pid} is the peer "{twin.name}" of this very '
+                f"session: {choice.twin()}"
+            )
+            if not aside.said:
+                say(said)
+            aside.said = said
+            aside.is_known.set()
+        await anyio.sleep(_ASIDE_LOOK_S)
+        if process.life(choice.host) is process.Life.ENDED:
+            session.orphaned.set()
+        twin = _twin(session)
+    say("the other server has ended, and this one takes over")
+    aside.said = ""
+    await be_there()
+    aside.is_known.set()
+
+
+def _twin(session: Session) -> Peer | None:
+    try:
+        return session.twin()
+    except AgentbusError:
+        return None  # then the claim says what is wrong
 
 
 async def _serve_nobody(context: ToolContext, stdio: Stdio) -> int:

@@ -49,6 +49,8 @@ class ToolContext:
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0))
     # Why nothing can be pushed just now, although it should be; empty if pushing works.
     trouble: Callable[[], str] = str
+    # What every tool answers while another server of the same agent process is the peer; empty otherwise. [TWIN-1]
+    aside: Callable[[], str] = str
     # The trigger that the list of peers does not mention; the others are slower.
     usual_trigger: str = ""
 
@@ -356,6 +358,8 @@ async def call(context: ToolContext, name: str, arguments: Mapping[str, Any] | N
     session = context.session
     if session is None:
         return ToolResult(f"this is no session: {context.choice.reason}", is_error=True)
+    if context.aside():
+        return ToolResult(context.aside(), is_error=True)
     if tool is None:
         known = ", ".join(_BY_NAME)
         result = ToolResult(f"there is no tool {name[:_MAX_QUOTED_CHARS]!r}: use {known}", is_error=True)
@@ -374,7 +378,7 @@ def call_now(context: ToolContext, name: str, arguments: Mapping[str, Any] | Non
     Raises Busy, with nothing done, if the tool has to wait for another process or for an earlier call.
     """
     tool, session = _BY_NAME.get(name), context.session
-    if tool is None or tool.run_now is None or session is None:
+    if tool is None or tool.run_now is None or session is None or context.aside():
         return None
     try:
         result = ToolResult(tool.run_now(context, session, _checked(tool, arguments or {}, context.profile)))
@@ -413,10 +417,13 @@ def instructions(context: ToolContext) -> str:
     session = context.session
     if session is None:
         return f"agentbus: {context.choice.reason}"
+    if context.aside():
+        return f"agentbus: {context.aside()}"
     note = f" {context.name_note}." if context.name_note else _name_note(session)
-    if context.choice.mode is Mode.PULL:
+    why = context.choice.reason if context.choice.mode is Mode.PULL else context.trouble()
+    if why:
         arrival = (
-            f"Messages are not pushed into this session ({context.choice.reason}): every tool result says when some "
+            f"Messages are not pushed into this session ({why}): every tool result says when some "
             "are unread; then call check_messages, with wait_s to wait for an answer. Each comes as "
         )
     else:

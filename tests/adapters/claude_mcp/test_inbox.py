@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 import agentbus as package
-from agentbus.adapters.claude_mcp.host import bypasses_permissions, choose
+from agentbus.adapters.claude_mcp.host import choose
 from agentbus.adapters.claude_mcp.inbox import Address, Inbox, InboxDelivery, PostBudget, compose
 from agentbus.adapters.mcp.element import element
 from agentbus.adapters.mcp.gate import ReadyGate
@@ -241,9 +241,6 @@ async def test_a_socket_that_has_vanished_is_looked_up_anew(folder: Path, home: 
         ("claude", True),
         ("claude -p hello", True),
         ("claude --dangerously-load-development-channels server:agentbus", False),
-        ("claude --dangerously-skip-permissions", False),
-        ("claude --permission-mode bypassPermissions", False),
-        ("claude --permission-mode=bypassPermissions -c", False),
         ("claude --permission-mode acceptEdits", True),
         ("claude mcp list", False),
         ("zed", False),
@@ -258,8 +255,7 @@ def test_when_the_inbox_may_be_used(command: str, may: bool) -> None:
         assert missing not in choose(asked, chain=above, arguments=lambda _one: command.split()).reason
 
 
-def test_what_a_prompt_says_is_no_mode() -> None:
-    assert not bypasses_permissions(["claude", "say bypassPermissions", "--permission-mode", "plan"])
+def test_an_inbox_that_is_asked_for_and_not_there_is_said() -> None:
     asked = choose("inbox", chain=[Process(1, "x")], arguments=lambda _one: ["claude"])
     assert asked.reason == "AGENTBUS_DELIVERY is inbox, and there is no CLAUDE_CODE_MESSAGING_SOCKET"
 
@@ -377,7 +373,10 @@ def _peers(home: Path) -> list[dict[str, Any]]:
 @pytest.mark.spec("VOID-1")
 def test_where_permissions_are_bypassed_it_is_used_only_when_asked_for(home: Path, plain: Callable[..., Plain]) -> None:
     session = plain("--dangerously-skip-permissions")
-    assert "asks for no permissions, so that its inbox is not used" in session.client.call("whoami")
+    assert (
+        "the session asks for no permissions (bypassPermissions, by --dangerously-skip-permissions)"
+        in session.client.call("whoami")
+    )
     asked = plain("--dangerously-skip-permissions", name="api", AGENTBUS_DELIVERY="inbox")
     agentbus(home, "send", "web", "hi")
     agentbus(home, "send", "api", "hi")
