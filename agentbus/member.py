@@ -129,7 +129,7 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
     """
     settings = config.load(home=None if home is None else Path(home))
     if name is not None:
-        settings = replace(settings, name=normalise_name(name), name_note="")
+        settings = replace(settings, name=normalise_name(name), name_note="", name_was_asked=True)
     hand_over = _HandOver()
     try:
         async with peer_session(settings, hand_over, runtime=RUNTIME, reason=_REASON, say=_log.warning) as session:
@@ -170,6 +170,8 @@ async def peer_session(
             delivery=delivery.carrier,
             delivery_reason=reason,
             trigger=preferred[0].name,
+            is_asked=settings.name_was_asked or not other_name,
+            folder=settings.folder,
         )
         session = Session(
             bus,

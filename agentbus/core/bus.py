@@ -78,11 +78,15 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The result of a claim. `wished_holder` is the peer that holds the wished-for name, None if it was free."""
+    """The result of a claim. `wished_holder` is the peer that holds the wished-for name, None if it was free.
+
+    `note` says, in a clause, why the name is not the one that was expected; empty if there is nothing to say.
+    """
 
     peer: Peer
     wished_holder: Peer | None
     held: Held | None = None
+    note: str = ""
 
 
 def _check_reply(reply_to: object) -> int | None:
@@ -264,9 +268,13 @@ class Bus:
         """How many messages `peer` is not known to have read; counting stops at `limit`."""
         return self.store.count_unread(peer.session, peer.process.pid, limit)
 
-    def mark_read(self, peer: Peer, ids: Iterable[int]) -> None:
-        """Stamp messages as read by `peer`, all or none. [READ-1] Raises Busy."""
-        self.store.mark_read(ids, session=peer.session, now=self.clock())
+    def shown(self, peer: Peer, limit: int) -> list[Unread]:
+        """The oldest `limit` messages that a check of `peer` may hand out once more, ascending. [READ-6]"""
+        return self.store.shown(peer.session, peer.process.pid, limit, now=self.clock())
+
+    def mark_read(self, peer: Peer, ids: Iterable[int], *, is_certain: bool = True) -> None:
+        """Stamp messages as read by `peer`, all or none. See Store.mark_read. [READ-1], [READ-6] Raises Busy."""
+        self.store.mark_read(ids, session=peer.session, now=self.clock(), is_certain=is_certain)
         self._tell()
 
     def discard(self, mailbox: str, before: int) -> list[Status]:

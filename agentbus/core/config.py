@@ -72,6 +72,8 @@ class Settings:
     max_bytes: int
     retention_hours: int
     cwd: str
+    # What the session is named after, if it is given no name. [NAME-9]
+    folder: str = ""
 
 
 def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = None, folder: str = "") -> Settings:
@@ -97,6 +99,7 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
         max_bytes=_integer(env, "AGENTBUS_MAX_BYTES", DEFAULT_MAX_BYTES, 1, HIGHEST_MAX_BYTES),
         retention_hours=_integer(env, "AGENTBUS_RETENTION_HOURS", DEFAULT_RETENTION_HOURS, 1, 8_760),
         cwd=cwd,
+        folder=folder or cwd,
     )
 
 

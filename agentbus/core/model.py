@@ -82,6 +82,8 @@ class Unread:
 
     envelope: Envelope
     was_pushed: bool
+    # When a check handed it out before; None if none did. It is offered once more. [READ-6]
+    shown_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A session that wants to become a peer. The claim decides its `session` and `name`."""
+    """A session that wants to become a peer. The claim decides its `session` and `name`.
+
+    `conversation` is what the client calls its conversation; empty if it does not say. `is_asked`: somebody asked for
+    the name; if not, it is the name of `folder` (the working folder if that is empty).
+    """
 
     host: Process
     launch_name: str
@@ -164,6 +170,9 @@ class Arrival:
     trigger: str
     delivery_reason: str = ""
     domain: str = ""
+    conversation: str = ""
+    is_asked: bool = True
+    folder: str = ""
 
 
 def _quoted(raw: str) -> str:

@@ -81,7 +81,8 @@ class Session:
 
     `delivery` is None if nothing is pushed: mail waits for `check`. With `holds_old` the reader can `check`: much old
     mail is not pushed. `triggers` are tried in order until one can be armed. `say` takes one line for people to read,
-    for example on stderr.
+    for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
+    known.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Session:
         pace: Pace | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         holds_old: bool = False,
+        conversation: Callable[[], str] = str,
     ) -> None:
         self.bus = bus
         self._arrival = arrival
@@ -111,6 +113,7 @@ class Session:
         self._holds_old = holds_old
         self._held = 0
         self._first: Envelope | None = None
+        self._conversation = conversation
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
@@ -146,6 +149,12 @@ class Session:
         """The peer that holds the name that this session wished for. None if the session got that name."""
         assert self._claimed is not None, "claim() comes first"
         return self._claimed.wished_holder
+
+    @property
+    def claim_note(self) -> str:
+        """Why this session has the name that it has, in a clause, if that is not what was to be expected. [NAME-8]"""
+        assert self._claimed is not None, "claim() comes first"
+        return self._claimed.note
 
     @property
     def pulls(self) -> bool:
@@ -354,11 +363,21 @@ class Session:
         if self._wakes is not None and not self._wakes.is_reachable():
             await self._arm_anew(self._wakes)
         await self._show_presence()
+        await self._follow_conversation()
         silent = self._silent()
         await retry_while_busy(lambda: self.bus.reap(silent))
         store, clock = self.bus.store, self.bus.clock
         while await retry_while_busy(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
+        await retry_while_busy(lambda: store.forget_conversations(clock() - self._retention_ms))
+
+    async def _follow_conversation(self) -> None:
+        """Record the conversation that the client has turned to, as by `/clear`: it keeps this name. [NAME-8]"""
+        now = self._conversation()
+        if now and now != self._arrival.conversation:
+            store, peer = self.bus.store, self.peer
+            await retry_while_busy(lambda: store.turn_to(peer.session, peer.process.pid, now, now=self.bus.clock()))
+            self._arrival = replace(self._arrival, conversation=now)
 
     async def _show_presence(self) -> None:
         """See to it that others can tell that this session lives. Where it holds a lock, this writes nothing."""
@@ -472,7 +491,8 @@ class Session:
         """Take another name and keep the pending messages; return the name. Raises what `Bus.rename` raises."""
         async with self._turn:
             new = await retry_while_busy(lambda: self.bus.rename(self.peer, name))
-            self._update(replace(self.peer, name=new))
+            assert self._claimed is not None
+            self._claimed = replace(self._claimed, peer=replace(self.peer, name=new), note="")
         return new
 
     def count_unread(self, limit: int) -> int:
@@ -485,17 +505,21 @@ class Session:
         The messages returned are not pushed and not returned again until `checked` is called, once, with their ids.
         """
         give_up_at = anyio.current_time() + wait_s
+        # Only the first look: what was shown before does not end a wait for what is new. [READ-6]
+        shown = self.bus.shown(self.peer, limit)
         while True:
             woken = self._wakes.woken if self._wakes is not None else anyio.Event()
-            unread = self._take_unread(limit)
+            unread, shown = self._take_unread(limit, shown), []
             left_s = give_up_at - anyio.current_time()
             if unread or left_s <= 0:
                 return unread
             with anyio.move_on_after(min(left_s, _CHECK_POLL_S)):
                 await woken.wait()
 
-    def _take_unread(self, limit: int) -> list[Unread]:
-        found = self.bus.unread(self.peer, limit + len(self._checked), self._held)
+    def _take_unread(self, limit: int, shown: Sequence[Unread]) -> list[Unread]:
+        found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked), self._held)]
+        # Old mail that is held back comes last. [OLD-4]
+        found.sort(key=lambda one: (one.envelope.id <= self._held, one.envelope.id))
         unread = [one for one in found if one.envelope.id not in self._checked][:limit]
         self._checked.update(one.envelope.id for one in unread)
         is_out = self._pump.is_out if self._pump is not None else lambda _id: False
@@ -505,10 +529,13 @@ class Session:
         """How many parts of a message the reader has, if it is too long for one answer. [READ-4]"""
         return self._parts.get(envelope_id, 0)
 
-    async def checked(self, ids: Sequence[int], *, reached: bool, partly: Collection[int] = ()) -> None:
+    async def checked(
+        self, ids: Sequence[int], *, reached: bool, partly: Collection[int] = (), is_certain: bool = True
+    ) -> None:
         """End a check. `reached`: its messages have reached the reader, so they are read. [READ-1]
 
         Of the messages in `partly` one more part has reached the reader, and there are more: these are not read yet.
+        Unless `is_certain`, the reader may not be whom they are for: they are offered once more. [READ-6]
 
         Raises Busy when they are read but cannot be marked: then they will be returned again.
         """
@@ -519,7 +546,7 @@ class Session:
             if reached:
                 self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})
             if reached and read:
-                await retry_while_busy(lambda: self.bus.mark_read(self.peer, read))
+                await retry_while_busy(lambda: self.bus.mark_read(self.peer, read, is_certain=is_certain))
                 if self._first is not None and self._first.id in read:
                     self._first = None
                 for one in read:

@@ -19,12 +19,13 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
+from agentbus.core.peers import judge
 from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
 from agentbus.core.process import Life
 from agentbus.core.queries import OLD_MS, Counts
 from agentbus.core.session import MOST_OLD
-from agentbus.core.store import MAX_PENDING, judge
+from agentbus.core.store import MAX_PENDING
 from agentbus.doctor.readonly import ReadOnlyDatabase
 from agentbus.registry import Triggers
 

@@ -16,8 +16,8 @@ import apsw
 
 from agentbus.core import database, files
 from agentbus.core.model import Peer
+from agentbus.core.peers import peer_rows
 from agentbus.core.queries import Queries
-from agentbus.core.store import peer_rows
 
 __all__ = ["ReadOnlyDatabase", "sqlite_version"]
 

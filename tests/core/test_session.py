@@ -449,3 +449,53 @@ async def test_how_a_session_receives_can_change_and_is_said_to_all(world: World
         assert (session.peer.delivery, session.peer.delivery_reason) == ("pull", "its inbox is gone")
         (peer,) = world.bus.peers()
         assert (peer.delivery, peer.delivery_reason) == ("pull", "its inbox is gone")
+
+
+@pytest.mark.spec("READ-6")
+async def test_what_was_shown_and_not_answered_is_shown_once_more(world: World) -> None:
+    session = world.session("web", FakeDelivery())
+    await session.claim()
+    ids = [world.bus.send("alice", "web", text).id for text in ("answered", "not answered", "sure")]
+
+    async def check(*, is_certain: bool = False) -> list[tuple[int, bool]]:
+        found = await session.check(0, 50)
+        await session.checked([one.envelope.id for one in found], reached=True, is_certain=is_certain)
+        return [(one.envelope.id, one.shown_at is not None) for one in found]
+
+    found = await session.check(0, 50)
+    await session.checked(ids[:2], reached=True, is_certain=False)
+    await session.checked(ids[2:], reached=True)
+    assert len(found) == 3
+    await session.send("alice", "yes", reply_to=ids[0])
+    assert await check() == []
+    world.clock.now += 60_000
+    assert session.count_unread(10) == 0
+    assert await check() == [(ids[1], True)]
+    world.clock.now += 600_000
+    assert await check() == []
+    session.close()
+
+
+@pytest.mark.spec("NAME-8")
+async def test_a_heartbeat_records_the_conversation_that_the_client_has_turned_to(world: World) -> None:
+    now = ["one"]
+    session = Session(
+        world.bus,
+        arrival("web", conversation="one"),
+        triggers=[world.trigger],
+        delivery=None,
+        checkpoints=world.checkpoints,
+        say=world.said.append,
+        retention_hours=24,
+        heartbeat_s=0.01,
+        conversation=lambda: now[0],
+    )
+    await session.claim()
+    await session.rename("shop")
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(session.run)
+        now[0] = "cleared"
+        known = "SELECT conversation, name FROM conversations ORDER BY conversation"
+        await until(lambda: world.store._read(known) == [("cleared", "shop"), ("one", "shop")])
+        await session.stop()
+    session.close()

@@ -10,9 +10,10 @@ from agentbus.core.bus import Bus
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import MailboxFull, Refused
 from agentbus.core.model import Peer
+from agentbus.core.peers import SESSIONS_KEPT_MS
 from agentbus.core.presence import BEAT, Held
 from agentbus.core.process import Life, Process, current, parent
-from agentbus.core.store import SESSIONS_KEPT_MS, Store
+from agentbus.core.store import Store
 from tests.support.fakes import FakeTrigger, arrival
 
 DEAD = Process(2**22 + 1, "0")
@@ -408,3 +409,104 @@ def test_a_socket_that_refuses_ends_nobody_that_holds_its_lock(bench: Bench) -> 
     assert bus.send("alice", "web", "x").is_online
     assert bus.reap() == []
     assert trigger.dead == {web.endpoint}, "what a lock holder owns is removed by nobody"
+
+
+@pytest.mark.spec("NAME-8")
+def test_two_conversations_that_end_and_come_back_in_the_other_order_keep_name_and_mail(bench: Bench) -> None:
+    one, two = (bench.claim("web", host=Process(n, "x"), conversation=c) for n, c in ((3, "one"), (4, "two")))
+    assert (one.name, two.name) == ("web", "web-2")
+    for peer in (one, two):
+        bench.leave(peer, now=1)
+        bench.store.send("ci", peer.name, f"for {peer.name}", now=2)
+    back = [bench.claim("web", host=Process(n, "x"), conversation=c) for n, c in ((5, "two"), (6, "one"))]
+    assert [peer.name for peer in back] == ["web-2", "web"]
+    assert [bench.pending(peer) for peer in back] == [["for web-2"], ["for web"]]
+
+
+@pytest.mark.spec("NAME-8")
+def test_a_name_given_by_a_rename_outlives_a_restart_unless_another_is_asked_for(bench: Bench) -> None:
+    web = bench.claim("web", host=Process(3, "x"), conversation="one")
+    bench.store.rename(web.session, web.process.pid, "shop")
+    bench.leave(web, now=1)
+    bench.store.send("ci", "shop", "waits", now=2)
+    back = bench.claim("web", host=Process(4, "x"), conversation="one")
+    assert (back.name, bench.pending(back)) == ("shop", ["waits"])
+    bench.leave(back, now=3)
+    claimed = bench.store.claim(
+        arrival("api", host=Process(5, "x"), conversation="one"), now=4, endpoint=str, join_crowd=True
+    )
+    assert claimed is not None
+    assert (claimed[0].name, claimed[3]) == (
+        "api",
+        'this conversation was "shop" before; set_name takes that name back',
+    )
+
+
+@pytest.mark.spec("NAME-8")
+def test_a_conversation_that_is_open_twice_is_two_sessions_and_the_second_is_told(bench: Bench) -> None:
+    bench.claim("web", host=Process(2, "x"))
+    first = bench.claim("web", host=Process(3, "x"), conversation="one", cwd="/src/web")
+    second = bench.store.claim(
+        arrival("web", host=Process(4, "x"), conversation="one"), now=1, endpoint=str, join_crowd=True
+    )
+    assert second is not None
+    assert (first.name, second[0].name, second[1]) == ("web-2", "web-3", first)
+    assert second[0].session != first.session
+    assert second[3] == 'this conversation was "web-2" before, as the session in /src/web is now'
+
+
+@pytest.mark.spec("NAME-8")
+def test_a_process_that_turns_to_another_conversation_keeps_its_name_for_both(bench: Bench) -> None:
+    web = bench.claim("web", host=Process(3, "x"), conversation="one")
+    bench.store.rename(web.session, web.process.pid, "shop")
+    bench.store.turn_to(web.session, web.process.pid, "cleared", now=1)
+    bench.leave(web, now=2)
+    other = bench.claim("api", host=Process(5, "x"), conversation="two")
+    bench.store.turn_to(other.session, other.process.pid, "one", now=2)
+    bench.leave(other, now=2)
+    for conversation in ("cleared", "one"):
+        back = bench.claim("web", host=Process(4, conversation), conversation=conversation)
+        assert back.name == "shop"
+        bench.leave(back, now=3)
+
+
+@pytest.mark.spec("NAME-8")
+def test_a_conversation_is_forgotten_when_it_was_away_for_long_and_not_before(bench: Bench) -> None:
+    web = bench.claim("web", host=Process(3, "x"), conversation="one")
+    bench.store.rename(web.session, web.process.pid, "shop")
+    bench.store.forget_conversations(1_000)
+    bench.leave(web, now=1_000)
+    bench.store.forget_conversations(1_000)
+    again = bench.claim("web", host=Process(4, "x"), conversation="one", now=1_000)
+    assert again.name == "shop"
+    bench.kill(again)
+    bench.store.reap(now=2_000)
+    bench.store.forget_conversations(2_001)
+    assert bench.claim("web", host=Process(5, "x"), conversation="one").name == "web"
+
+
+@pytest.mark.spec("NAME-9")
+def test_a_default_name_is_not_taken_with_the_mail_of_another_folder(bench: Bench) -> None:
+    there = {"cwd": "/a/web", "is_asked": False}
+    bench.leave(bench.claim("web", host=Process(3, "x"), **there), now=1)
+    assert bench.claim("web", host=Process(8, "x"), cwd="/c/web", is_asked=False).name == "web", "no mail waits"
+    bench.leave(bench.store.present()[0], now=2)
+    bench.leave(bench.claim("web", host=Process(4, "x"), **there), now=3)
+    bench.store.send("ci", "web", "for /a/web", now=4)
+    claimed = bench.store.claim(
+        arrival("web", host=Process(5, "x"), cwd="/b", folder="/b/web", is_asked=False),
+        now=5,
+        endpoint=str,
+        join_crowd=True,
+    )
+    assert claimed is not None
+    assert (claimed[0].name, claimed[1]) == ("web-2", None)
+    assert claimed[3] == 'mail waits under "web" for a session of /a/web; set_name takes both, if they are yours'
+    assert bench.pending(bench.claim("web", host=Process(6, "x"), **there)) == ["for /a/web"]
+
+
+@pytest.mark.spec("NAME-9")
+def test_a_name_that_was_asked_for_is_taken_with_its_mail(bench: Bench) -> None:
+    bench.leave(bench.claim("web", host=Process(3, "x"), cwd="/a/web"), now=1)
+    bench.store.send("ci", "web", "waits", now=2)
+    assert bench.pending(bench.claim("web", host=Process(4, "x"), cwd="/b/web")) == ["waits"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from agentbus import registry
-from agentbus.adapters.claude_mcp import inbox, mode
+from agentbus.adapters.claude_mcp import caller, inbox, mode
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp.server import PROFILE
 from agentbus.adapters.mcp import element, fast_path, gate, hold, lines, rate_limit, server
 from agentbus.cli import common, wait
-from agentbus.core import bus, changes, config, database, presence, pump, queries, session, store
+from agentbus.core import bus, changes, config, database, peers, presence, pump, queries, session, store
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
 from agentbus.core.model import MAX_NAME_CHARS
@@ -62,7 +62,9 @@ PROMISES = [
     ("READ-1", "at most {} messages", PROFILE.max_checked),
     ("READ-1", "at most {} characters", PROFILE.max_checked_chars),
     ("READ-3", "0 to {}", PROFILE.max_wait_s),
-    ("LEDGER-3", "for {} days", store.SESSIONS_KEPT_MS / 86_400_000),
+    ("READ-6", "begins {} min", store.AGAIN_MS / 60_000),
+    ("READ-7", "up to {} s after", caller._PATIENCE_S),
+    ("LEDGER-3", "for {} days", peers.SESSIONS_KEPT_MS / 86_400_000),
     ("WATCH-1", "costs {} s", changes.SAFETY_S),
     ("WATCH-2", "more than {} messages", changes._MAX_FOLLOWED),
     ("BYPASS-1", "last {} bytes", mode._TAIL_BYTES),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from agentbus.adapters.claude_mcp import records
+from agentbus.adapters.claude_mcp.caller import is_main_agent
 from agentbus.adapters.claude_mcp.frames import FRAMES
 from agentbus.adapters.claude_mcp.host import choose, own_wish
 from agentbus.adapters.mcp import channel, server
@@ -12,6 +14,7 @@ from agentbus.adapters.mcp.profile import Profile
 from agentbus.core.adapter import Manifest
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, other_program
+from agentbus.core.process import Process
 
 __all__ = ["PROFILE", "serve"]
 
@@ -26,10 +29,25 @@ PROFILE = Profile(
 )
 
 
+def conversation(host: Process) -> str:
+    """The id of the conversation that Claude Code's process has now; "" without its records. [NAME-8]"""
+    # Not CLAUDE_CODE_SESSION_ID: that stays as it was at the start, also after /clear and /resume.
+    found = records.entry(host)
+    return "" if found is None else found.session_id
+
+
 def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:
     """Be a peer for Claude Code until it is gone. Raises the same errors as `server.serve`."""
     said = manifest.word("AGENTBUS_BYPASS")
     # Unset is not `hold`: a delivery that the user asked for is then used. [BYPASS-2]
     bypass = said if other_program("AGENTBUS_BYPASS").strip() else ""
     settings = own_wish(settings, other_program(manifest.folder_variable))
-    server.serve(manifest, settings, open_bus, profile=PROFILE, choose=lambda asked: choose(asked, bypass=bypass))
+    server.serve(
+        manifest,
+        settings,
+        open_bus,
+        profile=PROFILE,
+        choose=lambda asked: choose(asked, bypass=bypass),
+        conversation=conversation,
+        is_main_agent=is_main_agent,
+    )

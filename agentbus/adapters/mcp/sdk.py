@@ -174,7 +174,7 @@ def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settlin
         return listed
 
     async def call_tool(request: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
-        done = await tools.call(context, params.name, params.arguments)
+        done = await tools.call(context, params.name, params.arguments, dict(params.meta or {}))
         if done.settle is not None:
             settling.add(request.request_id, done.settle)
         return types.CallToolResult(content=[types.TextContent(type="text", text=done.text)], is_error=done.is_error)

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn, Protocol
 
@@ -36,6 +37,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, TryAgain
 from agentbus.core.model import Arrival, Peer
 from agentbus.core.ports import Trigger
+from agentbus.core.process import Process
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.stderr import say
 
@@ -68,10 +70,14 @@ def serve(
     *,
     profile: Profile,
     choose: Callable[[str], Choice],
+    conversation: Callable[[Process], str] = lambda _host: "",
+    is_main_agent: Callable[[Process, Mapping[str, Any]], Awaitable[bool | None]] | None = None,
 ) -> NoReturn:
     """Be a peer for the client on stdin and stdout until it is gone, then end the process. Does not return.
 
-    `choose` comes from the adapter: it gets AGENTBUS_DELIVERY and says how this session receives.
+    `choose` comes from the adapter: it gets AGENTBUS_DELIVERY and says how this session receives. `conversation` says
+    what the client calls the conversation of this agent process just now; "" if that is not known. [NAME-8]
+    `is_main_agent` says whether its main agent made the call with this `_meta`; None if that cannot be told. [READ-7]
 
     Raises AgentbusError, before anything is served, if the home, the database or the settings cannot be used.
     """
@@ -83,6 +89,8 @@ def serve(
         name_note=settings.name_note,
         rate_limit=RateLimit(manifest.number("AGENTBUS_BURST")),
     )
+    if is_main_agent is not None:
+        context = replace(context, is_main_agent=partial(is_main_agent, context.choice.host))
     if context.choice.mode is Mode.HEALTH_CHECK:
         # The client only asks whether the server starts: no home, no database, no name, no socket. [VOID-3]
         stdio = Stdio.claim(jsonrpc.refusal)
@@ -92,7 +100,7 @@ def serve(
     preferred = triggers.preferred()
     context = replace(context, usual_trigger=triggers.usual)
     stdio = Stdio.claim(jsonrpc.refusal)
-    _run(stdio, _serve, context, settings, bus, preferred, stdio, checkpoints)
+    _run(stdio, _serve, context, settings, bus, preferred, stdio, checkpoints, conversation)
 
 
 def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> NoReturn:
@@ -121,7 +129,13 @@ def _report(error: BaseException) -> int:
 
 
 async def _serve(
-    context: ToolContext, settings: Settings, bus: Bus, triggers: list[Trigger], stdio: Stdio, checkpoints: Checkpoints
+    context: ToolContext,
+    settings: Settings,
+    bus: Bus,
+    triggers: list[Trigger],
+    stdio: Stdio,
+    checkpoints: Checkpoints,
+    conversation: Callable[[Process], str],
 ) -> int:
     gate, choice = ReadyGate(), context.choice
 
@@ -152,6 +166,9 @@ async def _serve(
         delivery=PULL if held else choice.delivery,
         trigger=triggers[0].name,
         delivery_reason=_unusable(choice, held) if held else choice.reason,
+        conversation=conversation(choice.host),
+        is_asked=settings.name_was_asked,
+        folder=settings.folder,
     )
     session = Session(
         bus,
@@ -162,6 +179,7 @@ async def _serve(
         say=say,
         retention_hours=settings.retention_hours,
         holds_old=True,
+        conversation=lambda: conversation(choice.host),
     )
     trouble = (lambda: delivery.trouble) if delivery is not None else str
     aside = _Aside()
@@ -272,6 +290,9 @@ async def _import_sdk() -> Any:
 def _announce(session: Session, settings: Settings) -> None:
     if settings.name_note:
         say(settings.name_note)
+    if session.claim_note:
+        say(f'this session is "{session.peer.name}": {session.claim_note}')
+        return
     holder = session.wished_holder
     if holder is not None:
         say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')

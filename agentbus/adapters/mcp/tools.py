@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from agentbus import __version__
@@ -36,6 +38,14 @@ _FRAME_CHARS = 1_000
 _ELEMENT_CHARS = 300
 
 
+async def _unknown(_meta: Mapping[str, Any]) -> None:
+    return None
+
+
+# The `_meta` of the call that this task carries out: what the client says about it beside the arguments.
+_META: ContextVar[Mapping[str, Any]] = ContextVar("meta", default=MappingProxyType({}))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContext:
     """The session that the tools act for, and how it receives. `session` is None for a health check, which has none."""
@@ -53,6 +63,8 @@ class ToolContext:
     aside: Callable[[], str] = str
     # The trigger that the list of peers does not mention; the others are slower.
     usual_trigger: str = ""
+    # Whether the main agent of the session made the call with this `_meta`; None: that cannot be told. [READ-7]
+    is_main_agent: Callable[[Mapping[str, Any]], Awaitable[bool | None]] = _unknown
 
     @property
     def is_pushed(self) -> bool:
@@ -200,6 +212,13 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
 
 
 async def _check_messages(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
+    is_main = await context.is_main_agent(_META.get())
+    if is_main is False:
+        return ToolResult(
+            "the messages of this session are for its main agent, and you are a subagent of it: nothing was taken, "
+            f"{_messages(session.count_unread(_MAX_COUNTED))} left for it to read itself",
+            settle=_nothing_to_settle,
+        )
     unread = await session.check(arguments.get("wait_s", 0), context.profile.max_checked)
     shown, ids, partly = _fitting(context, session, unread)
     not_shown = [one.envelope.id for one in unread[len(shown) :]]
@@ -207,13 +226,25 @@ async def _check_messages(context: ToolContext, session: Session, arguments: Map
         await session.checked(not_shown, reached=False)
     if not shown:
         return ToolResult("no unread messages")
-    left = session.count_unread(_MAX_COUNTED) - len(shown)
-    lines = [f"{_messages(len(shown))}:", *shown]
+    again = sum(one.shown_at is not None for one in unread[: len(shown)])
+    new = len(shown) - again
+    left = session.count_unread(_MAX_COUNTED) - new
+    head = _messages(new) if new else "no unread messages"
+    lines = [f"{head}, and {again:,} shown before and not answered, for the last time:" if again else f"{head}:"]
+    lines += shown
     if partly:
         lines.append(f"#{partly[0]} is long, and goes on: call check_messages again for its next part")
     if left > 0:
         lines.append(f"{left} more: call check_messages again")
-    return ToolResult("\n".join(lines), settle=lambda reached: session.checked(ids, reached=reached, partly=partly))
+    is_certain = is_main is True
+    return ToolResult(
+        "\n".join(lines),
+        settle=lambda reached: session.checked(ids, reached=reached, partly=partly, is_certain=is_certain),
+    )
+
+
+async def _nothing_to_settle(_reached: bool) -> None:
+    """Nothing was taken."""
 
 
 def _fitting(
@@ -231,7 +262,7 @@ def _fitting(
         row_id = one.envelope.id
         pieces = parts(one.envelope, context.profile.frames, longest)
         number = min(session.parts_read(row_id), len(pieces) - 1)
-        text = ("(pushed to this session before)\n" if one.was_pushed else "") + pieces[number]
+        text = _before_note(session, one) + pieces[number]
         if shown and client_chars(text) > room:
             break
         room -= client_chars(text) + 1
@@ -242,11 +273,20 @@ def _fitting(
     return shown, ids, []
 
 
+def _before_note(session: Session, one: Unread) -> str:
+    """A line that says how this session may know the message already."""
+    if one.shown_at is not None:
+        return f"(shown before, {(session.bus.clock() - one.shown_at) // 60_000:,} min ago)\n"
+    return "(pushed to this session before)\n" if one.was_pushed else ""
+
+
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     return str(session.bus.store.queries.status(arguments["id"]))
 
 
 def _name_note(session: Session) -> str:
+    if session.claim_note:
+        return f" ({session.claim_note})"
     holder = session.wished_holder
     if holder is None or session.peer.name == holder.name:
         return ""
@@ -293,7 +333,8 @@ TOOLS: tuple[Tool, ...] = (
     Tool(
         "check_messages",
         "The messages to this session that it has not read, oldest first, each once. Needed where messages are not "
-        "pushed; elsewhere only to make sure that none was missed.",
+        "pushed; elsewhere only to make sure that none was missed. They are for the main agent: a subagent leaves "
+        "them to it.",
         _check_messages,
         {
             "wait_s": Argument(
@@ -352,8 +393,14 @@ def _checked(tool: Tool, arguments: Mapping[str, Any], profile: Profile) -> dict
     return checked
 
 
-async def call(context: ToolContext, name: str, arguments: Mapping[str, Any] | None) -> ToolResult:
-    """Run a tool. [TOOL-2]"""
+async def call(
+    context: ToolContext,
+    name: str,
+    arguments: Mapping[str, Any] | None,
+    meta: Mapping[str, Any] | None = None,
+) -> ToolResult:
+    """Run a tool. `meta` is the `_meta` of the call. [TOOL-2]"""
+    _META.set(meta or {})
     tool = _BY_NAME.get(name)
     session = context.session
     if session is None:
