@@ -13,7 +13,7 @@ from pathlib import Path
 from agentbus.core import config
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, prepare_home
-from agentbus.core.errors import BrokenSetup, InvalidRequest
+from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
 from agentbus.core.ports import Trigger
 from agentbus.core.presence import FOLDER
 from agentbus.core.store import Store
@@ -118,7 +118,19 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
     path = prepare_home(settings.home)
     triggers = Triggers(settings)
     store = Store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
-    return Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell), triggers
+    bus = Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
+    bus.recorded = _recorded
+    return bus, triggers
+
+
+def _recorded(runtime: str, place: str) -> set[tuple[int, str]] | None:
+    """What the record of a session of the adapter `runtime` at `place` shows; None if it cannot be read. [STATE-6]"""
+    try:
+        of = manifest(runtime)
+        found: set[tuple[int, str]] | None = _part(of, of.record)(place) if of.record else None
+    except AgentbusError:
+        return None
+    return found
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -124,6 +124,7 @@ def status_row(status: Status) -> dict[str, Any]:
         "delivered_at": instant(status.delivered_at),
         "carrier": status.carrier,
         "read_at": instant(status.read_at),
+        "read_by": status.read_by,
         "sender_session": status.sender_session,
     }
 

@@ -71,7 +71,8 @@ class Manifest:
     registration there, `serve` the arguments with which the client starts `agentbus`, and `launch_flags` the arguments
     with which the client is started. `folder_variable` is the client's variable that holds the folder of its project.
     `folder` is the folder in the home in which the adapter keeps its own files. Both can be empty. `variables` are the
-    settings that belong to the adapter.
+    settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
+    that has ended, at a place that the adapter has named; empty if it keeps no record.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Manifest:
     folder_variable: str
     folder: str
     variables: Mapping[str, Variable]
+    record: str = ""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:

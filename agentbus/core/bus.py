@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Envelope, Peer, Status, Unread, check_body, normalise_name
+from agentbus.core.model import Arrival, Ended, Envelope, Peer, Status, Unread, check_body, normalise_name, timestamp
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -123,6 +123,9 @@ class Bus:
         self._tell = tell
         self._triggers = triggers
         self._max_bytes = max_bytes
+        # What the record of a runtime at a place shows as given to a model: ids, each with the instant in its element.
+        # None if it cannot be read. Set by what opens the bus, which knows the adapters.
+        self.recorded: Callable[[str, str], set[tuple[int, str]] | None] = lambda _runtime, _place: None
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -272,11 +275,6 @@ class Bus:
         """The oldest `limit` messages that a check of `peer` may hand out once more, ascending. [READ-6]"""
         return self.store.shown(peer.session, peer.process.pid, limit, now=self.clock())
 
-    def mark_read(self, peer: Peer, ids: Iterable[int], *, is_certain: bool = True) -> None:
-        """Stamp messages as read by `peer`, all or none. See Store.mark_read. [READ-1], [READ-6] Raises Busy."""
-        self.store.mark_read(ids, session=peer.session, now=self.clock(), is_certain=is_certain)
-        self._tell()
-
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete the unread messages of `mailbox` sent before an instant; return them. Raises Busy. [OLD-2]"""
         removed = self.store.discard(mailbox, before)
@@ -297,6 +295,50 @@ class Bus:
             )
         self._tell()
         return found
+
+    def mark_read(
+        self,
+        peer: Peer,
+        ids: Iterable[int],
+        *,
+        read_by: str = "check",
+        carrier: str = PULL,
+        is_certain: bool = True,
+    ) -> None:
+        """Stamp messages as read by `peer`, all or none; `read_by` says how that is known. See Store.mark_read.
+
+        Raises Busy.
+        """
+        self.store.mark_read(
+            ids, session=peer.session, now=self.clock(), read_by=read_by, carrier=carrier, is_certain=is_certain
+        )
+        self._tell()
+
+    def look_through(self, ended: Ended) -> tuple[set[tuple[int, str]], bool]:
+        """Look for the last time through the record of a session that has ended. It can take long: use a thread.
+
+        Returns the messages that it shows as read, and whether all of it could be read. Never raises.
+        """
+        shown: set[tuple[int, str]] = set()
+        is_whole = True
+        for place in ended.proof.splitlines():
+            found = self.recorded(ended.runtime, place)
+            is_whole = is_whole and found is not None
+            shown |= found or set()
+        return shown, is_whole
+
+    def settle(self, ended: Ended, shown: Collection[tuple[int, str]], *, is_whole: bool) -> list[int]:
+        """Close the account of a session that has ended; return what is pending again. [STATE-6] Raises Busy."""
+        ids = [
+            row_id for row_id, sent_at in self.store.unproven(ended.session) if (row_id, timestamp(sent_at)) in shown
+        ]
+        name, returned = self.store.settle(ended, ids, is_whole=is_whole, now=self.clock())
+        self._tell()
+        if returned:
+            for peer in self.store.present():
+                if peer.name == name:
+                    self._wake(peer)
+        return returned
 
     def leave(self, peer: Peer) -> None:
         """End the presence of `peer`. Raises Busy."""

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_NAME_CHARS",
     "Address",
     "Arrival",
+    "Ended",
     "Envelope",
     "MessageState",
     "Peer",
@@ -55,7 +56,7 @@ class MessageState(Enum):
 # messages selects these.
 COLUMNS = (
     *("id", "sender", "recipient", "body", "sent_at", "reply_to"),
-    *("delivered_at", "carrier", "read_at", "sender_session"),
+    *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
 )
 
 
@@ -78,12 +79,16 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """An envelope that is not known to be read. `was_pushed`: it was handed over to its recipient before."""
+    """An envelope that is not known to be read. `was_pushed`: it was handed over to its recipient before.
+
+    `was_earlier`: that was an earlier session of the recipient's name, which has ended.
+    """
 
     envelope: Envelope
     was_pushed: bool
     # When a check handed it out before; None if none did. It is offered once more. [READ-6]
     shown_at: int | None = None
+    was_earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,7 @@ class Status(Envelope):
     carrier: str | None = None
     read_at: int | None = None
     sender_session: str | None = None
+    read_by: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Status:
@@ -151,6 +157,15 @@ class Address:
     mailbox: str
     peer: Peer | None
     is_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session that has ended, and where its client recorded what its model was given: one place a line."""
+
+    session: str
+    runtime: str
+    proof: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

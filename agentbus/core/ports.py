@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-__all__ = ["Delivery", "Receipt", "Settled", "Trigger", "Wake", "Wakes"]
+__all__ = ["Delivery", "Receipt", "Record", "Settled", "Trigger", "Wake", "Wakes"]
 
 
 class Wake(Enum):
@@ -137,4 +137,24 @@ class Delivery(Protocol):
 
         Raises DeliveryFailed when nothing was handed over but a later try can succeed, and DeliveryClosed when the far
         end is gone for good.
+        """
+
+
+class Record(Protocol):
+    """What a client itself records of what the model of one session was given. It is private to the client.
+
+    A *place* is one line of text that says where a record is. It means something to its adapter alone, also to a later
+    process of it. A message is named by its id and the instant in its element. No method raises, and none writes.
+    """
+
+    def place(self) -> str:
+        """Where the record of the session is now; it can change while the session lives. "" if there is none."""
+
+    def end(self, place: str) -> int:
+        """The offset behind all that is recorded at `place` now; 0 if nothing is."""
+
+    def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
+        """The messages that `place` shows as given to the model from `offset` on, and the offset to go on from.
+
+        Returns the same `offset` when there is nothing new. A long record is returned in several pieces.
         """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,14 +20,15 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core import database
-from agentbus.core.bus import BUS_NAME, Bus, Claimed, Sent, retry_while_busy
+from agentbus.core.bus import BUS_NAME, PULL, Bus, Claimed, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 from agentbus.core.model import Arrival, Envelope, Peer, Unread, timestamp
-from agentbus.core.ports import Delivery, Trigger, Wakes
+from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
 from agentbus.core.process import Life, life
+from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
 from agentbus.core.wakes import SharedWakes
@@ -82,7 +84,9 @@ class Session:
     `delivery` is None if nothing is pushed: mail waits for `check`. With `holds_old` the reader can `check`: much old
     mail is not pushed. `triggers` are tried in order until one can be armed. `say` takes one line for people to read,
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
-    known.
+    known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
+    client took can still not reach the model. Not so for a program, which has a message when the delivery has
+    returned it.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Session:
         *,
         triggers: Sequence[Trigger],
         delivery: Delivery | None,
+        record: Record | None = None,
+        is_proof_wanted: bool = False,
         checkpoints: Checkpoints,
         say: Callable[[str], None],
         retention_hours: int,
@@ -104,6 +110,12 @@ class Session:
         self._arrival = arrival
         self._triggers = triggers
         self._delivery = delivery
+        self._is_proof_wanted = is_proof_wanted
+        self._proofs = (
+            Proofs(record, mark=self._mark_proven, note=self._note_places)
+            if record is not None and delivery is not None
+            else None
+        )
         self._checkpoints = checkpoints
         self._say = say
         self._retention_ms = retention_hours * 3_600_000
@@ -183,6 +195,11 @@ class Session:
                     return None
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
+        await self._begin_proofs()
+        try:
+            await self._settle()
+        except AgentbusError as error:
+            self._say(f"what earlier sessions took was not looked at: {error}")  # the next heartbeat tries again
         if self._holds_old:
             await self._hold_old()
         return self.peer
@@ -215,6 +232,37 @@ class Session:
                 return peer
         return None
 
+    async def _begin_proofs(self) -> None:
+        if not self._is_proof_wanted:
+            return
+        store, session = self.bus.store, self.peer.session
+        known: Sequence[str] = (store.proof(session) or "").splitlines()
+        if self._proofs is not None:
+            known = self._proofs.begin(known, store.unproven(session))
+        await self._note_places(known)
+
+    async def _note_places(self, places: Sequence[str]) -> None:
+        proof = "\n".join(places)
+        await retry_while_busy(lambda: self.bus.store.set_proof(self.peer.session, proof))
+
+    async def _mark_proven(self, ids: Sequence[int]) -> None:
+        carrier = self._delivery.carrier if self._delivery is not None else PULL
+        await retry_while_busy(lambda: self.bus.mark_read(self.peer, ids, read_by="transcript", carrier=carrier))
+
+    async def _settle(self) -> None:
+        """Look through the records of sessions that have ended; what they do not show is pending again. [STATE-6]"""
+        for ended in self.bus.store.unsettled():
+            # A record can be long, and this session has to answer its client meanwhile.
+            shown, is_whole = await anyio.to_thread.run_sync(self.bus.look_through, ended)
+            returned = await retry_while_busy(partial(self.bus.settle, ended, shown, is_whole=is_whole))
+            if returned:
+                count = f"{len(returned)} message{'s' if len(returned) > 1 else ''}"
+                self._say(f"{count} that an ended session took and its model never had: pending again")
+
+    def count_earlier(self) -> int:
+        """How many messages an earlier session of this name took, of which nothing tells whether they were read."""
+        return self.bus.store.count_earlier(self.peer.session, self.peer.process.pid)
+
     async def _claim(
         self,
         endpoint: Callable[[str], str],
@@ -241,6 +289,8 @@ class Session:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
+                    if self._proofs is not None:
+                        tasks.start_soon(self._proofs.run)
                     if self._delivery is None:
                         task_status.started()
                         await wakes.listen()
@@ -277,7 +327,8 @@ class Session:
         def mark(ids: Iterable[int]) -> None:
             self._mark(ids, delivery.carrier)
 
-        return Pump(read=self._read, mark=mark, delivery=delivery, wakes=wakes, pace=self._pace)
+        followed = delivery if self._proofs is None else Followed(delivery, self._proofs)
+        return Pump(read=self._read, mark=mark, delivery=followed, wakes=wakes, pace=self._pace)
 
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
@@ -366,6 +417,7 @@ class Session:
         await self._follow_conversation()
         silent = self._silent()
         await retry_while_busy(lambda: self.bus.reap(silent))
+        await self._settle()
         store, clock = self.bus.store, self.bus.clock
         while await retry_while_busy(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
@@ -428,6 +480,8 @@ class Session:
         # Ids of another bus, or of an earlier state of this one, mean other messages.
         if self._pump is not None:
             self._pump.forget()
+        if self._proofs is not None:
+            self._proofs.forget()
         self._checked.clear()
         self._parts.clear()
         self._held, self._first = 0, None
@@ -441,6 +495,7 @@ class Session:
         claimed = await self._claim(lambda _session: before.endpoint, join_crowd=True, again=before, held=held)
         assert claimed is not None, "a claim that joins the crowd does not wait"
         self._claimed = claimed
+        await self._begin_proofs()
         if self._armed is not None:
             # Messages that came while it was away are due now, not at the next safety poll.
             self._armed.notify(claimed.peer.endpoint)
@@ -462,7 +517,10 @@ class Session:
         return self._at_once(lambda: self._send(to, text, reply_to))
 
     def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
-        return self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+        sent = self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+        if self._proofs is not None and reply_to is not None:
+            self._proofs.drop([reply_to])
+        return sent
 
     async def broadcast(self, text: object) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
@@ -547,6 +605,8 @@ class Session:
                 self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})
             if reached and read:
                 await retry_while_busy(lambda: self.bus.mark_read(self.peer, read, is_certain=is_certain))
+                if self._proofs is not None:
+                    self._proofs.drop(read)
                 if self._first is not None and self._first.id in read:
                     self._first = None
                 for one in read:

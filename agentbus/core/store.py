@@ -3,16 +3,16 @@
 Queries for people are in queries.py. Synchronous. A method commits all of its changes or none. Knows nothing about
 triggers, deliveries or MCP. Instants are milliseconds since 1970 UTC. Every method raises Busy when another process
 holds the database for longer than the connection waits, and BrokenSetup or TryAgain as in `database.explain`.
-Implements [SEND-1] to [SEND-4], [STATE-2], [READ-6].
+Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from agentbus.core.errors import MailboxFull
-from agentbus.core.model import COLUMNS, Address, Envelope, Peer, Status, Unread
+from agentbus.core.model import COLUMNS, Address, Ended, Envelope, Peer, Status, Unread
 from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
 from agentbus.core.process import Life, Process
 
@@ -33,16 +33,21 @@ _COLUMNS = ", ".join(COLUMNS)
 _MESSAGE = ", ".join(f"m.{column}" for column in COLUMNS)
 # A message that is still pending becomes delivered too: by the pull, or by the reply to it.
 _MARK_READ = (
-    "UPDATE messages SET read_at = ?, delivered_at = coalesce(delivered_at, ?), carrier = coalesce(carrier, ?),"
-    " delivered_to = coalesce(delivered_to, ?) WHERE id = ? AND read_at IS NULL"
+    "UPDATE messages SET read_at = ?1, delivered_at = coalesce(delivered_at, ?1), read_by = ?2,"
+    " carrier = coalesce(carrier, ?3), delivered_to = coalesce(delivered_to, ?4) WHERE id = ?5 AND read_at IS NULL"
 )
-# The unread messages of a present session: pending under its name, or pushed to it and not known to be read.
+# A message is on its way to the model: its client took it, and nothing shows that the model has it.
+_OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
+# The unread messages of a present session: pending under its name, or pushed to it, or to the sessions in the list ?4,
+# and not known to be read.
 _UNREAD = (
     " FROM (SELECT name, session FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL) p"
     " JOIN messages m ON m.id IN ("
     "   SELECT id FROM messages WHERE recipient = p.name AND delivered_at IS NULL"
     "   UNION ALL"
-    "   SELECT id FROM messages WHERE delivered_to = p.session AND delivered_at IS NOT NULL AND read_at IS NULL)"
+    f"   SELECT id FROM messages WHERE delivered_to = p.session AND {_OPEN}"
+    "   UNION ALL"
+    f"   SELECT id FROM messages WHERE delivered_to IN (SELECT value FROM json_each(?4)) AND {_OPEN})"
 )
 
 
@@ -103,8 +108,8 @@ class Store(Peers):
             row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now, sender_session)
             if reply_to is not None:
                 execute(
-                    f"{_MARK_READ} AND (recipient = ? OR delivered_to = ?)",
-                    (now, now, "reply", sender_session, reply_to, sender, sender_session),
+                    f"{_MARK_READ} AND (recipient = ?6 OR delivered_to = ?4)",
+                    (now, "reply", "reply", sender_session, reply_to, sender),
                 )
                 # What was answered has reached whom it was for, and is not handed out again. [READ-6]
                 execute(
@@ -204,16 +209,18 @@ class Store(Peers):
 
         Those with an id up to `held` come last: old mail does not block what is new. [OLD-4]
         """
-        order = "m.id <= ?4, m.id" if held else "m.id"  # the first cannot use the index
+        order = "m.id <= ?5, m.id" if held else "m.id"  # the first cannot use the index
         rows = self._read(
-            f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL{_UNREAD} ORDER BY {order} LIMIT ?3",
-            *(session, pid, limit, *((held,) if held else ())),
+            f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL, coalesce(m.delivered_to, p.session) != p.session{_UNREAD}"
+            f" ORDER BY {order} LIMIT ?3",
+            *(session, pid, limit, self._earlier(session, pid), *((held,) if held else ())),
         )
-        return [Unread(Envelope.from_row(row), was_pushed=bool(row[-1])) for row in rows]
+        return [Unread(Envelope.from_row(row), was_pushed=bool(row[-2]), was_earlier=bool(row[-1])) for row in rows]
 
     def count_unread(self, session: str, pid: int, limit: int) -> int:
         """How many messages `session` has not read; counting stops at `limit`."""
-        return int(self._read(f"SELECT count(*) FROM (SELECT 1{_UNREAD} LIMIT ?3)", session, pid, limit)[0][0])
+        values = (session, pid, limit, self._earlier(session, pid))
+        return int(self._read(f"SELECT count(*) FROM (SELECT 1{_UNREAD} LIMIT ?3)", *values)[0][0])
 
     def shown(self, session: str, pid: int, limit: int, *, now: int) -> list[Unread]:
         """The oldest `limit` messages that were handed out to `session`, and are due once more, ascending. [READ-6]"""
@@ -228,18 +235,110 @@ class Store(Peers):
         )
         return [Unread(Envelope.from_row(row), was_pushed=False, shown_at=int(row[-1])) for row in rows]
 
-    def mark_read(self, ids: Iterable[int], *, session: str, now: int, is_certain: bool = True) -> None:
-        """Stamp messages as read by `session`, in one transaction; pending ones count as pulled. [READ-1]
+    def mark_read(
+        self,
+        ids: Iterable[int],
+        *,
+        session: str,
+        now: int,
+        read_by: str = "check",
+        carrier: str = "pull",
+        is_certain: bool = True,
+    ) -> None:
+        """Stamp messages as read by `session`, in one transaction; `read_by` says how that is known. [READ-8]
 
-        Unless it is certain that they reached whom they are for, they can be handed out once more. [READ-6]
+        Those that were pending count as delivered by `carrier`. Unless it is certain that they reached whom they are
+        for, they can be handed out once more. [READ-6]
         """
         ids = list(ids)
         with self._writing():
-            self._database.executemany(_MARK_READ, [(now, now, "pull", session, row_id) for row_id in ids])
+            self._database.executemany(_MARK_READ, [(now, read_by, carrier, session, row_id) for row_id in ids])
             self._database.executemany(
                 "UPDATE messages SET shown_at = CASE WHEN shown_at IS NULL AND NOT ? THEN ? END WHERE id = ?",
                 [(is_certain, now, row_id) for row_id in ids],
             )
+
+    # -- what a session took and is not known to have read ---------------------------------------------------
+
+    def proof(self, session: str) -> str | None:
+        """Where the client records what `session` was given; "" if no record is to be had. See 0004_proof.sql."""
+        rows = self._read("SELECT proof FROM peers WHERE session = ?", session)
+        return rows[0][0] if rows else None
+
+    def set_proof(self, session: str, proof: str) -> None:
+        """Record where the client records what `session` was given. [PROOF-2]"""
+        with self._writing() as execute:
+            execute("UPDATE peers SET proof = ? WHERE session = ?", (proof, session))
+
+    def unproven(self, session: str) -> list[tuple[int, int]]:
+        """What was delivered to `session` and is not known to be read: ids, each with `sent_at`, ascending."""
+        rows = self._read(f"SELECT id, sent_at FROM messages WHERE delivered_to = ? AND {_OPEN} ORDER BY id", session)
+        return [(int(row_id), int(sent_at)) for row_id, sent_at in rows]
+
+    def unsettled(self) -> list[Ended]:
+        """The sessions that have ended, with their agent processes, and whose records were not looked through yet.
+
+        Not those whose agent process still lives, or cannot be told: it can still give its model what it took.
+        """
+        rows = self._read(
+            "SELECT session, runtime, proof, host_pid, host_started, domain FROM peers"
+            " WHERE left_at IS NOT NULL AND proof IS NOT NULL AND proof != ''"
+        )
+        return [
+            Ended(session, runtime, proof)
+            for session, runtime, proof, pid, started, of in rows
+            if self._host_life(Process(pid, started), of) is Life.ENDED
+        ]
+
+    def settle(self, ended: Ended, shown: Collection[int], *, is_whole: bool, now: int) -> tuple[str, list[int]]:
+        """Close the account of a session that has ended, in one transaction. [STATE-6], [STATE-7]
+
+        Of what it took, `shown` was read. If `is_whole`, its record could be read, so the rest is pending again, under
+        the name that the session had last. Else the rest stays delivered, and is offered to the next session of that
+        name. Returns the name, and the ids that are pending again.
+        """
+        with self._writing() as execute:
+            row = execute(
+                "SELECT name FROM peers WHERE session = ? AND left_at IS NOT NULL AND proof = ?",
+                (ended.session, ended.proof),
+            ).fetchone()
+            if not row:
+                return "", []  # it has come back, or another process was first
+            for row_id in shown:
+                execute(_MARK_READ, (now, "transcript", "channel", ended.session, row_id))
+            execute("UPDATE peers SET proof = ? WHERE session = ?", (None if is_whole else "", ended.session))
+            if not is_whole:
+                return row[0], []
+            returned = execute(
+                "UPDATE messages SET delivered_at = NULL, carrier = NULL, delivered_to = NULL, recipient = ?"
+                f" WHERE delivered_to = ? AND {_OPEN} RETURNING id",
+                (row[0], ended.session),
+            ).fetchall()
+            return row[0], sorted(int(one[0]) for one in returned)
+
+    def count_earlier(self, session: str, pid: int) -> int:
+        """How many messages are offered to `session` that an earlier session of its name took. [STATE-7]"""
+        earlier = self._earlier(session, pid)
+        counted = f"SELECT count(*) FROM messages WHERE delivered_to IN (SELECT value FROM json_each(?)) AND {_OPEN}"
+        return int(self._read(counted, earlier)[0][0]) if earlier != "[]" else 0
+
+    def _earlier(self, session: str, pid: int) -> str:
+        """The earlier sessions of the name, whose mail is offered because nothing can tell about it; a JSON list."""
+        rows = self._read(
+            "SELECT e.session, e.proof, e.host_pid, e.host_started, e.domain FROM peers p JOIN peers e USING (name)"
+            " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL"
+            " AND e.left_at IS NOT NULL AND e.proof IS NOT NULL AND e.session != p.session"
+            f" AND EXISTS (SELECT 1 FROM messages WHERE delivered_to = e.session AND {_OPEN})",
+            *(session, pid),
+        )
+        # A session whose agent process lives can still be given its mail. One whose record can be read is settled
+        # first, unless nobody can tell whether it has ended.
+        offered = [
+            f'"{one}"'
+            for one, proof, host, started, of in rows
+            if self._host_life(Process(host, started), of) in ((Life.UNKNOWN,) if proof else (Life.UNKNOWN, Life.ENDED))
+        ]
+        return f"[{','.join(offered)}]"
 
     def prune(self, before: int, limit: int) -> int:
         """Delete at most `limit` messages delivered before the instant `before`; return how many. [STATE-4]"""

@@ -52,6 +52,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
             for peer in peers:
                 last = readonly.queries.last_delivered(peer.session)
                 yield from _check_peer(here.home, peer, _due(readonly, peer, counts), last, triggers)
+                yield from _check_proof(peer, readonly.proof(peer.session))
         endpoints = {peer.endpoint for peer in peers}
         for trigger in triggers.values():
             for endpoint in trigger.leftovers():
@@ -133,6 +134,18 @@ def _check_delivery(peer: Peer) -> Finding:
     if adapter is not None:
         return adapter.delivery(peer)
     return Finding("delivery", Level.OK, f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}')
+
+
+def _check_proof(peer: Peer, proof: str | None) -> Iterator[Finding]:
+    """What tells whether the model of a peer has read what is pushed to it. [PROOF-2]"""
+    if proof:
+        places = " and ".join(proof.splitlines())
+        yield Finding("proof", Level.OK, f'what the model of "{peer.name}" was given is seen in {places}')
+    elif proof is not None:
+        seen = f'what the model of "{peer.name}" has read is not known until it replies or checks: no record to be had'
+        yield Finding(
+            "proof", Level.NOTE, seen, "nothing to do: its next session is offered by check_messages what is open"
+        )
 
 
 def _adapter(runtime: str) -> Registration | None:
@@ -221,6 +234,7 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
                 yield from _check_peer(here.home, peer, due, readonly.queries.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
+            yield from _check_proof(peer, readonly.proof(peer.session))
             adapter = _adapter(peer.runtime)
             delivered, read = (counts.delivered, counts.read) if counts is not None else (0, 0)
             gate = adapter.gate(peer, delivered=delivered, read=read) if adapter is not None else None

@@ -111,6 +111,11 @@ class ReadOnlyDatabase:
         """The peers whose rows say that they are present, by name."""
         return peer_rows(self._read)
 
+    def proof(self, session: str) -> str | None:
+        """Where the record of what a session was given is: see Store.proof."""
+        rows = self._read("SELECT proof FROM peers WHERE session = ?", session)
+        return None if not rows or rows[0][0] is None else str(rows[0][0])
+
     def alias(self, name: str) -> str | None:
         """The present name of the session that was called `name` before; None if no such session is present."""
         rows = self._read(

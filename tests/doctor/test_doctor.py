@@ -98,7 +98,7 @@ def test_a_healthy_bus_is_looked_at_and_left_as_it_is(
         *("python", "packages", "sqlite", "settings", "home", "path", "file-system", "disk", "presence"),
         *("database", "schema", "wal", "lock", "trigger", "client", "claude", "registration", "permission"),
         "command",
-        *("wake", "delivery", "peer", "mailbox", "mailbox"),
+        *("wake", "delivery", "peer", "proof", "mailbox", "mailbox"),
     ]
     assert "a wake takes" in report.one("trigger")["seen"]
     assert '"web" is woken by socket' in report.one("wake")["seen"]

@@ -13,7 +13,7 @@ from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp.server import PROFILE
 from agentbus.adapters.mcp import element, fast_path, gate, hold, lines, rate_limit, server
 from agentbus.cli import common, wait
-from agentbus.core import bus, changes, config, database, peers, presence, pump, queries, session, store
+from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
 from agentbus.core.model import MAX_NAME_CHARS
@@ -59,6 +59,8 @@ PROMISES = [
     ("INBOX-4", "{} posts", inbox._BURST),
     ("INBOX-4", "one in {} s", inbox._REFILL_S),
     ("INBOX-6", "for {} s", inbox._TROUBLE_S),
+    ("PROOF-3", "every {} ms", proof._FIRST_PAUSE_S * 1_000),
+    ("PROOF-3", "once in {} s", proof._LONGEST_PAUSE_S),
     ("READ-1", "at most {} messages", PROFILE.max_checked),
     ("READ-1", "at most {} characters", PROFILE.max_checked_chars),
     ("READ-3", "0 to {}", PROFILE.max_wait_s),

@@ -34,6 +34,8 @@ class InboxStandIn:
         self.is_reading = threading.Event()
         if reads:
             self.is_reading.set()
+        # Called with each text that the session got, before the next one is taken.
+        self.on_text: Callable[[str], None] = lambda _text: None
         self._clock = clock
         self._left = float(BURST)
         self._filled_at = clock()
@@ -95,6 +97,85 @@ class InboxStandIn:
             self._left -= 1
             self._had[text] = now
             self.texts.append(text)
+            self.on_text(text)
+
+
+class Records:
+    """The registry entry and the transcript of a session, as recorded with 2.1.332.
+
+    RECORDS_DIE is `POINT N`: with the Nth post, the process kills itself there. RECORDS_BUSY: a tool is running, so a
+    post is queued and comes as an attachment; `never` leaves it in the queue. RECORDS_CLEAR: after the first post the
+    session has another id. RECORDS_NONE: there is an entry, and no transcript is written.
+    """
+
+    def __init__(self, folder: Path, inbox: Path) -> None:
+        self._folder = folder
+        self._inbox = inbox
+        point, _, number = os.environ.get("RECORDS_DIE", "").partition(" ")
+        self._die = (point, int(number or 0))
+        self._busy = os.environ.get("RECORDS_BUSY", "")
+        self._posts = 0
+        self._enter(f"{os.getpid():08x}-0000-4000-8000-000000000000")
+
+    def _enter(self, session_id: str) -> None:
+        """Write the entry of this process, and begin the transcript with a first turn."""
+        from agentbus.core.process import current
+
+        here, cwd = current(), os.getcwd()
+        entry = {
+            "pid": here.pid,
+            "procStart": here.started,
+            "sessionId": session_id,
+            "cwd": cwd,
+            "version": "2.1.332",
+            "messagingSocketPath": str(self._inbox),
+            "status": "idle",
+        }
+        sessions = self._folder / "sessions"
+        sessions.mkdir(parents=True, exist_ok=True)
+        beside = sessions / f"{here.pid}.new"
+        beside.write_text(json.dumps(entry))
+        beside.replace(sessions / f"{here.pid}.json")
+        self._path = self._folder / "projects" / cwd.replace("/", "-").replace(".", "-") / f"{session_id}.jsonl"
+        if "RECORDS_NONE" not in os.environ:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._write({"type": "user", "message": {"role": "user", "content": "hello"}, "isSidechain": False})
+
+    def _write(self, row: dict[str, object], *, half: str = "") -> None:
+        line = json.dumps(row) + "\n"
+        with self._path.open("a") as file:
+            file.write(line[: len(line) // 2])
+            file.flush()
+            self._at(half)
+            file.write(line[len(line) // 2 :])
+
+    def _at(self, point: str) -> None:
+        if point and self._die == (point, self._posts):
+            os.kill(os.getpid(), 9)
+
+    def take(self, text: str) -> None:
+        """Record a post that was taken, as the client does on its way to the model."""
+        self._posts += 1
+        self._at("read")
+        if "RECORDS_NONE" in os.environ:
+            return
+        self._write({"type": "queue-operation", "operation": "enqueue", "content": text})
+        self._at("enqueue")
+        if self._busy == "never":
+            return
+        time.sleep(0.015)  # measured
+        self._write({"type": "queue-operation", "operation": "remove" if self._busy else "dequeue"})
+        self._at("dequeue")
+        if self._busy:
+            attachment = {"type": "queued_command", "prompt": text}
+            self._write({"type": "attachment", "attachment": attachment}, half="half")
+        else:
+            said = f"Another Claude session sent a message:\n{text}\n\nThis came from another session."
+            message = {"role": "user", "content": said}
+            self._write({"type": "user", "message": message, "isSidechain": False}, half="half")
+        self._at("given")
+        if "RECORDS_CLEAR" in os.environ and self._posts == 1:
+            self._enter(f"{os.getpid():08x}-0000-4000-8000-000000000001")
 
 
 def main() -> None:
@@ -107,6 +188,9 @@ def main() -> None:
     child = subprocess.Popen([sys.executable, "-m", "agentbus", "serve", "claude-mcp"], env=env)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: child.send_signal(number))
+    if "CLAUDE_CONFIG_DIR" in os.environ:
+        records = Records(Path(os.environ["CLAUDE_CONFIG_DIR"]), inbox.path)
+        inbox.on_text = records.take
     log = Path(os.environ["INBOX_LOG"])
     written = 0
     while child.poll() is None:

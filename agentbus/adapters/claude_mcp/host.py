@@ -15,6 +15,7 @@ from dataclasses import replace
 from agentbus.adapters.claude_mcp import records
 from agentbus.adapters.claude_mcp.inbox import Inbox, InboxDelivery, PostBudget, address
 from agentbus.adapters.claude_mcp.mode import PermissionMode
+from agentbus.adapters.claude_mcp.transcript import Transcript
 from agentbus.adapters.claude_mcp.twins import twin
 from agentbus.adapters.mcp import channel
 from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
@@ -205,6 +206,7 @@ def _channel(host: Process, mode: Mode, reason: str) -> Choice:
         delivery=name,
         reason=reason,
         make=channel.make,
+        record=Transcript(host),
     )
 
 
@@ -230,4 +232,5 @@ def _inbox(host: Process, reason: str, *, is_asked: bool = False) -> Choice:
         delivery=InboxDelivery.carrier,
         reason=reason,
         make=lambda link: InboxDelivery(inbox, PostBudget(link.home, host), link.gate, link.report),
+        record=Transcript(host),
     )

@@ -34,12 +34,14 @@ from agentbus.core.model import Envelope, timestamp
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["Address", "Inbox", "InboxDelivery", "PostBudget", "address", "compose"]
+__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "address", "compose"]
 
 # The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
 # The inbox drops the connection if a line is longer: 1,048,576 characters, minus the JSON around the text.
 _MAX_LINE_CHARS = 1_000_000
+# The end of the note that goes out in the place of such a message. A session that was given the note has not read it.
+NOT_HERE = "too long for here: call check_messages to read it"
 # The inbox takes 30 posts at once and then one per 2 s, counted over all senders that post without a name of their own.
 # So this delivery sends fewer.
 _BURST = 20
@@ -242,7 +244,7 @@ def compose(batch: Sequence[Envelope], mark: str) -> tuple[str, int]:
         shown = element(envelope, FRAMES)
         if len(json.dumps(shown, ensure_ascii=False)) > _MAX_LINE_CHARS:
             # The inbox would drop the whole message. This note is pushed instead; check_messages returns all of it.
-            note = f"a message of {len(envelope.text):,} characters, too long for here: call check_messages to read it"
+            note = f"a message of {len(envelope.text):,} characters, {NOT_HERE}"
             shown = element(replace(envelope, text=note), FRAMES)
         size += len(shown.encode()) + 1
         if elements and size > _MAX_TEXT_BYTES:

@@ -16,7 +16,7 @@ from typing import Protocol
 from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core import process
-from agentbus.core.ports import Delivery
+from agentbus.core.ports import Delivery, Record
 from agentbus.core.process import Process
 
 __all__ = ["Choice", "Host", "Link", "Mode", "Wire", "find_host"]
@@ -105,6 +105,7 @@ class Choice:
     `peers` shows `delivery`. `make` makes the delivery; if it is None, nothing is pushed. `held` says why messages have
     to be held back just now, or nothing; if it is None, they never have to. `twin` is set where one agent process can
     have only one peer of the same wish: it says what else can have started the other server, and what removes that.
+    `record` is what the client records of what its model was given; None if it keeps no record. [PROOF-2]
     """
 
     host: Process
@@ -114,3 +115,4 @@ class Choice:
     make: Callable[[Link], Delivery] | None = None
     held: Callable[[], str] | None = None
     twin: Callable[[], str] | None = None
+    record: Record | None = None

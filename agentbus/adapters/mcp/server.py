@@ -175,6 +175,8 @@ async def _serve(
         arrival,
         triggers=triggers,
         delivery=delivery,
+        record=choice.record,
+        is_proof_wanted=delivery is not None,
         checkpoints=checkpoints,
         say=say,
         retention_hours=settings.retention_hours,

@@ -277,6 +277,8 @@ def _before_note(session: Session, one: Unread) -> str:
     """A line that says how this session may know the message already."""
     if one.shown_at is not None:
         return f"(shown before, {(session.bus.clock() - one.shown_at) // 60_000:,} min ago)\n"
+    if one.was_earlier:
+        return "(pushed to an earlier session, which ended)\n"
     return "(pushed to this session before)\n" if one.was_pushed else ""
 
 
@@ -459,6 +461,18 @@ def _unread_line(session: Session) -> str:
     return f"\n{_messages(count)}: call check_messages" if count else ""
 
 
+def _earlier(session: Session) -> str:
+    """What the instructions say about mail that an earlier session took and perhaps never read. [STATE-7]"""
+    try:
+        count = session.count_earlier()
+    except AgentbusError:
+        return ""  # the handshake is no place for a database that fails
+    if not count:
+        return ""
+    what = "A message that was" if count == 1 else f"{count:,} messages that were"
+    return f" {what} pushed to an earlier session of this name, which ended, may be unread: call check_messages."
+
+
 def instructions(context: ToolContext) -> str:
     """What the server tells the model about the bus, in under 2,000 characters. [TOOL-4]"""
     session = context.session
@@ -477,7 +491,7 @@ def instructions(context: ToolContext) -> str:
         arrival = "A message arrives by itself, there is no need to poll, as "
     return (
         "agentbus connects this session with other agent sessions on this machine. Your name on the bus is "
-        f'"{session.peer.name}"{note}. Other sessions, scripts and people reach you under it.\n'
+        f'"{session.peer.name}"{note}. Other sessions, scripts and people reach you under it.{_earlier(session)}\n'
         "\n"
         f'{arrival}<channel source="agentbus" from="NAME" msg_id="N" ts="...">text</channel>. '
         "Answer with send_message to the name in `from`, with reply_to. list_peers shows who is online; "

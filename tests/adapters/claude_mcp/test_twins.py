@@ -108,9 +108,9 @@ def test_a_session_whose_mode_changes_holds_its_mail_and_says_so_both_ways(
     host = session.client.process.pid
     seen = look_up(host)
     assert seen is not None
-    (tmp_path / "sessions").mkdir()
+    (tmp_path / "sessions").mkdir(exist_ok=True)
     write(tmp_path, startedAt=int(time.time() * 1_000))
-    (written,) = (tmp_path / "sessions").iterdir()
+    written = tmp_path / "sessions" / f"{os.getpid()}.json"
     fields = {**json.loads(written.read_text()), "pid": host, "procStart": seen.started}
     (tmp_path / "sessions" / f"{host}.json").write_text(json.dumps(fields))
     path = tmp_path / "projects" / "-home-me-my-project" / f"{ID}.jsonl"
