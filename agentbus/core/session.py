@@ -246,6 +246,8 @@ class Session:
         await retry_while_busy(lambda: self.bus.store.set_proof(self.peer.session, proof))
 
     async def _mark_proven(self, ids: Sequence[int]) -> None:
+        if self._is_another_file():
+            return
         carrier = self._delivery.carrier if self._delivery is not None else PULL
         await retry_while_busy(lambda: self.bus.mark_read(self.peer, ids, read_by="transcript", carrier=carrier))
 
@@ -344,7 +346,16 @@ class Session:
             pending = [first, *(envelope for envelope in pending if envelope.id != first.id)][:limit]
         return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
 
+    def _is_another_file(self) -> bool:
+        """Whether the store has turned to another file, and this session has not joined it yet. [STORE-6]
+
+        The ids that this session knows mean other messages there: nothing may be marked.
+        """
+        return self.bus.store.generation != self._generation
+
     def _mark(self, ids: Iterable[int], carrier: str) -> None:
+        if self._is_another_file():
+            return
         try:
             marked = list(ids)
             self.bus.mark(self.peer, marked, carrier)
@@ -532,7 +543,7 @@ class Session:
 
     def _at_once(self, call: Callable[[], _T]) -> _T:
         store = self.bus.store
-        if self._turn.locked() or store.is_replaced() or store.generation != self._generation:
+        if self._turn.locked() or store.is_replaced() or self._is_another_file():
             raise Busy
         return call()
 
@@ -599,7 +610,7 @@ class Session:
         """
         try:
             # If the database was replaced meanwhile, these ids were forgotten: they mean other messages now.
-            known = [one for one in ids if one in self._checked]
+            known = [] if self._is_another_file() else [one for one in ids if one in self._checked]
             read = [one for one in known if one not in partly]
             if reached:
                 self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})

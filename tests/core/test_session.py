@@ -386,6 +386,22 @@ async def test_a_database_that_is_gone_is_noticed_and_the_new_one_joined(world: 
 
 
 @pytest.mark.spec("STORE-6", "DRAIN-2")
+async def test_nothing_is_marked_in_a_file_that_the_session_has_not_joined_yet(world: World) -> None:
+    async with world.running("web") as (session, delivery):
+        world.bus.send("alice", "web", "old 1")
+        await until(lambda: len(delivery.handed) == 1)
+        (checked,) = await session.check(0, 10)
+        for file in world.path.parent.glob("bus.db*"):
+            file.unlink()
+        world.store.reopen()
+        world.store.send("alice", "web", "new 1", now=0)  # it has the id that "old 1" had
+        session._mark([checked.envelope.id], "fake")
+        await session._mark_proven([checked.envelope.id])
+        await session.checked([checked.envelope.id], reached=True)
+        assert world.store._read("SELECT body, delivered_at, read_at FROM messages") == [("new 1", None, None)]
+
+
+@pytest.mark.spec("STORE-6", "DRAIN-2")
 async def test_ids_of_a_lost_database_are_not_taken_for_those_of_the_new_one(world: World) -> None:
     async with world.running("web", delivery=FakeDelivery(holds=True)) as (session, delivery):
         world.bus.send("alice", "web", "old 1")
