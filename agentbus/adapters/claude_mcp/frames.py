@@ -1,7 +1,7 @@
 """The tags with which Claude Code frames what is not a peer's text. It does not escape them in a peer's text.
 
 Source: the texts in the program of Claude Code 2.1.332, and what its models are trained to take for calls of tools.
-Knows nothing else. Implements [TRUST-4].
+A few names are there to be on the safe side: no text with them was found. Knows nothing else. Implements [TRUST-4].
 """
 
 from __future__ import annotations
