@@ -177,6 +177,7 @@ async def test_heartbeats_prune_what_was_delivered_a_day_ago(world: World) -> No
         world.bus.send("alice", "web", "old news")
         world.bus.send("alice", "nobody", "waits")
         await until(lambda: len(delivery.handed) == 1)
+        await until(lambda: world.store.queries.waiting() == {"nobody": 1})
         count = "SELECT count(*) FROM messages"
         world.clock.now += 23 * HOUR_MS
         await anyio.sleep(0.1)  # some ten heartbeats
