@@ -45,9 +45,7 @@ async def is_main_agent(host: Process, meta: Mapping[str, Any]) -> bool | None:
 def _is_sidechain(path: Path, wanted: str) -> bool | None:
     """Whether the tool use `wanted` in the transcript `path` is a subagent's; None if it is not there."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
+        lines = records.tail(path, _TAIL_BYTES)
     except OSError:
         return None
     for line in reversed(lines):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -122,28 +122,26 @@ class PermissionMode:
             seen = (path, facts.st_size, facts.st_mtime_ns)
             if seen == self._seen:
                 return
-            with path.open("rb") as file:
-                file.seek(max(0, facts.st_size - _TAIL_BYTES))
-                tail = file.read(_TAIL_BYTES)
+            lines = records.tail(path, _TAIL_BYTES)
         except (OSError, RuntimeError):  # RuntimeError: no home folder to expand ~ with
             return
         self._seen = seen
         # A mode of a transcript that this one does not continue says nothing any more.
         self._doubtful = ""
-        for mode, said_at in _modes(tail):
+        for mode, said_at in _modes(lines):
             if entry.started_at and said_at >= entry.started_at:
                 self._known = mode
             else:
                 self._doubtful = mode
 
 
-def _modes(tail: bytes) -> Iterator[tuple[str, int]]:
+def _modes(lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
     """The modes in the end of a transcript, oldest first, each with its instant in ms since 1970; 0 if not known.
 
     A `permission-mode` line has no instant. It counts as old as the line before it.
     """
     said_at = 0
-    for line in tail.split(b"\n"):
+    for line in lines:
         found = _parse(line)
         if not isinstance(found, dict):
             continue  # the first line may be cut off, and the last one is just being written

@@ -15,7 +15,7 @@ from typing import Any
 from agentbus.core.config import other_program
 from agentbus.core.process import Process
 
-__all__ = ["Entry", "config_folder", "entry", "transcript"]
+__all__ = ["Entry", "config_folder", "entry", "tail", "transcript"]
 
 # A session id is a UUID. It becomes part of a path, so nothing else is taken for one.
 _SESSION_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
@@ -85,3 +85,10 @@ def transcript(of: Entry) -> Path:
         return usual
     # Folders whose names hold other characters: how these are written is not recorded.
     return next(iter(sorted(projects.glob(f"*/{of.session_id}.jsonl"))), usual)
+
+
+def tail(path: Path, size: int) -> list[bytes]:
+    """The lines in the last `size` bytes of a transcript; the first and last can be parts of one. Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - size))
+        return file.read(size).split(b"\n")
