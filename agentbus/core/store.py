@@ -251,11 +251,14 @@ class Store(Peers):
         for, they can be handed out once more. [READ-6]
         """
         ids = list(ids)
+        shown_at = None if is_certain else now
         with self._writing():
             self._database.executemany(_MARK_READ, [(now, read_by, carrier, session, row_id) for row_id in ids])
             self._database.executemany(
-                "UPDATE messages SET shown_at = CASE WHEN shown_at IS NULL AND NOT ? THEN ? END WHERE id = ?",
-                [(is_certain, now, row_id) for row_id in ids],
+                # A row that this does not change is not written.
+                "UPDATE messages SET shown_at = CASE WHEN shown_at IS NULL THEN ?1 END"
+                " WHERE id = ?2 AND (shown_at IS NOT NULL OR ?1 IS NOT NULL)",
+                [(shown_at, row_id) for row_id in ids],
             )
 
     # -- what a session took and is not known to have read ---------------------------------------------------
