@@ -22,10 +22,12 @@ from agentbus.core.stderr import say
 
 __all__ = ["FastPath"]
 
-# How long a call waits here for a busy database. After that it is left to the SDK, to wait there. A send takes 0.1 ms.
+# How long a call waits here for a busy database. After that it is left to the SDK, to wait there. A send takes 0.1 ms,
+# but a writer that loses its core keeps the database for 4 to 10 ms, and a call that the SDK has brings all that come
+# before its answer after it: a burst would then take the slow way to its end.
 # While the SDK is being imported, a call waits longer here: the import takes longer than the process that holds the
 # database, on a machine where all sessions start at once and a writer loses its core.
-_BUSY_S = 0.001
+_BUSY_S = 0.05
 _EARLY_BUSY_S = 0.25
 
 

@@ -24,14 +24,15 @@ _LOOK_S = 3.0
 class HeldDelivery:
     """Hands over through `inner`, and nothing while `why()` gives a reason. `why` is asked before each handing over.
 
-    `report` is called with the reason when that changes, and with "" when the delivery can be used.
+    `report` is called with the reason when that is another than at the start, or than the last one; with "" when the
+    delivery can be used.
     """
 
     def __init__(self, inner: Delivery, why: Callable[[], str], report: Callable[[str], Awaitable[None]]) -> None:
         self._inner = inner
         self._why = why
         self._report = report
-        self._held = ""
+        self._held = why()
         self._reporting = anyio.Lock()
 
     @property
@@ -41,8 +42,9 @@ class HeldDelivery:
 
     @property
     def trouble(self) -> str:
-        """Why messages are held back, or what troubles the inner delivery."""
-        return self._why() or self._inner.trouble
+        """Why messages were held back at the last look, or what troubles the inner delivery."""
+        # Asked for each result of a tool, so it is no look of its own: `why` reads files.
+        return self._held or self._inner.trouble
 
     async def ready(self) -> None:
         """Wait for the inner delivery."""

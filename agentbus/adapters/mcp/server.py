@@ -152,10 +152,10 @@ async def _serve(
 
     link = Link(stdio, gate, settings.home, report, context.profile.frames)
     delivery = choice.make(link) if choice.make is not None else None
-    held = choice.held() if choice.held is not None else ""
     watched = None
     if delivery is not None and choice.held is not None:
         delivery = watched = HeldDelivery(delivery, choice.held, report)
+    held = watched.trouble if watched is not None else ""
     arrival = Arrival(
         host=choice.host,
         launch_name=settings.name,
@@ -190,6 +190,8 @@ async def _serve(
     async def be_there() -> None:
         """Be the peer, from the claim on."""
         _announce(session, settings)
+        if held:
+            say(arrival.delivery_reason)
         await tasks.start(session.run)
         if watched is not None:
             tasks.start_soon(watched.watch)

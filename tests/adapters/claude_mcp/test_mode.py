@@ -83,7 +83,7 @@ def test_the_newest_line_of_the_transcript_stands_above_the_start(folder: Path) 
 @pytest.mark.anyio
 @pytest.mark.spec("BYPASS-2")
 async def test_what_is_held_is_reported_both_ways_and_goes_out_later() -> None:
-    why, reports, handed = ["bypass"], [], []
+    why, reports, handed = [""], [], []
 
     class Inner:
         carrier, trouble = "inbox", ""
@@ -97,6 +97,8 @@ async def test_what_is_held_is_reported_both_ways_and_goes_out_later() -> None:
         reports.append(trouble)
 
     held = HeldDelivery(Inner(), lambda: why[0], report)
+    assert HeldDelivery(Inner(), lambda: "bypass", report).trouble == "bypass", "known from the start"
+    why[0] = "bypass"
     for _ in range(2):
         with pytest.raises(DeliveryFailed):
             await held.deliver([envelope(1)])
