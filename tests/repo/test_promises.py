@@ -10,7 +10,7 @@ import pytest
 from agentbus import registry
 from agentbus.adapters.claude_mcp import caller, inbox, mode
 from agentbus.adapters.claude_mcp import registration as claude_registration
-from agentbus.adapters.claude_mcp.server import PROFILE
+from agentbus.adapters.claude_mcp import server as claude_server
 from agentbus.adapters.mcp import element, fast_path, gate, hold, lines, rate_limit, server
 from agentbus.cli import common, wait
 from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store
@@ -27,6 +27,7 @@ assert isinstance(BURST, Variable)
 PROMISES = [
     ("NAME-1", "1 to {} of `a-z", MAX_NAME_CHARS),
     ("NAME-7", "up to\n  {} ms", session._PREDECESSOR_PATIENCE_S * 1_000),
+    ("NAME-8", "waits up to {} ms", claude_server._RESUME_PATIENCE_S * 1_000),
     ("BODY-1", "1 to {} bytes", config.DEFAULT_MAX_BYTES),
     ("BODY-1", "1 to {})", config.HIGHEST_MAX_BYTES),
     ("STATE-4", "for {} hours", config.DEFAULT_RETENTION_HOURS),
@@ -61,9 +62,9 @@ PROMISES = [
     ("INBOX-6", "for {} s", inbox._TROUBLE_S),
     ("PROOF-3", "every {} ms", proof._FIRST_PAUSE_S * 1_000),
     ("PROOF-3", "once in {} s", proof._LONGEST_PAUSE_S),
-    ("READ-1", "at most {} messages", PROFILE.max_checked),
-    ("READ-1", "at most {} characters", PROFILE.max_checked_chars),
-    ("READ-3", "0 to {}", PROFILE.max_wait_s),
+    ("READ-1", "at most {} messages", claude_server.PROFILE.max_checked),
+    ("READ-1", "at most {} characters", claude_server.PROFILE.max_checked_chars),
+    ("READ-3", "0 to {}", claude_server.PROFILE.max_wait_s),
     ("READ-6", "begins {} min", store.AGAIN_MS / 60_000),
     ("READ-7", "up to {} s after", caller._PATIENCE_S),
     ("LEDGER-3", "for {} days", peers.SESSIONS_KEPT_MS / 86_400_000),

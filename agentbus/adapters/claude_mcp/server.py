@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from agentbus.adapters.claude_mcp import records
@@ -10,7 +11,9 @@ from agentbus.adapters.claude_mcp.caller import is_main_agent
 from agentbus.adapters.claude_mcp.frames import FRAMES
 from agentbus.adapters.claude_mcp.host import choose, own_wish
 from agentbus.adapters.mcp import channel, server
+from agentbus.adapters.mcp.hosts import Choice
 from agentbus.adapters.mcp.profile import Profile
+from agentbus.core import process
 from agentbus.core.adapter import Manifest
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, other_program
@@ -28,6 +31,12 @@ PROFILE = Profile(
     frames=FRAMES,
 )
 
+_RESUMING = ("-c", "--continue", "-r", "--resume")
+# `claude -p --continue` (2.1.332) has a conversation of its own in its registry entry first, without a status; 70 ms
+# later that which it goes on with, and our server starts in between. Four times that, for a busy machine.
+_RESUME_PATIENCE_S = 0.3
+_RESUME_POLL_S = 0.005
+
 
 def conversation(host: Process) -> str:
     """The id of the conversation that Claude Code's process has now; "" without its records. [NAME-8]"""
@@ -36,18 +45,36 @@ def conversation(host: Process) -> str:
     return "" if found is None else found.session_id
 
 
+def wait_until_resumed(host: Process, arguments: Callable[[Process], Sequence[str]] = process.arguments) -> None:
+    """Wait a moment until a session that goes on with a conversation says with which. Blocks. [NAME-8]"""
+    if not any(word.partition("=")[0] in _RESUMING for word in arguments(host)):
+        return
+    give_up_at = time.monotonic() + _RESUME_PATIENCE_S
+    while time.monotonic() < give_up_at:
+        found = records.entry(host)
+        if found is None or found.status:
+            return
+        time.sleep(_RESUME_POLL_S)
+
+
 def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:
     """Be a peer for Claude Code until it is gone. Raises the same errors as `server.serve`."""
     said = manifest.word("AGENTBUS_BYPASS")
     # Unset is not `hold`: a delivery that the user asked for is then used. [BYPASS-2]
     bypass = said if other_program("AGENTBUS_BYPASS").strip() else ""
     settings = own_wish(settings, other_program(manifest.folder_variable))
+
+    def choice(asked: str) -> Choice:
+        made = choose(asked, bypass=bypass)
+        wait_until_resumed(made.host)
+        return made
+
     server.serve(
         manifest,
         settings,
         open_bus,
         profile=PROFILE,
-        choose=lambda asked: choose(asked, bypass=bypass),
+        choose=choice,
         conversation=conversation,
         is_main_agent=is_main_agent,
     )
