@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentbus import registry
-from agentbus.adapters.claude_mcp import caller, inbox, mode
+from agentbus.adapters.claude_mcp import caller, inbox, mode, records
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp import server as claude_server
 from agentbus.adapters.mcp import element, fast_path, gate, hold, lines, rate_limit, server
@@ -27,7 +27,7 @@ assert isinstance(BURST, Variable)
 PROMISES = [
     ("NAME-1", "1 to {} of `a-z", MAX_NAME_CHARS),
     ("NAME-7", "up to\n  {} ms", session._PREDECESSOR_PATIENCE_S * 1_000),
-    ("NAME-8", "waits up to {} ms", claude_server._RESUME_PATIENCE_S * 1_000),
+    ("NAME-8", "waits up to {} ms", records._PATIENCE_S * 1_000),
     ("BODY-1", "1 to {} bytes", config.DEFAULT_MAX_BYTES),
     ("BODY-1", "1 to {})", config.HIGHEST_MAX_BYTES),
     ("STATE-4", "for {} hours", config.DEFAULT_RETENTION_HOURS),
@@ -46,6 +46,7 @@ PROMISES = [
     ("WAKE-4", "default {})", config.DEFAULT_POLL_MS),
     ("LIFE-1", "{} ms", (server._STOP_S + server._CLOSE_PATIENCE_S) * 1_000 + 20),  # the rest is for the system
     ("MCP-3", "{} MiB", lines.MAX_LINE_BYTES / (1 << 20)),
+    ("HOST-2", "{} ms at its start", records._PATIENCE_S * 1_000),
     ("DESK-4", "{} ms (", fast_path._BUSY_S * 1_000),
     ("DESK-4", "({} ms while", fast_path._EARLY_BUSY_S * 1_000),
     ("CHAN-1", "{} ms have passed", gate.SETTLE_S * 1_000),

@@ -36,6 +36,9 @@ _CLAUDE = re.compile(r"claude(\.exe)?")
 # A session in the background is called so, in one word; it is a child of a daemon that all of them share.
 _BACKGROUND = re.compile(r"(.*/)?claude bg(-[a-z]+)?( .*)?")
 _BACKGROUND_KINDS = ("bg", "background")
+# Who named the session, where a person did: at its prompt, or by `claude --bg --name`. Claude Code's own names are
+# "derived" and "auto".
+_GIVEN = ("user", "peer")
 _INTERPRETER = re.compile(r"(node|bun|deno|(ba|da|z|k)?sh|python[\d.]*)(\.exe)?")
 # The script of Claude Code's npm package, if an interpreter runs it.
 _CLAUDE_SCRIPT = re.compile(r"(^|/)claude$|/claude-code/[^/]+\.[cm]?js$")
@@ -132,21 +135,23 @@ def own_wish(
     Sessions in the background share the environment of whoever started their daemon: AGENTBUS_NAME there is the wish of
     somebody else. Such a session is called as its user called it, else after `folder`.
     """
-    if not settings.name_was_asked and not settings.name_note:
-        return settings
+    is_asked = settings.name_was_asked or bool(settings.name_note)
     host, judged = _host(chain, arguments)
     if judged is None:
         return settings
     entry = records.entry(host.process)
-    is_background = entry is not None and entry.kind in _BACKGROUND_KINDS
+    # Its entry can come a moment after our start; the folder of its job is in the environment before.
+    is_background = entry.kind in _BACKGROUND_KINDS if entry is not None else bool(other_program("CLAUDE_JOB_DIR"))
     if not is_background and not (host.arguments and _BACKGROUND.fullmatch(host.arguments[0])):
         return settings
-    given = entry.name if entry is not None and entry.name_source == "user" else ""
+    # Its prompt is its first name, also where it was given one. Who named it is said before it begins to work.
+    entry = records.settled(host.process, lambda one: one is not None and bool(one.name_source or one.status == "busy"))
+    given = entry.name if entry is not None and entry.name_source in _GIVEN else ""
     folder = (entry.cwd if entry is not None else "") or folder or settings.cwd
     # What the user typed as a title may be no name. It may be too long, for example: then the folder names the session.
     name = fit_name(given) or fit_name(os.path.basename(os.path.normpath(folder))) or DEFAULT_NAME
     note = "AGENTBUS_NAME is not used in a background session: it belongs to whoever started the daemon"
-    return replace(settings, name=name, name_note=note, name_was_asked=False)
+    return replace(settings, name=name, name_note=note if is_asked else "", name_was_asked=False)
 
 
 def choose(

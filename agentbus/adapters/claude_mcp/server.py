@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -32,10 +31,6 @@ PROFILE = Profile(
 )
 
 _RESUMING = ("-c", "--continue", "-r", "--resume")
-# `claude -p --continue` (2.1.332) has a conversation of its own in its registry entry first, without a status; 70 ms
-# later that which it goes on with, and our server starts in between. Four times that, for a busy machine.
-_RESUME_PATIENCE_S = 0.3
-_RESUME_POLL_S = 0.005
 
 
 def conversation(host: Process) -> str:
@@ -47,14 +42,9 @@ def conversation(host: Process) -> str:
 
 def wait_until_resumed(host: Process, arguments: Callable[[Process], Sequence[str]] = process.arguments) -> None:
     """Wait a moment until a session that goes on with a conversation says with which. Blocks. [NAME-8]"""
-    if not any(word.partition("=")[0] in _RESUMING for word in arguments(host)):
-        return
-    give_up_at = time.monotonic() + _RESUME_PATIENCE_S
-    while time.monotonic() < give_up_at:
-        found = records.entry(host)
-        if found is None or found.status:
-            return
-        time.sleep(_RESUME_POLL_S)
+    if any(word.partition("=")[0] in _RESUMING for word in arguments(host)):
+        # `claude -p --continue` has a conversation of its own in its entry first, without a status.
+        records.settled(host, lambda found: found is None or bool(found.status))
 
 
 def serve(manifest: Manifest, settings: Settings, open_bus: Callable[..., tuple[Bus, Any]]) -> NoReturn:

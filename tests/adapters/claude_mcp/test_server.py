@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.adapters.claude_mcp import server
+from agentbus.adapters.claude_mcp import records, server
 from agentbus.core.process import Process, current
 from tests.adapters.claude_mcp.test_records import ID, folder, write
 
@@ -43,7 +43,7 @@ def test_nobody_else_waits_for_it(folder: Path, monkeypatch: pytest.MonkeyPatch)
     def slept(_seconds: float) -> None:
         raise AssertionError("it waits")
 
-    monkeypatch.setattr(server.time, "sleep", slept)
+    monkeypatch.setattr(records.time, "sleep", slept)
     write(folder, sessionId=OTHER, status=None)
     assert started_with("-p", "say --continue") == OTHER
     write(folder)
@@ -55,8 +55,8 @@ def test_nobody_else_waits_for_it(folder: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.spec("NAME-8")
 def test_a_client_without_a_status_is_waited_for_only_so_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(server.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(server.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(records.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     write(folder, status=None)
     assert started_with("--continue") == ID
     assert now[0] <= 0.31

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_a_registry_entry_makes_it_claude_and_names_a_background_session(
     assert named() == "somebody"
     assert named(**bg) == named("claude bg-spare") == "my-project"
     assert named(**bg, name="Tester", nameSource="user") == "tester"
+    assert named(kind="bg", name="my task", nameSource="peer") == "my-task"
+    assert named(kind="bg", name="ok 4", nameSource="auto") == "my-project"
+    later = threading.Timer(0.05, write, [tmp_path], {"kind": "bg", "name": "my task", "nameSource": "peer"})
+    later.start()
+    assert named(kind="bg", name="my task", nameSource=None, status="idle") == "my-task", "said a moment later"
+    later.join()
+    assert named(kind="bg", name="my task", nameSource=None, status="busy") == "my-project", "nobody named it"
+    (tmp_path / "sessions" / f"{current().pid}.json").unlink()
+    monkeypatch.setenv("CLAUDE_JOB_DIR", "/jobs/1")
+    later = threading.Timer(0.05, write, [tmp_path], {"kind": "bg", "name": "my task", "nameSource": "peer"})
+    later.start()
+    asked = config.load({"AGENTBUS_NAME": "somebody"}, home=tmp_path)
+    assert own_wish(asked, "", chain=[current()], arguments=lambda _one: ["claude"]).name == "my-task", "no entry yet"
+    later.join()
+    assert named(kind="interactive") == "somebody", "one that was started in the shell of such a session"
+    write(tmp_path, kind="bg", name="Tester", nameSource="user")
+    unasked = own_wish(config.load({}, home=tmp_path), "", chain=[current()], arguments=lambda _one: ["node"])
+    assert (unasked.name, unasked.name_note, unasked.name_was_asked) == ("tester", "", False)
 
 
 @pytest.mark.spec("TWIN-2", "TWIN-1")
