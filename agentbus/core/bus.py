@@ -357,6 +357,11 @@ class Bus:
                 return found[0] if len(found) == 1 else None
         return None
 
+    def of_conversation(self, conversation: str) -> Peer | None:
+        """The one live peer that is the `conversation` of a client; None if there is none, or more than one."""
+        found = [peer for peer in self.store.of_conversation(conversation) if self.store.life(peer) is not Life.ENDED]
+        return found[0] if len(found) == 1 else None
+
 
 async def retry_while_busy(call: Callable[[], _T], *, patience_s: float = BUSY_PATIENCE_S) -> _T:
     """Repeat `call()` while the database is busy, without blocking the event loop; return its result. [STORE-4]

@@ -430,6 +430,11 @@ class Peers:
         """The peers that are present according to their rows, sorted by name: also those that have ended unseen."""
         return peer_rows(self._read)
 
+    def of_conversation(self, conversation: str) -> list[Peer]:
+        """The peers that are present according to their rows, and are this conversation of a client. [NAME-8]"""
+        rows = self._read(f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND conversation = ?", conversation)
+        return [peer_of(row) for row in rows] if conversation else []
+
     def live(self) -> list[Peer]:
         """The peers that are present and have not ended, as far as can be told. Writes nothing. [PRES-4]"""
         return [peer for peer in self.present() if self._life(peer) is not Life.ENDED]

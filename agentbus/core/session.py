@@ -23,7 +23,7 @@ from agentbus.core import database
 from agentbus.core.bus import BUS_NAME, PULL, Bus, Claimed, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
-from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
 from agentbus.core.model import Arrival, Envelope, Peer, Unread, timestamp
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
@@ -149,6 +149,8 @@ class Session:
         self._silence = Silence()
         # What the model has to be told with the next answer: that its name has changed under it. [PRES-5]
         self._notice = ""
+        # Whether another process is the peer, and this one only acts for it. [LATE-2]
+        self.is_guest = False
 
     @property
     def peer(self) -> Peer:
@@ -203,6 +205,17 @@ class Session:
         if self._holds_old:
             await self._hold_old()
         return self.peer
+
+    async def be_guest_of(self, conversation: str) -> None:
+        """Act for the present peer of `conversation`, which another process is: its main agent. [LATE-2]
+
+        Raises Refused when there is no such peer, and Busy.
+        """
+        peer = await retry_while_busy(lambda: self.bus.of_conversation(conversation))
+        if peer is None:
+            raise Refused("the main agent of this session is not on the bus", hint="let it send for you")
+        self._claimed = Claimed(peer=peer, wished_holder=None)
+        self.is_guest = True
 
     async def _hold_old(self) -> None:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
@@ -318,6 +331,8 @@ class Session:
         Raises TryAgain when the database is busy. If it stays busy, the messages that were not marked are delivered
         again, and the row is reaped when the process is gone.
         """
+        if self.is_guest:
+            return
         if self._pump is not None:
             self._pump.settle()
         if self._claimed is not None:

@@ -70,6 +70,8 @@ class FastPath:
         # The SDK handles calls with more than these fields (a task, for example), and calls in a wrong form.
         is_plain = params.keys() <= {"name", "arguments", "_meta"} and isinstance(params.get("_meta", {}), dict)
         is_plain = is_plain and isinstance(name, str) and isinstance(arguments, dict | None)
+        if is_plain and self._context.arrival is not None:
+            self._context.arrival.called(params.get("_meta", {}))
         if is_plain and self.initialize_id is not None and not self._ahead:
             done = self._run(name, arguments)
             if done is not None:
@@ -110,6 +112,8 @@ class FastPath:
         if method == "initialize" and is_new and _is_complete(params):
             self.initialize_id = request_id
             self._handshake.append(line)
+            if self._context.arrival is not None:
+                self._context.arrival.greeted(params)
             return tools.welcome(self._context, params["protocolVersion"])
         if method == "tools/list" and not is_new and "cursor" not in params:
             # The events that the gate then lets pass use the same stream as this answer, and come after it. [CHAN-1]

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import anyio
 
 from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.core import process
+from agentbus.core.config import Settings
 from agentbus.core.ports import Delivery, Record
 from agentbus.core.process import Process
 
-__all__ = ["Choice", "Host", "Link", "Mode", "Wire", "find_host"]
+__all__ = ["Choice", "Host", "Link", "Mode", "Newcomer", "Wire", "find_host"]
 
 # Programs that only start another one, and stay between the agent process and us.
 _WRAPPER = re.compile(r"-?((ba|da|z|k|fi)?sh|uvx?|pipx|env|nice|timeout|npx|npm|mise|direnv)")
@@ -106,6 +109,9 @@ class Choice:
     to be held back just now, or nothing; if it is None, they never have to. `twin` is set where one agent process can
     have only one peer of the same wish: it says what else can have started the other server, and what removes that.
     `record` is what the client records of what its model was given; None if it keeps no record. [PROOF-2]
+    `settings` are those of this very session, where they are not those of this process. `conversation` is what the
+    client calls the conversation. `guest_of` is the conversation whose subagent this server serves: then it is no peer
+    itself, and its tools act for that one. [LATE-2]
     """
 
     host: Process
@@ -116,3 +122,27 @@ class Choice:
     held: Callable[[], str] | None = None
     twin: Callable[[], str] | None = None
     record: Record | None = None
+    settings: Settings | None = None
+    conversation: str = ""
+    guest_of: str = ""
+
+
+class Newcomer(Protocol):
+    """What finds out which session a server belongs to, where the client shows that only after the handshake. [LATE-1]
+
+    `over` is set by the server once the session is a peer, or is known to be none.
+    """
+
+    over: anyio.Event
+
+    def greeted(self, params: Mapping[str, Any]) -> None:
+        """The client has sent `initialize`, with these parameters."""
+
+    def called(self, meta: Mapping[str, Any]) -> None:
+        """The client has called a tool, with this `_meta`. The call is carried out when `over` is set."""
+
+    async def arrive(self) -> Choice:
+        """How the session receives, once that is known. Raises AgentbusError."""
+
+    async def left(self) -> str:
+        """Wait until the session has ended although its server goes on; return why, in a sentence without an end."""

@@ -28,5 +28,7 @@ class Profile:
     max_checked_chars: int = 40_000
     # The tags by which this client frames what is not a peer's text. [TRUST-4]
     frames: Frames = CHANNEL
+    # The first paragraph of the instructions, for a client that may show no more than their beginning.
+    lead: str = ""
     # What the instructions add for this client: sentences, or nothing.
     more_instructions: str = ""

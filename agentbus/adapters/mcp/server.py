@@ -25,7 +25,7 @@ from agentbus.adapters.mcp import jsonrpc
 from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.hold import HeldDelivery
-from agentbus.adapters.mcp.hosts import Choice, Link, Mode
+from agentbus.adapters.mcp.hosts import Choice, Link, Mode, Newcomer
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.adapters.mcp.tools import ToolContext
@@ -72,12 +72,14 @@ def serve(
     choose: Callable[[str], Choice],
     conversation: Callable[[Process], str] = lambda _host: "",
     is_main_agent: Callable[[Process, Mapping[str, Any]], Awaitable[bool | None]] | None = None,
+    newcomer: Newcomer | None = None,
 ) -> NoReturn:
     """Be a peer for the client on stdin and stdout until it is gone, then end the process. Does not return.
 
     `choose` comes from the adapter: it gets AGENTBUS_DELIVERY and says how this session receives. `conversation` says
     what the client calls the conversation of this agent process just now; "" if that is not known. [NAME-8]
     `is_main_agent` says whether its main agent made the call with this `_meta`; None if that cannot be told. [READ-7]
+    With a `newcomer`, what `choose` returns holds until that has arrived. [LATE-1]
 
     Raises AgentbusError, before anything is served, if the home, the database or the settings cannot be used.
     """
@@ -95,12 +97,14 @@ def serve(
         # The client only asks whether the server starts: no home, no database, no name, no socket. [VOID-3]
         stdio = Stdio.claim(jsonrpc.refusal)
         _run(stdio, _serve_nobody, context, stdio)
-    checkpoints = Checkpoints(settings.home / "bus.db")
-    bus, triggers = open_bus(settings, busy_ms=0, on_wal=checkpoints)
-    preferred = triggers.preferred()
-    context = replace(context, usual_trigger=triggers.usual)
+    if newcomer is not None:
+        context.arrival = newcomer
+        stdio = Stdio.claim(jsonrpc.refusal)
+        _run(stdio, _serve_late, context, settings, open_bus, stdio, newcomer)
+    opened = _Opened(settings, open_bus)
+    context.usual_trigger = opened.usual
     stdio = Stdio.claim(jsonrpc.refusal)
-    _run(stdio, _serve, context, settings, bus, preferred, stdio, checkpoints, conversation)
+    _run(stdio, _serve, context, opened, stdio, conversation)
 
 
 def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> NoReturn:
@@ -128,16 +132,22 @@ def _report(error: BaseException) -> int:
     return 1
 
 
-async def _serve(
-    context: ToolContext,
-    settings: Settings,
-    bus: Bus,
-    triggers: list[Trigger],
-    stdio: Stdio,
-    checkpoints: Checkpoints,
-    conversation: Callable[[Process], str],
-) -> int:
-    gate, choice = ReadyGate(), context.choice
+class _Opened:
+    """The bus of `settings`, and what keeps its file small. Raises what `open_bus` raises."""
+
+    def __init__(self, settings: Settings, open_bus: Callable[..., tuple[Bus, Triggers]]) -> None:
+        self.settings = settings
+        self.checkpoints = Checkpoints(settings.home / "bus.db")
+        self.bus, triggers = open_bus(settings, busy_ms=0, on_wal=self.checkpoints)
+        self.triggers = triggers.preferred()
+        self.usual = triggers.usual
+
+
+def _make_session(
+    context: ToolContext, opened: _Opened, stdio: Stdio, gate: ReadyGate, conversation: Callable[[Process], str]
+) -> tuple[Session, HeldDelivery | None]:
+    """The session that `context.choice` describes, not claimed yet, and its delivery if that can be held back."""
+    choice, settings = context.choice, opened.settings
 
     async def report(trouble: str) -> None:
         """Report that the delivery takes nothing, or that it works again: here, in `peers`, to senders. [INBOX-6]"""
@@ -164,32 +174,39 @@ async def _serve(
         cwd=settings.cwd,
         domain=process.domain(),
         delivery=PULL if held else choice.delivery,
-        trigger=triggers[0].name,
+        trigger=opened.triggers[0].name,
         delivery_reason=_unusable(choice, held) if held else choice.reason,
         conversation=conversation(choice.host),
         is_asked=settings.name_was_asked,
         folder=settings.folder,
     )
     session = Session(
-        bus,
+        opened.bus,
         arrival,
-        triggers=triggers,
+        triggers=opened.triggers,
         delivery=delivery,
         record=choice.record,
         is_proof_wanted=delivery is not None,
-        checkpoints=checkpoints,
+        checkpoints=opened.checkpoints,
         say=say,
         retention_hours=settings.retention_hours,
         holds_old=True,
         conversation=lambda: conversation(choice.host),
     )
-    trouble = (lambda: delivery.trouble) if delivery is not None else str
+    if delivery is not None:
+        context.trouble = lambda: delivery.trouble
+    return session, watched
+
+
+async def _serve(context: ToolContext, opened: _Opened, stdio: Stdio, conversation: Callable[[Process], str]) -> int:
+    gate, choice = ReadyGate(), context.choice
+    session, watched = _make_session(context, opened, stdio, gate, conversation)
     aside = _Aside()
-    context = replace(context, session=session, trouble=trouble, aside=lambda: aside.said)
+    context.session, context.aside = session, lambda: aside.said
 
     async def be_there() -> None:
         """Be the peer, from the claim on."""
-        _announce(session, settings)
+        _announce(session, opened.settings)
         if held:
             say(arrival.delivery_reason)
         await tasks.start(session.run)
@@ -198,7 +215,7 @@ async def _serve(
 
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_watch_for_end, session, stdio)
+            await tasks.start(_watch_for_end, context, stdio)
             tasks.start_soon(stdio.run)
             if await session.claim(alone=choice.twin is not None) is None:
                 tasks.start_soon(_stand_aside, session, choice, aside, be_there)
@@ -209,6 +226,65 @@ async def _serve(
     finally:
         _close(session)
     return 1
+
+
+async def _serve_late(
+    context: ToolContext,
+    settings: Settings,
+    open_bus: Callable[..., tuple[Bus, Triggers]],
+    stdio: Stdio,
+    newcomer: Newcomer,
+) -> int:
+    """Speak first, and be a peer once it is known which session this is. [LATE-1]"""
+    gate = ReadyGate()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_watch_for_end, context, stdio)
+        tasks.start_soon(stdio.run)
+        tasks.start_soon(_arrive, context, settings, open_bus, stdio, gate, newcomer)
+        await _speak(context, stdio, gate)
+    return 1
+
+
+async def _arrive(
+    context: ToolContext,
+    settings: Settings,
+    open_bus: Callable[..., tuple[Bus, Triggers]],
+    stdio: Stdio,
+    gate: ReadyGate,
+    newcomer: Newcomer,
+) -> None:
+    """Be the peer that `newcomer` finds, until it has left. What fails is what every tool then answers. [LATE-1]"""
+    try:
+        choice = context.choice = await newcomer.arrive()
+        if choice.mode is Mode.HEALTH_CHECK:
+            return
+        opened = _Opened(choice.settings or settings, open_bus)
+        context.usual_trigger, context.name_note = opened.usual, opened.settings.name_note
+        session, watched = _make_session(context, opened, stdio, gate, lambda _host: choice.conversation)
+        if choice.guest_of:
+            await session.be_guest_of(choice.guest_of)
+            context.session = session
+            return
+        await session.claim()
+        _announce(session, opened.settings)
+        async with anyio.create_task_group() as tasks:
+            # From here on the end of this process ends the peer.
+            context.session = session
+            await tasks.start(session.run)
+            if watched is not None:
+                tasks.start_soon(watched.watch)
+            newcomer.over.set()
+            reason = await newcomer.left()
+            say(reason)
+            context.session, context.choice = None, replace(choice, mode=Mode.HEALTH_CHECK, reason=reason)
+            await session.stop()
+            tasks.cancel_scope.cancel()
+        _close(session)
+    except AgentbusError as error:
+        say(str(error))
+        context.session, context.choice = None, replace(context.choice, mode=Mode.HEALTH_CHECK, reason=str(error))
+    finally:
+        newcomer.over.set()
 
 
 def _unusable(choice: Choice, trouble: str) -> str:
@@ -262,7 +338,7 @@ def _twin(session: Session) -> Peer | None:
 async def _serve_nobody(context: ToolContext, stdio: Stdio) -> int:
     """Do the handshake and nothing else. [VOID-3]"""
     async with anyio.create_task_group() as tasks:
-        await tasks.start(_watch_for_end, None, stdio)
+        await tasks.start(_watch_for_end, context, stdio)
         tasks.start_soon(stdio.run)
         await _speak(context, stdio, ReadyGate())
     return 1
@@ -303,20 +379,21 @@ def _announce(session: Session, settings: Settings) -> None:
 
 
 async def _watch_for_end(
-    session: Session | None, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    context: ToolContext, stdio: Stdio, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """End the process on a signal, or when the client has closed its end. [LIFE-1], [LIFE-2]"""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         task_status.started()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_after, stdio.closed.wait, tasks.cancel_scope)
-            if session is not None:
-                tasks.start_soon(_cancel_after, session.orphaned.wait, tasks.cancel_scope)
+            if context.session is not None:
+                tasks.start_soon(_cancel_after, context.session.orphaned.wait, tasks.cancel_scope)
             async for _signal in signals:
                 break
             tasks.cancel_scope.cancel()
     # Do not cancel the other tasks: the SDK would first answer the requests in flight. If the client does not read,
     # that takes a second.
+    session = context.session
     try:
         if session is not None:
             with anyio.move_on_after(_STOP_S):

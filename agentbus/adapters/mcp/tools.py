@@ -15,12 +15,12 @@ from typing import Any
 
 from agentbus import __version__
 from agentbus.adapters.mcp.element import client_chars, parts
-from agentbus.adapters.mcp.hosts import Choice, Mode
+from agentbus.adapters.mcp.hosts import Choice, Mode, Newcomer
 from agentbus.adapters.mcp.jsonrpc import HANDSHAKE_VERSIONS
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.core.bus import Sent
-from agentbus.core.errors import AgentbusError, Busy, InvalidRequest
+from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import Peer, Unread, normalise_name
 from agentbus.core.session import Session
 
@@ -46,9 +46,12 @@ async def _unknown(_meta: Mapping[str, Any]) -> None:
 _META: ContextVar[Mapping[str, Any]] = ContextVar("meta", default=MappingProxyType({}))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ToolContext:
-    """The session that the tools act for, and how it receives. `session` is None for a health check, which has none."""
+    """The session that the tools act for, and how it receives. `session` is None for a health check, which has none.
+
+    The server fills in what is known only later. Until `arrival` is over, it is not known which session this is.
+    """
 
     runtime: str
     server_name: str
@@ -65,6 +68,8 @@ class ToolContext:
     usual_trigger: str = ""
     # Whether the main agent of the session made the call with this `_meta`; None: that cannot be told. [READ-7]
     is_main_agent: Callable[[Mapping[str, Any]], Awaitable[bool | None]] = _unknown
+    # Of a client that says only after the handshake which session this is. [LATE-1]
+    arrival: Newcomer | None = None
 
     @property
     def is_pushed(self) -> bool:
@@ -132,6 +137,8 @@ class Tool:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     # The same without waiting. If it has to wait for something, it does nothing and raises Busy.
     run_now: Callable[[ToolContext, Session, Mapping[str, Any]], str] | None = None
+    # Whether a call changes nothing anywhere. [TOOL-5]
+    only_reads: bool = False
 
     def input_schema(self, profile: Profile) -> dict[str, Any]:
         """The JSON schema of the arguments."""
@@ -148,6 +155,8 @@ class Tool:
             "name": self.name,
             "description": self.description,
             "inputSchema": self.input_schema(profile),
+            # Nothing is ever overwritten or removed, and nothing leaves this machine. [TOOL-5]
+            "annotations": {"readOnlyHint": self.only_reads, "destructiveHint": False, "openWorldHint": False},
         }
         return {**found, "_meta": dict(profile.tool_meta)} if profile.tool_meta else found
 
@@ -204,6 +213,10 @@ async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[st
 
 
 async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    if session.is_guest:
+        raise Refused(
+            "the name belongs to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
+        )
     before = session.peer.name
     after = await session.rename(arguments["name"])
     if after == before:
@@ -323,8 +336,18 @@ TOOLS: tuple[Tool, ...] = (
         {"text": _TEXT},
         _broadcast_now,
     ),
-    Tool("list_peers", "Who is online: the name, the kind and the folder of each session.", _list_peers),
-    Tool("whoami", "The name under which others reach this session, and how it receives.", _whoami),
+    Tool(
+        "list_peers",
+        "Who is online: the name, the kind and the folder of each session.",
+        _list_peers,
+        only_reads=True,
+    ),
+    Tool(
+        "whoami",
+        "The name under which others reach this session, and how it receives.",
+        _whoami,
+        only_reads=True,
+    ),
     Tool(
         "set_name",
         "Change the name under which others reach this session. Pending messages come along, and the old name keeps "
@@ -352,6 +375,7 @@ TOOLS: tuple[Tool, ...] = (
         "Where a message is: pending, delivered or read.",
         _message_status,
         {"id": Argument("The number after # that send_message gave.", True, 1, _highest_id)},
+        only_reads=True,
     ),
 )
 
@@ -403,6 +427,8 @@ async def call(
 ) -> ToolResult:
     """Run a tool. `meta` is the `_meta` of the call. [TOOL-2]"""
     _META.set(meta or {})
+    if context.arrival is not None:
+        await context.arrival.over.wait()
     tool = _BY_NAME.get(name)
     session = context.session
     if session is None:
@@ -476,22 +502,35 @@ def _earlier(session: Session) -> str:
 def instructions(context: ToolContext) -> str:
     """What the server tells the model about the bus, in under 2,000 characters. [TOOL-4]"""
     session = context.session
-    if session is None:
+    is_early = context.arrival is not None and not context.arrival.over.is_set()
+    if session is None and not is_early:
         return f"agentbus: {context.choice.reason}"
     if context.aside():
         return f"agentbus: {context.aside()}"
-    note = f" {context.name_note}." if context.name_note else _name_note(session)
+    if session is None:
+        who = "whoami says your name on the bus."
+    else:
+        note = f" {context.name_note}." if context.name_note else _name_note(session)
+        who = f'Your name on the bus is "{session.peer.name}"{note}.'
     why = context.choice.reason if context.choice.mode is Mode.PULL else context.trouble()
-    if why:
+    if is_early:
+        arrival = (
+            "A message arrives by itself where this client takes it, there is no need to poll; elsewhere every tool "
+            "result says when some are unread: then call check_messages. Each comes as "
+        )
+    elif why:
         arrival = (
             f"Messages are not pushed into this session ({why}): every tool result says when some "
             "are unread; then call check_messages, with wait_s to wait for an answer. Each comes as "
         )
     else:
         arrival = "A message arrives by itself, there is no need to poll, as "
+    about = context.profile.lead or "agentbus connects this session with other agent sessions on this machine."
+    # A lead is a paragraph of its own.
+    gap = "\n\n" if context.profile.lead else " "
     return (
-        "agentbus connects this session with other agent sessions on this machine. Your name on the bus is "
-        f'"{session.peer.name}"{note}. Other sessions, scripts and people reach you under it.{_earlier(session)}\n'
+        f"{about}{gap}{who} "
+        f"Other sessions, scripts and people reach you under it.{'' if session is None else _earlier(session)}\n"
         "\n"
         f'{arrival}<channel source="agentbus" from="NAME" msg_id="N" ts="...">text</channel>. '
         "Answer with send_message to the name in `from`, with reply_to. list_peers shows who is online; "

@@ -16,9 +16,10 @@ from typing import Any
 import anyio
 import pytest
 
-from agentbus.adapters.mcp import jsonrpc
+from agentbus.adapters.mcp import jsonrpc, tools
 from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.sdk import _Settling, serve_mcp
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import Busy
@@ -407,3 +408,10 @@ def test_the_desk_imports_no_sdk() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.spec("TOOL-5")
+def test_each_tool_says_truthfully_what_it_does() -> None:
+    hints = {tool["name"]: tool["annotations"] for tool in tools.listing(Profile())["tools"]}
+    assert {name for name, hint in hints.items() if hint["readOnlyHint"]} == {"list_peers", "whoami", "message_status"}
+    assert all(not hint["destructiveHint"] and not hint["openWorldHint"] for hint in hints.values())
