@@ -14,9 +14,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agentbus.adapters.claude_mcp.inbox import Address, Inbox, InboxDelivery, PostBudget
+from agentbus.adapters.claude_mcp.inbox import inbox as claude_inbox
 from agentbus.adapters.mcp.channel import ChannelDelivery
 from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.inbox import Address, InboxDelivery, PostBudget
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed
 from agentbus.core.ports import Delivery, Receipt
@@ -124,7 +125,7 @@ async def inbox() -> AsyncIterator[FarEnd]:
 
         ours = current()
         bucket = PostBudget(home, ours, burst=10_000)
-        yield FarEnd(InboxDelivery(Inbox(Address(far.path, TOKEN), ours), bucket, gate, report), take, None)
+        yield FarEnd(InboxDelivery(claude_inbox(Address(far.path, TOKEN), ours), bucket, gate, report), take, None)
         far.close()
 
 

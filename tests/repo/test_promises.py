@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from agentbus import registry
-from agentbus.adapters.claude_mcp import caller, inbox, mode, records
+from agentbus.adapters.claude_mcp import caller, mode, records
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp import server as claude_server
-from agentbus.adapters.mcp import element, fast_path, gate, hold, lines, rate_limit, server
+from agentbus.adapters.mcp import element, fast_path, gate, hold, inbox, lines, rate_limit, server
 from agentbus.cli import common, wait
 from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store
 from agentbus.core.adapter import Variable

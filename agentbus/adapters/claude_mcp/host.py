@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from agentbus.adapters.claude_mcp import records
-from agentbus.adapters.claude_mcp.inbox import Inbox, InboxDelivery, PostBudget, address
+from agentbus.adapters.claude_mcp.inbox import address, inbox
 from agentbus.adapters.claude_mcp.mode import PermissionMode
 from agentbus.adapters.claude_mcp.transcript import Transcript
 from agentbus.adapters.claude_mcp.twins import twin
-from agentbus.adapters.mcp import channel
+from agentbus.adapters.mcp import channel, peer_socket
 from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
+from agentbus.adapters.mcp.inbox import InboxDelivery, PostBudget
 from agentbus.core import process
 from agentbus.core.bus import PULL
 from agentbus.core.config import DEFAULT_NAME, Settings, other_program
@@ -101,7 +102,7 @@ def _recognised(above: Sequence[Process]) -> Process | None:
     if not other_program("CLAUDECODE"):
         return None
     at = address()
-    pid = Inbox(at, above[0]).listener() if at is not None and above else None
+    pid = peer_socket.listener(at.path) if at is not None else None
     return next((one for one in above if one.pid == pid or records.entry(one) is not None), None)
 
 
@@ -224,10 +225,10 @@ def _inbox(host: Process, reason: str, *, is_asked: bool = False) -> Choice:
     at = address()
     if at is None:
         return _pull(host, f"{reason}, and there is no CLAUDE_CODE_MESSAGING_SOCKET")
-    inbox = Inbox(at, host)
+    own = inbox(at, host)
     if not is_asked:
         try:
-            inbox.connect().close()
+            own.connect().close()
         except DeliveryFailed as error:
             return _pull(host, f"{reason}, and its inbox cannot be used: {error}")
         reason = f"{reason}; what comes goes into its inbox"
@@ -236,6 +237,6 @@ def _inbox(host: Process, reason: str, *, is_asked: bool = False) -> Choice:
         mode=Mode.PUSHED,
         delivery=InboxDelivery.carrier,
         reason=reason,
-        make=lambda link: InboxDelivery(inbox, PostBudget(link.home, host), link.gate, link.report),
+        make=lambda link: InboxDelivery(own, PostBudget(link.home, host), link.gate, link.report, link.frames),
         record=Transcript(host),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentbus.adapters.claude_mcp import records
-from agentbus.adapters.claude_mcp.inbox import NOT_HERE
+from agentbus.adapters.mcp.inbox import NOT_HERE
 from agentbus.core.process import Process
 
 __all__ = ["Transcript", "given", "shown"]

@@ -207,8 +207,8 @@ async def _serve(context: ToolContext, opened: _Opened, stdio: Stdio, conversati
     async def be_there() -> None:
         """Be the peer, from the claim on."""
         _announce(session, opened.settings)
-        if held:
-            say(arrival.delivery_reason)
+        if watched is not None and watched.trouble:
+            say(session.peer.delivery_reason)
         await tasks.start(session.run)
         if watched is not None:
             tasks.start_soon(watched.watch)

@@ -18,9 +18,10 @@ import pytest
 
 import agentbus as package
 from agentbus.adapters.claude_mcp.host import choose
-from agentbus.adapters.claude_mcp.inbox import Address, Inbox, InboxDelivery, PostBudget, compose
+from agentbus.adapters.claude_mcp.inbox import inbox as claude_inbox
 from agentbus.adapters.mcp.element import element
 from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.inbox import Address, InboxDelivery, PostBudget, compose
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.process import Process, current
@@ -55,7 +56,7 @@ def delivery_to(path: Path, home: Path, *, host: Process | None = None, **bucket
     home.mkdir(mode=0o700, exist_ok=True)
     at = Address(path, TOKEN)
     ours = host or current()
-    return InboxDelivery(Inbox(at, ours), PostBudget(home, ours, **bucket), ReadyGate(), report)
+    return InboxDelivery(claude_inbox(at, ours), PostBudget(home, ours, **bucket), ReadyGate(), report)
 
 
 async def post(delivery: InboxDelivery, batch: list[Envelope]) -> None:
@@ -120,7 +121,7 @@ async def test_a_post_is_taken_when_the_session_has_read_it(folder: Path, home: 
 async def test_an_inbox_that_hangs_is_given_up_and_nothing_counts_as_posted(
     folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentbus.adapters.claude_mcp.inbox._PATIENCE_S", 0.05)
+    monkeypatch.setattr("agentbus.adapters.mcp.inbox._PATIENCE_S", 0.05)
     inbox = InboxStandIn(folder / "1.sock", reads=False)
     try:
         with pytest.raises(DeliveryFailed, match="the inbox accepts nothing"):
@@ -190,11 +191,11 @@ async def test_what_is_too_much_is_refused_here_and_not_dropped_there(stand_in: 
 def test_only_our_hosts_socket_in_a_folder_of_ours_is_talked_to(stand_in: InboxStandIn, folder: Path) -> None:
     def refused(path: Path, host: Process | None = None) -> str:
         with pytest.raises(DeliveryFailed) as caught:
-            Inbox(Address(path, TOKEN), host or current()).connect()
+            claude_inbox(Address(path, TOKEN), host or current()).connect()
         assert TOKEN not in str(caught.value)
         return str(caught.value)
 
-    Inbox(Address(stand_in.path, TOKEN), current()).connect().close()
+    claude_inbox(Address(stand_in.path, TOKEN), current()).connect().close()
     assert TOKEN not in repr(Address(stand_in.path, TOKEN))
     if sys.platform == "linux":
         other = Process(os.getppid(), "x")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from agentbus.adapters.claude_mcp import transcript
-from agentbus.adapters.claude_mcp.inbox import compose
 from agentbus.adapters.mcp.element import element
+from agentbus.adapters.mcp.inbox import compose
 from agentbus.cli import output
 from agentbus.core.model import Peer, timestamp
 from agentbus.core.store import Store

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentbus.adapters.claude_mcp.frames import FRAMES
-from agentbus.adapters.claude_mcp.inbox import compose
 from agentbus.adapters.claude_mcp.server import PROFILE
 from agentbus.adapters.mcp.channel import channel_event
 from agentbus.adapters.mcp.element import CHANNEL, attributes, client_chars, element, parts
+from agentbus.adapters.mcp.inbox import compose
 from agentbus.adapters.mcp.tools import TOOLS
 from agentbus.core.errors import InvalidRequest
 from tests.support.fakes import envelope
@@ -86,7 +86,7 @@ def test_the_set_is_the_same_for_all_carriers() -> None:
     one = envelope(1, SPOOF)
     assert PROFILE.frames is FRAMES
     assert wanted in channel_event(one, PROFILE.frames).decode()
-    assert wanted in compose([one], "mark")[0]
+    assert wanted in compose([one], "mark", PROFILE.frames)[0]
     assert wanted in parts(one, PROFILE.frames, 1_000)[0]
     assert one.text == SPOOF
 

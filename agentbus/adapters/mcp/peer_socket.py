@@ -1,0 +1,85 @@
+"""Connects to a unix stream socket on which our own agent process listens, and to no other.
+
+Knows no client and no protocol. Implements [INBOX-5].
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from agentbus.core.errors import DeliveryFailed
+from agentbus.core.process import Process
+
+__all__ = ["connect", "listener"]
+
+_UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+
+
+def connect(path: Path, host: Process) -> socket.socket:
+    """A non-blocking connection to `path`, on which `host` listens. [INBOX-5]
+
+    Raises DeliveryFailed, with the reason, and FileNotFoundError.
+    """
+    _check(path)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        connection.connect(str(path))
+        if sys.platform == "linux":
+            pid, uid = _other_end(connection)
+            if pid != host.pid or uid != os.geteuid():
+                raise DeliveryFailed(f"{path} belongs to process {pid}, not to the session's process {host.pid}")
+    except OSError as error:
+        connection.close()
+        if error.errno == errno.ENOENT:
+            raise FileNotFoundError(path) from error
+        raise DeliveryFailed(f"{path} does not answer ({error.strerror})") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def listener(path: Path) -> int | None:
+    """The process that listens on `path`, if it is ours and the system tells; else None."""
+    if sys.platform != "linux":
+        return None
+    with suppress(OSError, DeliveryFailed), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        _check(path)
+        asking.setblocking(False)
+        asking.connect(str(path))
+        pid, uid = _other_end(asking)
+        return pid if uid == os.geteuid() else None
+    return None
+
+
+def _other_end(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user that listen."""
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
+def _check(path: Path) -> None:
+    """Refuse a path that is not our own socket in our own folder. [INBOX-5]
+
+    Raises DeliveryFailed, and FileNotFoundError.
+    """
+    try:
+        facts, folder = os.lstat(path), os.lstat(path.parent)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DeliveryFailed(f"{path} cannot be accessed ({error.strerror})") from error
+    if not stat.S_ISSOCK(facts.st_mode):
+        raise DeliveryFailed(f"{path} is not a socket")
+    if facts.st_uid != os.geteuid() or folder.st_uid != os.geteuid():
+        raise DeliveryFailed(f"{path} or its folder belongs to another user")
+    if not stat.S_ISDIR(folder.st_mode) or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DeliveryFailed(f"{path.parent} can be written by other users, or is a symlink")
