@@ -7,6 +7,7 @@ hand. Every error is printed as one line. Implements [CLI-1], [CLI-4], [ERR-2].
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 
@@ -19,6 +20,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command in sys.argv and exit with its code."""
     _open_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and messages can hold characters that the locale cannot show. They are shown escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     is_send = sys.argv[1:2] == ["send"]
     if is_send:
         gc.disable()  # the process ends before collecting would help; this saves 2 ms of 50

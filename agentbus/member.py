@@ -21,7 +21,8 @@ from agentbus import registry
 from agentbus.core import config, process
 from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import Refused, TryAgain
-from agentbus.core.model import Arrival, Envelope, Peer, normalise_name
+from agentbus.core.model import Arrival, Envelope, Peer
+from agentbus.core.names import session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
 
@@ -101,11 +102,14 @@ class Member:
         return await self._session.peers()
 
     async def rename(self, name: str) -> str:
-        """Take another name; return it in its normal form. Pending messages come along. The old name leads here too.
+        """Take another name; return it in its one form. Pending messages come along. The old name leads here too.
 
-        Raises InvalidRequest for a bad name, Refused when another peer has it, TryAgain.
+        Mail that waits under the new name already is left there; the log says so.
+
+        Raises InvalidRequest for a bad name and for one that no session can have, Refused when another peer has it,
+        TryAgain.
         """
-        return await self._session.rename(name)
+        return (await self._session.rename(name)).name
 
     async def receive(self) -> Envelope:
         """Wait for the next message. It is safe to cancel this, for example for a timeout: no message is lost."""
@@ -129,7 +133,7 @@ async def join(name: str | None = None, *, home: str | os.PathLike[str] | None =
     """
     settings = config.load(home=None if home is None else Path(home))
     if name is not None:
-        settings = replace(settings, name=normalise_name(name), name_note="", name_was_asked=True)
+        settings = replace(settings, name=session_name(name), name_note="", name_was_asked=True)
     hand_over = _HandOver()
     try:
         async with peer_session(settings, hand_over, runtime=RUNTIME, reason=_REASON, say=_log.warning) as session:

@@ -6,7 +6,6 @@ loop, and waits inline for a busy database. Implements [CLI-1] to [CLI-5], [WAKE
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from contextlib import contextmanager
 from agentbus import registry
 from agentbus.core import config, process
 from agentbus.core.bus import PULL, Bus, Sent
-from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import Peer, fit_name, normalise_name, timestamp
+from agentbus.core.errors import InvalidRequest, Refused
+from agentbus.core.model import Peer, timestamp
+from agentbus.core.names import address, folded, is_kept, login_name
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _BUSY_MS = 10_000
 @contextmanager
 def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
     """The bus of AGENTBUS_HOME, open until the block ends. Raises what `config.load` and `registry.open_bus` raise."""
-    settings = config.load()
+    settings = config.load(is_person=True)
     bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
     try:
         yield bus, settings
@@ -52,18 +52,27 @@ def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
 
 
 def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
-    """The name of a shell: the one asked for, else the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]"""
+    """The name of a shell: the one asked for, else the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]
+
+    Raises InvalidRequest for a bad name, and Refused for one that no session can have, in a shell of a session.
+    """
     return _own(bus, settings, asked)[0]
 
 
 def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
     """The name of a shell, and the session that it runs in and sends as; None if it sends as somebody else."""
-    if asked is not None:
-        return normalise_name(asked), None
+    name = None if asked is None else address(asked)
+    if name is not None and not is_kept(name):
+        return name, None
     peer = bus.sender_among(process.ancestors())
+    if name is not None and peer is not None:
+        raise Refused(
+            f'this shell belongs to the session "{peer.name}", and no session can have the name "{name}"',
+            hint="leave the name out",
+        )
     if peer is not None:
         return peer.name, peer.session
-    return settings.name if settings.name_was_asked else _login_name(), None
+    return name or (settings.name if settings.name_was_asked else login_name()), None
 
 
 def known_names(start: str) -> list[str]:
@@ -75,16 +84,7 @@ def known_names(start: str) -> list[str]:
         return []
     with bus_and_settings() as (bus, _settings):
         names = {peer.name for peer in bus.store.live()} | set(bus.store.queries.waiting())
-    return sorted(name for name in names if name.startswith(start))
-
-
-def _login_name() -> str:
-    import pwd
-
-    try:
-        return fit_name(pwd.getpwuid(os.getuid()).pw_name) or "shell"
-    except KeyError:  # a user id without an entry, as in some containers
-        return "shell"
+    return sorted(name for name in names if name.startswith(folded(start)))
 
 
 def text_or_stdin(text: str | None) -> str:
@@ -177,9 +177,11 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
     for peer in present:
         pending = str(waiting.get(peer.name, 0))
         rows.append((peer.name, peer.runtime, peer.delivery, peer.trigger, pending, str(peer.process.pid), peer.cwd))
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
+
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
     for peer in present:
         if peer.delivery == PULL:

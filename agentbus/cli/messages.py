@@ -8,16 +8,20 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import islice
+from typing import Any
 
 from rich.text import Text
 
 from agentbus.cli import common, output
 from agentbus.core import a2a
-from agentbus.core.bus import now_ms
+from agentbus.core.bus import Bus, now_ms
+from agentbus.core.config import Settings
 from agentbus.core.errors import InvalidRequest, Refused
-from agentbus.core.model import MessageState, Status, normalise_name, timestamp
+from agentbus.core.model import MessageState, Status, timestamp
+from agentbus.core.names import normalise_name
 
 __all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_whole", "status"]
 
@@ -58,19 +62,25 @@ def _parse_grep(text: str) -> re.Pattern[str]:
         ) from None
 
 
+def _mailbox(bus: Bus, settings: Settings, name: str | None) -> str:
+    # Any mailbox can be looked into, also one whose name is no address any more.
+    return common.own_name(bus, settings, None) if name is None else normalise_name(name)
+
+
 def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
     """Show the messages of a mailbox that are not known to be read: the mailbox of `name`, by default the caller's."""
     with common.bus_and_settings() as (bus, settings):
-        mailbox = common.own_name(bus, settings, name)
+        mailbox = _mailbox(bus, settings, name)
         found = bus.store.queries.inbox(mailbox, limit + 1)
+        former = bus.store.queries.earlier_names(found)
     shown, is_more = found[:limit], len(found) > limit
     if as_json:
         for one in shown:
-            output.json_line(output.status_row(one))
+            output.json_line(_row(one, former))
         return
     out = output.console()
     for one in shown:
-        out.print(_heading(one))
+        out.print(_heading(one, former.get(one.id, ())))
         out.print(_indented(one.text))
     if not shown:
         out.print(f'nothing unread in the mailbox of "{mailbox}"')
@@ -87,7 +97,7 @@ def discard(name: str | None, *, before: str | None, is_sure: bool, as_json: boo
     if not is_sure and not sys.stdin.isatty():
         raise InvalidRequest("nobody can be asked here, nothing was removed", hint="add --yes")
     with common.bus_and_settings() as (bus, settings):
-        mailbox = common.own_name(bus, settings, name)
+        mailbox = _mailbox(bus, settings, name)
         if not is_sure:
             older = "" if before is None else f" that are older than {before}"
             print(
@@ -129,9 +139,13 @@ def _indented(text: str) -> Text:
     return Text("    " + output.printable(text).replace("\n", "\n    "))
 
 
-def _heading(one: Status) -> Text:
+def _row(one: Status, former: Mapping[int, list[str]]) -> dict[str, Any]:
+    return {**output.status_row(one), "sender_was": former.get(one.id, [])}
+
+
+def _heading(one: Status, former: Sequence[str]) -> Text:
     text = Text(f"#{one.id} from ")
-    text.append(one.sender, "bold")
+    text.append(output.named(one.sender, former), "bold")
     text.append(f", {output.age(one.sent_at, now_ms())} ago, ")
     text.append(one.state.value, output.STYLES[one.state])
     if one.state is MessageState.DELIVERED:
@@ -157,29 +171,32 @@ def history(
             for one in reversed(found):
                 output.json_line(a2a.to_a2a(one, thread=bus.store.queries.root(one.id)))
             return
+        former = bus.store.queries.earlier_names(found)
     if not as_json and not found:
         print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
     out = output.console()
     for one in reversed(found):
         if as_json:
-            output.json_line(output.status_row(one))
+            output.json_line(_row(one, former))
         else:
-            output.line(out, output.status_line(one))
+            output.line(out, output.status_line(one, former.get(one.id, ())))
 
 
 def status(row_id: int, *, as_json: bool) -> None:
     """Show one message and its state. Raises InvalidRequest when there is no message with that id."""
     with common.bus_and_settings() as (bus, _settings):
         found = bus.store.queries.status(row_id)
+        former = bus.store.queries.earlier_names([found])
         by = None if found.sender_session is None else bus.store.queries.session(found.sender_session)
     if as_json:
-        output.json_line(output.status_row(found))
+        output.json_line(_row(found, former))
         return
     out = output.console()
     out.print(str(found))
     if found.sender_session is not None:
         name, runtime, folder = by or (found.sender, "forgotten", "")
         where = f"{runtime} in {folder}" if folder else runtime
+        where += f", {output.was(former[found.id])}" if found.id in former else ""
         now = "" if name == found.sender else f', "{name}" since'
         out.print(Text(output.printable(f"    sent by session {found.sender_session} ({where}{now})", lines=False)))
     if found.reply_to is not None:

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,16 +28,20 @@ __all__ = [
     "exactly",
     "json_line",
     "line",
+    "named",
     "printable",
     "say",
     "span",
     "status_line",
     "status_row",
+    "was",
 ]
 
 STYLES = {MessageState.PENDING: "yellow", MessageState.DELIVERED: "cyan", MessageState.READ: "green"}
 # Control characters, except tab and newline: a peer's text must not control the reader's terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Of the names that a sender had before, this many are shown: the first, and the latest.
+_MOST_FORMER = 3
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -139,11 +144,26 @@ def envelope_row(envelope: Envelope) -> dict[str, Any]:
     return dict(zip(_ENVELOPE_KEYS, (*values, timestamp(envelope.sent_at)), strict=True))
 
 
-def status_line(status: Status) -> Text:
-    """A message on one line: time, id, state, sender, recipient, text."""
+def was(names: Sequence[str]) -> str:
+    """What a sender was called before it sent, as `was "x" before`; empty if it had no other name. [NAME-13]"""
+    if not names:
+        return ""
+    shown = [f'"{name}"' for name in (names if len(names) <= _MOST_FORMER else [names[0], *names[1 - _MOST_FORMER :]])]
+    if len(names) > _MOST_FORMER:
+        shown.insert(1, "...")
+    return f"was {', '.join(shown)} before"
+
+
+def named(sender: str, former: Sequence[str]) -> str:
+    """A sender, with the names that it had before."""
+    return f"{sender} ({was(former)})" if former else sender
+
+
+def status_line(status: Status, former: Sequence[str] = ()) -> Text:
+    """A message on one line: time, id, state, sender with the names that it had before, recipient, text."""
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
-    text.append(f"  {status.sender} -> {status.recipient}", "bold")
+    text.append(f"  {named(status.sender, former)} -> {status.recipient}", "bold")
     return text.append(contents(status))
 
 

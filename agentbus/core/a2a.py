@@ -7,10 +7,12 @@ https://a2a-protocol.org/latest/specification (Message, Part). Implements [ENV-1
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import Envelope, check_body, normalise_name
+from agentbus.core.model import Envelope, check_body
+from agentbus.core.names import NAME_RULE, normalise_name
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
 
@@ -90,12 +92,10 @@ def _object(value: object, what: str) -> dict[str, Any]:
 
 def _name(value: object, what: str) -> str:
     # Not normalised here: a bus gives out names only in their one form.
-    if not isinstance(value, str) or normalise_name(value) != value:
-        raise InvalidRequest(
-            f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}",
-            hint="use a name of a-z, 0-9, _ and -, with no dash at its ends",
-        )
-    return value
+    with suppress(InvalidRequest):
+        if isinstance(value, str) and normalise_name(value) == value:
+            return value
+    raise InvalidRequest(f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint=NAME_RULE)
 
 
 def _text(parts: object) -> str:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Peer, Status, Unread, check_body, normalise_name, timestamp
+from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body, timestamp
+from agentbus.core.names import address, is_kept, session_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -26,13 +27,10 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["BUS_NAME", "PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
+__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
-
-# The sender of what the bus itself has to say to a session. [PRES-5]
-BUS_NAME = "agentbus"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
@@ -68,6 +66,8 @@ class Sent:
             )
         if self.is_online:
             return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
+        if is_kept(self.recipient):
+            return f'queued #{self.id} for "{self.recipient}": a person reads it with agentbus inbox {self.recipient}'
         if self.is_known:
             return f'queued #{self.id} for "{self.recipient}"{moved}: offline, it is delivered when that peer is back'
         if not self.similar:
@@ -151,16 +151,16 @@ class Bus:
 
         Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
         """
-        asked = normalise_name(to)
+        asked = address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
-        row_id, address = self.store.send(
+        row_id, found = self.store.send(
             sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
         )
-        is_online = address.peer is not None and self._wake(address.peer)
+        is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
-        is_known, similar = (True, ()) if address.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, address.mailbox, is_online, is_known, similar, _pulls(address.peer))
+        is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
+        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
 
     def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
@@ -241,15 +241,15 @@ class Bus:
         self._tell()
         return Claimed(*claimed)
 
-    def rename(self, peer: Peer, name: object) -> str:
-        """Give `peer` another name; return it in its normal form. [NAME-5]
+    def rename(self, peer: Peer, name: object) -> Renamed:
+        """Give `peer` another name. [NAME-5]
 
-        Raises InvalidRequest for a bad name, Refused when a present peer holds it, Busy.
+        Raises InvalidRequest for a bad name and for one that no session can have, Refused when a present peer has it,
+        Busy.
         """
-        new = normalise_name(name)
-        self.store.rename(peer.session, peer.process.pid, new)
+        renamed = self.store.rename(peer.session, peer.process.pid, session_name(name))
         self._tell()
-        return new
+        return renamed
 
     def pending(self, peer: Peer, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""

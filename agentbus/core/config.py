@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentbus.core.errors import BrokenSetup, InvalidRequest
-from agentbus.core.model import fit_name, normalise_name
+from agentbus.core.names import address, folder_wish, session_name
 
 __all__ = [
-    "DEFAULT_NAME",
     "HOME_FILES",
     "VARIABLES",
     "WATCH_FOLDER",
@@ -31,8 +30,6 @@ __all__ = [
     "unknown",
 ]
 
-# The name when neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, for example).
-DEFAULT_NAME = "agent"
 DEFAULT_MAX_BYTES = 65_536
 # A tool call and its channel event hold the text as JSON, escaped; much more would choke a client's line reader.
 HIGHEST_MAX_BYTES = 1_048_576
@@ -57,7 +54,7 @@ VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every `AGENTBUS_*` variable, checked. `name` is the name that the session wishes for.
+    """Every `AGENTBUS_*` variable, checked. `name` is the name that the session wishes for; a person's can be empty.
 
     `name_note` says, in one sentence, why `name` is not what AGENTBUS_NAME asked for; empty when it is.
     """
@@ -76,17 +73,24 @@ class Settings:
     folder: str = ""
 
 
-def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = None, folder: str = "") -> Settings:
+def load(
+    environ: Mapping[str, str] | None = None,
+    *,
+    home: str | Path | None = None,
+    folder: str = "",
+    is_person: bool = False,
+) -> Settings:
     """The settings in `environ` (os.environ by default). `home` takes precedence over AGENTBUS_HOME.
 
-    A session that is given no name is named after `folder`, by default the working folder. [NAME-3]
+    A session that is given no name is named after `folder`, by default the working folder. [NAME-3] With `is_person`
+    they are those of a shell, which can have the names that are kept from sessions. [NAME-11]
 
     Raises InvalidRequest, naming the variable, its value and its range.
     """
     env = os.environ if environ is None else environ
     cwd = os.getcwd()
     asked = env.get("AGENTBUS_NAME", "")
-    name, note = _wished_name(asked, folder or cwd)
+    name, note = _wished_name(asked, folder or cwd, is_person=is_person)
     root = str(home) if home is not None else env.get("AGENTBUS_HOME") or "~/.agentbus"
     return Settings(
         home=Path(os.path.abspath(os.path.expanduser(root))),
@@ -123,15 +127,18 @@ def choice(variable: str, choices: tuple[str, ...]) -> str:
     return _choice(os.environ, variable, choices)
 
 
-def _wished_name(asked: str, folder: str) -> tuple[str, str]:
-    fallback = fit_name(os.path.basename(os.path.normpath(folder))) or DEFAULT_NAME
-    if not asked:
-        return fallback, ""
-    try:
-        return normalise_name(asked), ""
-    except InvalidRequest as error:
-        # A session with another name is better than none, as long as the note says so.
-        return fallback, f'AGENTBUS_NAME is not usable ({error}); the name is "{fallback}"'
+def _wished_name(asked: str, folder: str, *, is_person: bool) -> tuple[str, str]:
+    note = ""
+    if asked:
+        try:
+            return (address if is_person else session_name)(asked), ""
+        except InvalidRequest as error:
+            # A session with another name is better than none, as long as the note says so.
+            note = f"AGENTBUS_NAME is not usable ({error})"
+    if is_person:
+        return "", note  # the login name: it is looked up when it is needed
+    fallback = folder_wish(folder)
+    return fallback, f'{note}; the name is "{fallback}"' if note else ""
 
 
 def _integer(env: Mapping[str, str], variable: str, default: int, low: int, high: int) -> int:

@@ -128,6 +128,8 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
     latest = latest_version()
     if _version(connection, path, latest) == latest:
         return
+    from agentbus.core.upgrade import STEPS  # only a database that is brought forward needs it
+
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Read again: another process can have migrated while we waited for the lock.
@@ -139,6 +141,8 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         for number, sql in migrations():
             if number > version:
                 connection.execute(sql)
+                if number in STEPS:
+                    STEPS[number](connection.execute)
                 connection.execute(f"PRAGMA user_version = {number:d}")
         connection.execute("COMMIT")
     except BaseException:

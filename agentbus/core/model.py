@@ -1,12 +1,10 @@
-"""The values that travel: names, bodies, envelopes, peers, and the one place that validates them.
+"""The values that travel: bodies, envelopes, peers. Names are in names.py.
 
-Knows nothing about SQL, sockets or MCP. Implements [NAME-1] to [NAME-3], [BODY-1], [BODY-2] and the terms
-of SPEC.md section 2.
+Knows nothing about SQL, sockets or MCP. Implements [BODY-1], [BODY-2] and the terms of SPEC.md section 2.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -21,27 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
-    "MAX_NAME_CHARS",
     "Address",
     "Arrival",
     "Ended",
     "Envelope",
     "MessageState",
     "Peer",
+    "Renamed",
     "Status",
     "Unread",
     "check_body",
-    "fit_name",
-    "normalise_name",
-    "numbered_name",
     "timestamp",
 ]
-
-# Long enough for a project's folder, short enough for a table and for a model to copy without a mistake.
-MAX_NAME_CHARS = 32
-_OTHER_CHARACTERS = re.compile(r"[^a-z0-9_-]")
-# An error quotes this much of a bad value; an unbounded quote would bury the sentence around it.
-_MAX_QUOTED_CHARS = 48
 
 
 class MessageState(Enum):
@@ -160,6 +149,26 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Renamed:
+    """A session that has another name now. `kept`: so many messages wait under `name`, and are not for this session."""
+
+    name: str
+    was: str
+    kept: int = 0
+
+    @property
+    def kept_note(self) -> str:
+        """What to say about the mail that was left where it is; empty if there is none. [NAME-12]"""
+        if not self.kept:
+            return ""
+        what = "1 message that waited" if self.kept == 1 else f"{self.kept:,} messages that waited"
+        return (
+            f'{what} under "{self.name}" before {"was" if self.kept == 1 else "were"} not for this session, and '
+            f"{'stays' if self.kept == 1 else 'stay'} there (agentbus inbox {self.name} shows it to your user)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A session that has ended, and where its client recorded what its model was given: one place a line."""
 
@@ -188,53 +197,6 @@ class Arrival:
     conversation: str = ""
     is_asked: bool = True
     folder: str = ""
-
-
-def _quoted(raw: str) -> str:
-    shown = raw if len(raw) <= _MAX_QUOTED_CHARS else raw[:_MAX_QUOTED_CHARS] + "..."
-    # repr() of lone surrogates and control characters is printable; the raw text might not be.
-    return f'"{shown}"' if shown.isprintable() else repr(shown)
-
-
-def normalise_name(raw: object) -> str:
-    """The one form of a name, the same for claiming it and for addressing it. [NAME-1]
-
-    Lower case; anything but `a-z 0-9 _ -` becomes `-`; dashes at the ends are dropped. Idempotent.
-
-    Raises InvalidRequest when nothing is left, or when the name is longer than MAX_NAME_CHARS characters.
-    """
-    if not isinstance(raw, str):
-        raise InvalidRequest(f"a name is text, not {type(raw).__name__}")
-    # The length is checked first: a name of a million characters then costs nothing but its refusal.
-    if len(raw.strip()) > 4 * MAX_NAME_CHARS:
-        raise _too_long(raw, len(raw.strip()))
-    name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()).strip("-")
-    if not name:
-        raise InvalidRequest(
-            f"{_quoted(raw)} is not a name", hint=f"use 1 to {MAX_NAME_CHARS} of a-z, 0-9, _ and -, for example backend"
-        )
-    if len(name) > MAX_NAME_CHARS:
-        raise _too_long(raw, len(name))
-    return name
-
-
-def _too_long(raw: str, length: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"the name {_quoted(raw)} is {length:,} characters, the limit is {MAX_NAME_CHARS}",
-        hint="use a shorter one",
-    )
-
-
-def fit_name(raw: str) -> str | None:
-    """A name made from a folder or a login, cut to length; None when nothing is left. [NAME-3]"""
-    name = _OTHER_CHARACTERS.sub("-", raw.strip().lower()[: 4 * MAX_NAME_CHARS]).strip("-")
-    return name[:MAX_NAME_CHARS].strip("-") or None
-
-
-def numbered_name(name: str, number: int) -> str:
-    """`name-2`, `name-3`, ...: cut so that it stays a name. [NAME-4]"""
-    suffix = f"-{number}"
-    return name[: MAX_NAME_CHARS - len(suffix)].rstrip("-") + suffix
 
 
 def check_body(text: object, max_bytes: int) -> str:

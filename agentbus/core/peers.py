@@ -2,7 +2,7 @@
 
 Synchronous. A method commits all of its changes or none. Instants are milliseconds since 1970 UTC. Every method raises
 Busy when another process holds the database for longer than the connection waits, and BrokenSetup or TryAgain as in
-`database.explain`. Implements [NAME-4] to [NAME-8], [PRES-2] to [PRES-4].
+`database.explain`. Implements [NAME-4] to [NAME-9], [NAME-11] to [NAME-13], [PRES-2] to [PRES-4].
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from agentbus.core import database
 from agentbus.core.errors import BrokenSetup, Refused
-from agentbus.core.model import Arrival, Peer, numbered_name
+from agentbus.core.model import Arrival, Peer, Renamed
+from agentbus.core.names import is_kept, numbered_name
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
 from agentbus.core.process import Life, Process, domain
 from agentbus.core.process import life as process_life
@@ -37,6 +38,11 @@ LEFT_AT = 17  # the column after these, where a query adds left_at
 _PRESENT = f"SELECT {PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
 # Whether there is a session to forget.
 _FORGOTTEN = "SELECT 1 FROM peers WHERE left_at < ? LIMIT 1"
+# Note the name that a session had until now, and after which message it had another. [NAME-13]
+_NOTE_NAME = (
+    "INSERT INTO renames (session, was, newest_id)"
+    " SELECT session, name, (SELECT coalesce(max(id), 0) FROM messages) FROM peers WHERE session = ? AND name <> ?"
+)
 # The conversation that a session is now. [NAME-8]
 _OF_SESSION = " WHERE conversation = (SELECT conversation FROM peers WHERE session = ?)"
 
@@ -208,15 +214,20 @@ class Peers:
                     return None
                 session, lock = self._hold(execute, known, arrival, held)
                 taken_lock = lock if lock is not held else None
-                wished, former, note = (known.name, "", "") if known else self._wish(execute, arrival)
+                # What it took before such names were kept is not its own any more. [NAME-11]
+                is_back = known is not None and not is_kept(known.name)
+                wished, former, note = (known.name, "", "") if known and is_back else self._wish(execute, arrival)
                 # A row of this very session is its own, also in a file that was restored.
                 taken = {peer.name: peer for peer in self._present(execute) if peer.session != session}
                 # A name that is its own, or was asked for, is taken with the mail that waits there. [NAME-9]
-                name, number, is_its = wished, 1, bool(known) or arrival.is_asked or wished == former
+                name, number, is_its = wished, 1, is_back or arrival.is_asked or wished == former
                 where = "" if is_its or name in taken else self._waits_for(execute, name, arrival)
                 if where:
-                    note = f'mail waits under "{name}" for a session of {where}; set_name takes both, if they are yours'
-                while name in taken or where:
+                    note = (
+                        f'mail waits under "{name}" for a session of {where}; '
+                        f"a start with AGENTBUS_NAME={name} takes both, if they are yours"
+                    )
+                while name in taken or where or (number > 1 and is_kept(name)):
                     number += 1
                     name = numbered_name(_base(wished, arrival.launch_name), number)
                     where = "" if known or name == former else self._waits_for(execute, name, arrival)
@@ -256,6 +267,8 @@ class Peers:
         if not row or not arrival.conversation:
             return arrival.launch_name, "", ""
         former, launched = map(str, row)
+        if is_kept(former):
+            return arrival.launch_name, "", ""
         if arrival.is_asked and arrival.launch_name not in (launched, former):
             # It is asked for under another name than the last time: that is what is wanted now.
             return (
@@ -271,7 +284,9 @@ class Peers:
         if not execute("SELECT 1 FROM messages WHERE recipient = ? AND delivered_at IS NULL", (name,)).fetchone():
             return ""
         row = execute(
-            "SELECT CASE folder WHEN '' THEN cwd ELSE folder END FROM peers WHERE name = ? AND left_at IS NOT NULL"
+            "SELECT CASE folder WHEN '' THEN cwd ELSE folder END FROM peers WHERE name = ?1 AND left_at IS NOT NULL"
+            # It does not wait for a session that it is kept from. [NAME-12]
+            " AND session NOT IN (SELECT kept_from FROM messages WHERE kept_from IS NOT NULL AND recipient = ?1)"
             " ORDER BY left_at DESC LIMIT 1",
             (name,),
         ).fetchone()
@@ -284,6 +299,13 @@ class Peers:
             "UPDATE peers SET conversation = ?, folder = ? WHERE session = ?",
             (arrival.conversation, arrival.folder, peer.session),
         )
+        if arrival.conversation and not (arrival.is_asked and arrival.launch_name == peer.name):
+            # What was kept from this conversation is kept from it still, unless the name was asked for. [NAME-12]
+            execute(
+                "UPDATE messages SET kept_from = ?1 WHERE kept_from IN"
+                " (SELECT session FROM peers WHERE conversation = ?2 AND session <> ?1)",
+                (peer.session, arrival.conversation),
+            )
         _remember(execute, arrival.conversation, peer.name, arrival.launch_name, peer.last_seen)
 
     def turn_to(self, session: str, pid: int, conversation: str, *, now: int) -> None:
@@ -353,6 +375,7 @@ class Peers:
     def _seat(execute: Callable[..., Any], peer: Peer) -> None:
         # A claimed name is no longer an alias of another session. [NAME-6]
         execute("DELETE FROM aliases WHERE alias = ?", (peer.name,))
+        execute(_NOTE_NAME, (peer.session, peer.name))
         execute(
             f"INSERT INTO peers ({PEER}) VALUES ({', '.join('?' * 17)})"
             " ON CONFLICT (session) DO UPDATE SET name = excluded.name, pid = excluded.pid,"
@@ -369,32 +392,59 @@ class Peers:
             ),
         )
 
-    def rename(self, session: str, pid: int, name: str) -> str:
-        """Give `session` another name and move its pending messages to it; return the old name. [NAME-5]
+    def rename(self, session: str, pid: int, name: str) -> Renamed:
+        """Give `session` another name and move its pending messages to it. [NAME-5]
+
+        Mail that waits under `name` already is left alone, unless it is of this conversation. [NAME-12]
 
         Raises Refused when a present peer holds `name`, or when `session` is not present in process `pid`.
         """
         with self._writing() as execute:
             row = execute(
-                "SELECT name FROM peers WHERE session = ? AND pid = ? AND left_at IS NULL", (session, pid)
+                "SELECT name, conversation FROM peers WHERE session = ? AND pid = ? AND left_at IS NULL", (session, pid)
             ).fetchone()
             if not row:
                 raise Refused("this session is not on the bus just now", hint="try again in 15 seconds")
-            old = str(row[0])
+            old, conversation = map(str, row)
             if old == name:
-                return old
+                return Renamed(name, old)
             row = execute(f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (name,)).fetchone()
             if row:
                 raise Refused(
                     f'the name "{name}" is held by the session in {row[8]} (process {row[5]})',
                     hint="choose another, list_peers shows those in use",
                 )
-            execute("UPDATE messages SET recipient = ? WHERE recipient = ? AND delivered_at IS NULL", (name, old))
+            kept = self._keep(execute, session, conversation, name)
+            execute(
+                "UPDATE messages SET recipient = ? WHERE recipient = ? AND delivered_at IS NULL AND kept_from IS NOT ?",
+                (name, old, session),
+            )
+            execute(_NOTE_NAME, (session, name))
             execute("DELETE FROM aliases WHERE alias = ?", (name,))
             execute("INSERT OR REPLACE INTO aliases (alias, session) VALUES (?, ?)", (old, session))
             execute("UPDATE peers SET name = ? WHERE session = ?", (name, session))
             execute(f"UPDATE conversations SET name = ?{_OF_SESSION}", (name, session))
-        return old
+        return Renamed(name, old, kept)
+
+    @staticmethod
+    def _keep(execute: Callable[..., Any], session: str, conversation: str, name: str) -> int:
+        """Keep what waits under `name` from `session`, and what an earlier session of it took and may not have read.
+
+        Not if this conversation had that name last. Returns how many messages wait that are kept. [NAME-12]
+        """
+        last = execute(
+            "SELECT conversation FROM peers WHERE name = ? AND left_at IS NOT NULL ORDER BY left_at DESC LIMIT 1",
+            (name,),
+        ).fetchone()
+        if not conversation or last != (conversation,):
+            execute(
+                "UPDATE messages SET kept_from = ?1 WHERE (recipient = ?2 AND delivered_at IS NULL)"
+                " OR (delivered_at IS NOT NULL AND read_at IS NULL AND delivered_to IN"
+                " (SELECT session FROM peers WHERE name = ?2 AND left_at IS NOT NULL AND session <> ?1))",
+                (session, name),
+            )
+        counted = "SELECT count(*) FROM messages WHERE recipient = ? AND delivered_at IS NULL AND kept_from = ?"
+        return int(execute(counted, (name, session)).fetchone()[0])
 
     def is_present(self, session: str, pid: int) -> bool:
         """Whether `session` is present in process `pid` according to its row. Writes nothing."""

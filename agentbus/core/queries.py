@@ -124,13 +124,17 @@ class Queries:
         )
         return [Counts(*row) for row in rows]
 
-    def old(self, mailbox: str, before: int) -> Old:
-        """The messages pending in `mailbox` that were sent before the instant `before`. [OLD-1]"""
+    def old(self, mailbox: str, before: int, session: str = "") -> Old:
+        """The messages pending in `mailbox` that were sent before the instant `before`. [OLD-1]
+
+        Without those that are kept from `session`. [NAME-12]
+        """
         rows = self._read(
             "SELECT sender, count(*), min(sent_at), max(id) FROM messages WHERE recipient = ? AND delivered_at IS NULL"
-            " AND sent_at < ? GROUP BY sender ORDER BY count(*) DESC, sender",
+            " AND sent_at < ? AND kept_from IS NOT ? GROUP BY sender ORDER BY count(*) DESC, sender",
             mailbox,
             before,
+            session,
         )
         return Old(
             senders={str(row[0]): int(row[1]) for row in rows},
@@ -138,12 +142,45 @@ class Queries:
             newest_id=max((int(row[3]) for row in rows), default=0),
         )
 
-    def oldest_pending(self, mailbox: str, above: int) -> int | None:
-        """When the oldest pending message of `mailbox` with an id above `above` was sent; None if there is none."""
+    def oldest_pending(self, mailbox: str, above: int, session: str) -> int | None:
+        """When the oldest pending message for `session` in `mailbox`, with an id above `above`, was sent; or None."""
         rows = self._read(
-            "SELECT min(sent_at) FROM messages WHERE recipient = ? AND delivered_at IS NULL AND id > ?", mailbox, above
+            "SELECT min(sent_at) FROM messages WHERE recipient = ? AND delivered_at IS NULL AND id > ?"
+            " AND kept_from IS NOT ?",
+            *(mailbox, above, session),
         )
         return None if rows[0][0] is None else int(rows[0][0])
+
+    def kept(self, mailbox: str, session: str) -> int:
+        """How many messages wait in `mailbox` that are kept from `session`, which has that name. [NAME-12]"""
+        rows = self._read(
+            "SELECT count(*) FROM messages WHERE recipient = ? AND delivered_at IS NULL AND kept_from = ?",
+            *(mailbox, session),
+        )
+        return int(rows[0][0])
+
+    def earlier_names(self, messages: Collection[Status]) -> dict[int, list[str]]:
+        """What the senders of `messages` were called before they sent these, by id; only those that had other names.
+
+        [NAME-13]
+        """
+        sessions = {one.sender_session for one in messages if one.sender_session is not None}
+        rows = self._read(
+            "SELECT session, was, newest_id FROM renames WHERE session IN (SELECT value FROM json_each(?))"
+            " ORDER BY rowid",
+            "[" + ",".join(f'"{one}"' for one in sessions) + "]",
+        )
+        found: dict[int, list[str]] = {}
+        for one in messages:
+            # Each name once, in the order of their first use.
+            was = dict.fromkeys(
+                str(name)
+                for session, name, newest_id in rows
+                if session == one.sender_session and newest_id < one.id and name != one.sender
+            )
+            if was:
+                found[one.id] = list(was)
+        return found
 
     def last_delivered(self, session: str) -> int | None:
         """When a message was last delivered to `session`; None if there was none, or if it has been pruned."""

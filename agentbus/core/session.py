@@ -20,11 +20,12 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core import database
-from agentbus.core.bus import BUS_NAME, PULL, Bus, Claimed, Sent, retry_while_busy
+from agentbus.core.bus import PULL, Bus, Claimed, Sent, retry_while_busy
 from agentbus.core.config import prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
-from agentbus.core.model import Arrival, Envelope, Peer, Unread, timestamp
+from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timestamp
+from agentbus.core.names import BUS_NAME
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
 from agentbus.core.process import Life, life
@@ -220,7 +221,7 @@ class Session:
     async def _hold_old(self) -> None:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
         peer = self.peer
-        old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS)
+        old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS, peer.session)
         if old.count <= MOST_OLD or old.since is None:
             return
         self._held = old.newest_id
@@ -571,13 +572,15 @@ class Session:
             await self._reopen_if_replaced()
             return await retry_while_busy(call)
 
-    async def rename(self, name: object) -> str:
-        """Take another name and keep the pending messages; return the name. Raises what `Bus.rename` raises."""
+    async def rename(self, name: object) -> Renamed:
+        """Take another name and keep the pending messages. Raises what `Bus.rename` raises."""
         async with self._turn:
-            new = await retry_while_busy(lambda: self.bus.rename(self.peer, name))
+            renamed = await retry_while_busy(lambda: self.bus.rename(self.peer, name))
             assert self._claimed is not None
-            self._claimed = replace(self._claimed, peer=replace(self.peer, name=new), note="")
-        return new
+            self._claimed = replace(self._claimed, peer=replace(self.peer, name=renamed.name), note="")
+        if renamed.kept:
+            self._say(renamed.kept_note)
+        return renamed
 
     def count_unread(self, limit: int) -> int:
         """How many messages this session is not known to have read; counting stops at `limit`."""

@@ -48,6 +48,7 @@ _UNREAD = (
     f"   SELECT id FROM messages WHERE delivered_to = p.session AND {_OPEN}"
     "   UNION ALL"
     f"   SELECT id FROM messages WHERE delivered_to IN (SELECT value FROM json_each(?4)) AND {_OPEN})"
+    " AND m.kept_from IS NOT p.session"  # [NAME-12]
 )
 
 
@@ -108,7 +109,9 @@ class Store(Peers):
             row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now, sender_session)
             if reply_to is not None:
                 execute(
-                    f"{_MARK_READ} AND (recipient = ?6 OR delivered_to = ?4)",
+                    # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
+                    f"{_MARK_READ} AND (delivered_to = ?4"
+                    " OR recipient = ?6 AND (kept_from IS NULL OR kept_from IS NOT ?4))",
                     (now, "reply", "reply", sender_session, reply_to, sender),
                 )
                 # What was answered has reached whom it was for, and is not handed out again. [READ-6]
@@ -180,14 +183,14 @@ class Store(Peers):
     def pending(self, session: str, pid: int, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for the name that `session` has now, ascending. [DRAIN-1]
 
-        Only those with an id above `above`: the others are held back. [OLD-4]
+        Only those with an id above `above`: the others are held back. [OLD-4] And none that are kept from it. [NAME-12]
 
         Empty if `session` is not present in process `pid`: a session that was taken for dead no longer drains.
         """
         rows = self._read(
             f"SELECT {_MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
             " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL AND m.id > ?"
-            " ORDER BY m.id LIMIT ?",
+            " AND m.kept_from IS NOT p.session ORDER BY m.id LIMIT ?",
             session,
             pid,
             above,
@@ -322,8 +325,11 @@ class Store(Peers):
     def count_earlier(self, session: str, pid: int) -> int:
         """How many messages are offered to `session` that an earlier session of its name took. [STATE-7]"""
         earlier = self._earlier(session, pid)
-        counted = f"SELECT count(*) FROM messages WHERE delivered_to IN (SELECT value FROM json_each(?)) AND {_OPEN}"
-        return int(self._read(counted, earlier)[0][0]) if earlier != "[]" else 0
+        counted = (
+            f"SELECT count(*) FROM messages WHERE delivered_to IN (SELECT value FROM json_each(?)) AND {_OPEN}"
+            " AND kept_from IS NOT ?"
+        )
+        return int(self._read(counted, earlier, session)[0][0]) if earlier != "[]" else 0
 
     def _earlier(self, session: str, pid: int) -> str:
         """The earlier sessions of the name, whose mail is offered because nothing can tell about it; a JSON list."""

@@ -27,7 +27,7 @@ from agentbus.core.adapter import Manifest
 from agentbus.core.config import Settings
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level, from_error
-from agentbus.core.model import normalise_name
+from agentbus.core.names import normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life

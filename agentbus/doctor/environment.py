@@ -126,7 +126,7 @@ def check_settings() -> Iterator[Finding]:
     try:
         loaded = config.load()
         if loaded.name_note:
-            yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to 1 to 32 of a-z, 0-9, _ and -")
+            yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to another name")
     except InvalidRequest as error:
         is_right = False
         yield from_error("settings", error)

@@ -19,6 +19,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
+from agentbus.core.names import is_kept
 from agentbus.core.peers import judge
 from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
@@ -52,6 +53,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
             for peer in peers:
                 last = readonly.queries.last_delivered(peer.session)
                 yield from _check_peer(here.home, peer, _due(readonly, peer, counts), last, triggers)
+                yield from _check_kept(readonly, peer)
                 yield from _check_proof(peer, readonly.proof(peer.session))
         endpoints = {peer.endpoint for peer in peers}
         for trigger in triggers.values():
@@ -96,15 +98,17 @@ def _check_peer(
 
 
 def _due(readonly: ReadOnlyDatabase, peer: Peer, counts: Mapping[str, Counts]) -> Counts | None:
-    """What the mailbox of `peer` holds, without the old mail that its session does not push. [OLD-4]"""
+    """What the mailbox of `peer` holds, without what its session does not push. [OLD-4], [NAME-12]"""
     found = counts.get(peer.name)
     if found is None or not found.pending:
         return found
-    old = readonly.queries.old(peer.name, peer.started_at - OLD_MS)
-    if old.count <= MOST_OLD:
+    kept = readonly.queries.kept(peer.name, peer.session)
+    old = readonly.queries.old(peer.name, peer.started_at - OLD_MS, peer.session)
+    held, above = (old.count, old.newest_id) if old.count > MOST_OLD else (0, 0)
+    if not kept and not held:
         return found
-    oldest = readonly.queries.oldest_pending(peer.name, old.newest_id)
-    return replace(found, pending=found.pending - old.count, oldest_pending_at=oldest)
+    oldest = readonly.queries.oldest_pending(peer.name, above, peer.session)
+    return replace(found, pending=found.pending - held - kept, oldest_pending_at=oldest)
 
 
 def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
@@ -134,6 +138,14 @@ def _check_delivery(peer: Peer) -> Finding:
     if adapter is not None:
         return adapter.delivery(peer)
     return Finding("delivery", Level.OK, f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}')
+
+
+def _check_kept(readonly: ReadOnlyDatabase, peer: Peer) -> Iterator[Finding]:
+    """The mail that waited under the name of a peer before it took that name by a rename. [NAME-12]"""
+    kept = readonly.queries.kept(peer.name, peer.session)
+    if kept:
+        seen = f'"{peer.name}": {kept:,} pending from before its session took that name; it does not get them'
+        yield Finding("mailbox", Level.NOTE, seen, f"agentbus inbox {peer.name} shows them")
 
 
 def _check_proof(peer: Peer, proof: str | None) -> Iterator[Finding]:
@@ -234,6 +246,7 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
                 yield from _check_peer(here.home, peer, due, readonly.queries.last_delivered(peer.session), triggers)
             finally:
                 triggers.close()
+            yield from _check_kept(readonly, peer)
             yield from _check_proof(peer, readonly.proof(peer.session))
             adapter = _adapter(peer.runtime)
             delivered, read = (counts.delivered, counts.read) if counts is not None else (0, 0)
@@ -250,5 +263,7 @@ def _absent(name: str, counts: Counts | None, similar: str, *, was_there: bool) 
     seen += f"; {waiting:,} {'message waits' if waiting == 1 else 'messages wait'} for it" if waiting else ""
     if similar:
         return Finding("running", Level.WRONG, seen, similar)
+    if is_kept(name):
+        return Finding("running", Level.WRONG, f"{seen}; no session can have that name", f"agentbus inbox {name}")
     starts = [_launch(one.id, name, flags=False) for one in registry.manifests()[0] if one.client]
     return Finding("running", Level.WRONG, seen, " or ".join(starts))

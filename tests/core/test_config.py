@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.core import config
+from agentbus.core import config, names
 from agentbus.core.errors import BrokenSetup, InvalidRequest
 from agentbus.registry import Triggers
 from agentbus.triggers.file_watch import FileWatchTrigger
@@ -22,13 +22,13 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert settings.home == Path.home() / ".agentbus"
         assert (settings.trigger, settings.poll_ms, settings.sync) == (None, 1_000, "normal")
         assert (settings.max_bytes, settings.retention_hours) == (65_536, 24)
-        assert (settings.name, settings.name_note) == (config.fit_name(tmp_path.name), "")
+        assert (settings.name, settings.name_note) == (names.fit_name(tmp_path.name), "")
 
 
 @pytest.mark.spec("NAME-3")
 def test_a_session_in_the_root_folder_has_a_name() -> None:
     assert config.load({}, folder="/").name == "agent"
-    assert config.load({}, folder="/日本").name == "agent"
+    assert config.load({}, folder="/日本").name == "日本"
 
 
 def test_a_home_may_be_relative_or_in_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

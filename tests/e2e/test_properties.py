@@ -18,14 +18,15 @@ from agentbus.adapters.mcp.element import CHANNEL, element
 from agentbus.adapters.mcp.lines import LineBuffer
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import MAX_NAME_CHARS, check_body, fit_name, normalise_name, numbered_name
+from agentbus.core.model import check_body
+from agentbus.core.names import MAX_NAME_CHARS, fit_name, normalise_name, numbered_name
 from agentbus.core.store import Store
 from tests.support.client import RawClient, clients
 from tests.support.fakes import arrival, envelope
 
 # A loaded machine takes its time; a correct result does not depend on it.
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200, derandomize=True)
-NAME = re.compile(r"[a-z0-9_-]{1,32}")
+NAME = re.compile(r"[^\s<>'\"&]{1,32}")
 
 # Text with lone surrogates and NUL, as JSON can carry them, and with what looks like a channel tag.
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=200)

@@ -16,7 +16,7 @@ from agentbus.cli import common, wait
 from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
-from agentbus.core.model import MAX_NAME_CHARS
+from agentbus.core.names import MAX_NAME_CHARS
 
 SPEC = Path(__file__).parents[2].joinpath("SPEC.md").read_text(encoding="utf-8")
 PACE = Pace()
@@ -25,7 +25,7 @@ assert isinstance(BURST, Variable)
 
 # The clause, what it says (with the number as SPEC writes it), and the number that the code has, in that unit.
 PROMISES = [
-    ("NAME-1", "1 to {} of `a-z", MAX_NAME_CHARS),
+    ("NAME-1", "1 to {} letters", MAX_NAME_CHARS),
     ("NAME-7", "up to\n  {} ms", session._PREDECESSOR_PATIENCE_S * 1_000),
     ("NAME-8", "waits up to {} ms", records._PATIENCE_S * 1_000),
     ("BODY-1", "1 to {} bytes", config.DEFAULT_MAX_BYTES),

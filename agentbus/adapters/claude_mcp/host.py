@@ -22,9 +22,9 @@ from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
 from agentbus.adapters.mcp.inbox import InboxDelivery, PostBudget
 from agentbus.core import process
 from agentbus.core.bus import PULL
-from agentbus.core.config import DEFAULT_NAME, Settings, other_program
+from agentbus.core.config import Settings, other_program
 from agentbus.core.errors import DeliveryFailed
-from agentbus.core.model import fit_name
+from agentbus.core.names import folder_wish, session_wish
 from agentbus.core.process import Process
 
 __all__ = ["choose", "judge", "own_wish"]
@@ -150,7 +150,7 @@ def own_wish(
     given = entry.name if entry is not None and entry.name_source in _GIVEN else ""
     folder = (entry.cwd if entry is not None else "") or folder or settings.cwd
     # What the user typed as a title may be no name. It may be too long, for example: then the folder names the session.
-    name = fit_name(given) or fit_name(os.path.basename(os.path.normpath(folder))) or DEFAULT_NAME
+    name = session_wish(given) or folder_wish(folder)
     note = "AGENTBUS_NAME is not used in a background session: it belongs to whoever started the daemon"
     return replace(settings, name=name, name_note=note if is_asked else "", name_was_asked=False)
 

@@ -50,7 +50,7 @@ CHANNEL = Frames()
 
 def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     """What the element says about a message besides its text, at `now` (ms). No value needs escaping. [CHAN-2]"""
-    # Names consist of a-z 0-9 _ -; the other values are numbers, a timestamp and an age.
+    # Names consist of letters, digits and _ - . alone; the other values are numbers, a timestamp and an age.
     found = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)

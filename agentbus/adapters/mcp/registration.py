@@ -20,7 +20,8 @@ from agentbus.core.adapter import Manifest, Registered, Standing, own_command
 from agentbus.core.bus import PULL
 from agentbus.core.errors import BrokenSetup, InvalidRequest
 from agentbus.core.findings import Finding, Level
-from agentbus.core.model import Peer, normalise_name
+from agentbus.core.model import Peer
+from agentbus.core.names import session_name
 
 __all__ = [
     "ByHand",
@@ -67,7 +68,7 @@ class ByHand:
         """Raises InvalidRequest: agentbus does not know how the client is started."""
         raise InvalidRequest(
             f"agentbus does not know how to start the client of {self._manifest.id}",
-            hint=f"start it as usual, with AGENTBUS_NAME={normalise_name(name or 'NAME')} in its environment",
+            hint=f"start it as usual, with AGENTBUS_NAME={session_name(name or 'NAME')} in its environment",
         )
 
     def unattended(self) -> str:
@@ -151,7 +152,7 @@ def paste(server_name: str, command: Sequence[str]) -> list[str]:
 
 def launch_line(words: Sequence[str], name: str | None) -> str:
     """The shell command that starts a client as `name`. Raises InvalidRequest for a bad name."""
-    return (f"AGENTBUS_NAME={normalise_name(name)} " if name is not None else "") + shlex.join(words)
+    return (f"AGENTBUS_NAME={shlex.quote(session_name(name))} " if name is not None else "") + shlex.join(words)
 
 
 def run_program(command: Sequence[str], patience_s: float) -> tuple[int, str]:

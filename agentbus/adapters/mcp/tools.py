@@ -21,7 +21,8 @@ from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.core.bus import Sent
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Peer, Unread, normalise_name
+from agentbus.core.model import Peer, Unread
+from agentbus.core.names import address
 from agentbus.core.session import Session
 
 __all__ = ["TOOLS", "Tool", "ToolContext", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
@@ -162,12 +163,12 @@ class Tool:
 
 
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(normalise_name(arguments["to"])):
+    with context.rate_limit.one(address(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(normalise_name(arguments["to"])):
+    with context.rate_limit.one(address(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
@@ -218,10 +219,12 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
             "the name belongs to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
         )
     before = session.peer.name
-    after = await session.rename(arguments["name"])
+    renamed = await session.rename(arguments["name"])
+    after = renamed.name
     if after == before:
         return f'you are "{after}" already'
-    return f'you are "{after}" now; messages to "{before}" still reach you while this session lives'
+    said = f'you are "{after}" now; messages to "{before}" still reach you while this session lives'
+    return f"{said}; {renamed.kept_note}" if renamed.kept else said
 
 
 async def _check_messages(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
@@ -353,7 +356,7 @@ TOOLS: tuple[Tool, ...] = (
         "Change the name under which others reach this session. Pending messages come along, and the old name keeps "
         "leading here while this session lives.",
         _set_name,
-        {"name": Argument("1 to 32 of a-z, 0-9, _ and -.")},
+        {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
     ),
     Tool(
         "check_messages",
