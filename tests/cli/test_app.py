@@ -196,7 +196,7 @@ def test_peers_and_broadcast(home: Path, start: Callable[..., RawClient]) -> Non
         ["api", "claude-mcp", "channel", "socket"],
         ["web", "claude-mcp", "channel", "socket"],
     ]
-    assert table[3] == '1 message waits for "sp-ter" (offline)'
+    assert table[3] == '1 message waits for "später" (offline)'
     rows = [json.loads(line) for line in agentbus(home, "peers", "--json").stdout.splitlines()]
     assert [(row["name"], row["online"], row["pending"]) for row in rows] == [
         ("api", True, 0),
