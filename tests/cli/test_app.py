@@ -201,7 +201,7 @@ def test_peers_and_broadcast(home: Path, start: Callable[..., RawClient]) -> Non
     assert [(row["name"], row["online"], row["pending"]) for row in rows] == [
         ("api", True, 0),
         ("web", True, 0),
-        ("sp-ter", False, 1),
+        ("später", False, 1),
     ]
     assert set(rows[0]) == {
         *(
