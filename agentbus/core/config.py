@@ -7,8 +7,10 @@ The only reader of os.environ. Knows nothing about SQL, sockets or MCP. Implemen
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +20,26 @@ from agentbus.core.model import fit_name, normalise_name
 __all__ = [
     "DEFAULT_NAME",
     "HOME_FILES",
+    "UNKNOWN_FOLDER",
     "VARIABLES",
     "WATCH_FOLDER",
     "Settings",
     "check_private",
     "choice",
+    "expanded",
     "integer",
     "load",
     "other_program",
     "prepare_folder",
     "prepare_home",
     "unknown",
+    "working_folder",
 ]
 
 # The name when neither AGENTBUS_NAME nor the folder's name has a letter in it (a session in `/`, for example).
 DEFAULT_NAME = "agent"
+# Shown as the folder of a session whose working folder was removed, or cannot be read. No path begins like this.
+UNKNOWN_FOLDER = "?"
 DEFAULT_MAX_BYTES = 65_536
 # A tool call and its channel event hold the text as JSON, escaped; much more would choke a client's line reader.
 HIGHEST_MAX_BYTES = 1_048_576
@@ -81,15 +88,15 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
 
     A session that is given no name is named after `folder`, by default the working folder. [NAME-3]
 
-    Raises InvalidRequest, naming the variable, its value and its range.
+    Raises InvalidRequest, naming the variable, its value and its range, and BrokenSetup as `expanded` does.
     """
     env = os.environ if environ is None else environ
-    cwd = os.getcwd()
+    cwd = working_folder() or UNKNOWN_FOLDER
     asked = env.get("AGENTBUS_NAME", "")
     name, note = _wished_name(asked, folder or cwd)
-    root = str(home) if home is not None else env.get("AGENTBUS_HOME") or "~/.agentbus"
+    root = env.get("AGENTBUS_HOME") or "~/.agentbus"
     return Settings(
-        home=Path(os.path.abspath(os.path.expanduser(root))),
+        home=_home("AGENTBUS_HOME", root) if home is None else _home("home", str(home)),
         name=name,
         name_note=note,
         name_was_asked=bool(asked) and not note,
@@ -101,6 +108,48 @@ def load(environ: Mapping[str, str] | None = None, *, home: str | Path | None = 
         cwd=cwd,
         folder=folder or cwd,
     )
+
+
+def working_folder() -> str:
+    """The working folder; "" if it cannot be told: it was removed, or a folder above it is closed to us."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def expanded(path: str, variable: str) -> Path:
+    """`path`, which `variable` can name, with a leading `~` expanded.
+
+    Raises BrokenSetup where nothing says what `~` is: then each program would take another folder for it.
+    """
+    if path != "~" and not path.startswith("~/"):
+        return Path(os.path.expanduser(path))
+    said = home = os.environ.get("HOME", "")
+    if not said:
+        with suppress(KeyError):  # a user id without an entry, as in some containers
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    if not os.path.isabs(home):
+        problem = f"HOME is {said[:80]!r}" if said else f"HOME is not set, and user {os.getuid()} has no home folder"
+        raise BrokenSetup(
+            f"{problem}, so nothing says where {path} is", hint=f"set HOME, or {variable}, to a path that begins with /"
+        )
+    return Path(home, path[2:])
+
+
+def _home(what: str, said: str) -> Path:
+    """The home that `what`, a variable or an argument, names. Another folder for each program would be another bus."""
+    home = expanded(said, what)
+    if not home.is_absolute():
+        raise InvalidRequest(
+            f"{what} is {said[:80]!r}, which would be another bus in each working folder",
+            hint="set it to a path that begins with / or ~/, with nothing in it left to expand",
+        )
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} is {said[:80]!r}, and SQLite opens no path that is not UTF-8") from None
+    return Path(os.path.normpath(home))
 
 
 def unknown(known: Collection[str]) -> list[str]:

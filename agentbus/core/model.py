@@ -34,6 +34,7 @@ __all__ = [
     "fit_name",
     "normalise_name",
     "numbered_name",
+    "storable",
     "timestamp",
 ]
 
@@ -188,6 +189,15 @@ class Arrival:
     conversation: str = ""
     is_asked: bool = True
     folder: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("runtime", "cwd", "delivery_reason", "folder"):
+            object.__setattr__(self, field, storable(getattr(self, field)))
+
+
+def storable(text: str) -> str:
+    """`text` as the database takes it. What is not UTF-8, in a folder's name, say, is escaped: it is only shown."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _quoted(raw: str) -> str:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from agentbus.core import database
+from agentbus.core.config import UNKNOWN_FOLDER
 from agentbus.core.errors import BrokenSetup, Refused
-from agentbus.core.model import Arrival, Peer, numbered_name
+from agentbus.core.model import Arrival, Peer, numbered_name, storable
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
 from agentbus.core.process import Life, Process, domain
 from agentbus.core.process import life as process_life
@@ -275,8 +276,9 @@ class Peers:
             " ORDER BY left_at DESC LIMIT 1",
             (name,),
         ).fetchone()
-        # Mail for a name that no session had waits for whoever comes first.
-        return str(row[0]) if row and row[0] != (arrival.folder or arrival.cwd) else ""
+        own = arrival.folder or arrival.cwd
+        # Mail for a name that no session had waits for whoever comes first. Two folders that cannot be told are two.
+        return str(row[0]) if row and (row[0] != own or own == UNKNOWN_FOLDER) else ""
 
     @staticmethod
     def _converse(execute: Callable[..., Any], peer: Peer, arrival: Arrival) -> None:
@@ -415,7 +417,10 @@ class Peers:
     def set_delivery(self, session: str, delivery: str, reason: str) -> None:
         """Record how `session` receives messages from now on, and why."""
         with self._writing() as execute:
-            execute("UPDATE peers SET delivery = ?, delivery_reason = ? WHERE session = ?", (delivery, reason, session))
+            execute(
+                "UPDATE peers SET delivery = ?, delivery_reason = ? WHERE session = ?",
+                (delivery, storable(reason), session),
+            )
 
     def leave(self, session: str, pid: int, *, now: int) -> None:
         """End the presence of `session` in process `pid`. The next server of its host gets the name back."""

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from agentbus.cli import output
 from agentbus.core import config, files
 from agentbus.core.adapter import Manifest
 from agentbus.core.config import Settings
-from agentbus.core.errors import BrokenSetup
+from agentbus.core.errors import AgentbusError, BrokenSetup
 from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.model import normalise_name
 from agentbus.core.ports import Trigger, Wake
@@ -58,8 +59,13 @@ _PING_PATIENCE_S = 2.0
 def run(peer: str | None, *, as_json: bool) -> int:
     """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
     name = None if peer is None else normalise_name(peer)
-    here = settings()
-    found = list(_examine(here) if name is None else _examine_peer(here, name))
+    if name is None:
+        here = None
+        with suppress(AgentbusError):  # there is no home to look at, and the finding `settings` says why
+            here = settings()
+        found = list(_examine(here))
+    else:
+        found = list(_examine_peer(settings(), name))
     out = output.console()
     for one in found:
         if as_json:
@@ -112,11 +118,14 @@ def _names(folder: Path) -> list[str]:
         return []  # nobody ever was online here
 
 
-def _examine(here: Settings) -> Iterator[Finding]:
+def _examine(here: Settings | None) -> Iterator[Finding]:
     yield from safely("python", check_python)
     yield from safely("packages", check_packages)
     yield from safely("sqlite", check_sqlite)
     yield from safely("settings", check_settings)
+    if here is None:
+        yield from _check_modules()
+        return
     yield from safely("home", lambda: check_home(here))
     yield from safely("path", lambda: check_place(here.home))
     yield from safely("presence", lambda: check_presence(here.home))

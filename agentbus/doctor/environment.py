@@ -19,7 +19,7 @@ from pathlib import Path
 from agentbus import registry
 from agentbus.core import config
 from agentbus.core.config import Settings
-from agentbus.core.errors import BrokenSetup, InvalidRequest
+from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
 from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.presence import FOLDER, Presence
 from agentbus.doctor.readonly import sqlite_version
@@ -48,7 +48,10 @@ _LEAST_FREE_BYTES = 64 << 20
 
 
 def settings() -> Settings:
-    """The settings. If one of them is invalid, only AGENTBUS_HOME is used, and the others have their defaults."""
+    """The settings. If one of them is invalid, only AGENTBUS_HOME is used, and the others have their defaults.
+
+    Raises InvalidRequest and BrokenSetup when there is no home to use.
+    """
     try:
         return config.load()
     except InvalidRequest:
@@ -127,7 +130,7 @@ def check_settings() -> Iterator[Finding]:
         loaded = config.load()
         if loaded.name_note:
             yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to 1 to 32 of a-z, 0-9, _ and -")
-    except InvalidRequest as error:
+    except AgentbusError as error:
         is_right = False
         yield from_error("settings", error)
     known = registry.variables()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -31,11 +32,33 @@ def test_a_session_in_the_root_folder_has_a_name() -> None:
     assert config.load({}, folder="/日本").name == "agent"
 
 
-def test_a_home_may_be_relative_or_in_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert config.load({"AGENTBUS_HOME": "bus"}).home == tmp_path / "bus"
+@pytest.mark.spec("CONF-4")
+def test_a_home_is_one_path_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.load({"AGENTBUS_HOME": "~/bus"}).home == Path.home() / "bus"
+    assert config.load({"AGENTBUS_HOME": "/a/../b/"}).home == Path("/b")
     assert config.load({"AGENTBUS_HOME": "~/bus"}, home="/elsewhere").home == Path("/elsewhere")
+    for value in ("bus", "./bus", "$HOME/bus", "~nobody-here/bus", "/bus\udcff"):
+        with pytest.raises(InvalidRequest, match="AGENTBUS_HOME is "):
+            config.load({"AGENTBUS_HOME": value})
+        with pytest.raises(InvalidRequest, match="home is "):
+            config.load({}, home=value)
+    monkeypatch.setenv("HOME", "")
+    assert config.load({}).home == Path(pwd.getpwuid(os.getuid()).pw_dir, ".agentbus")
+    monkeypatch.setenv("HOME", "home")
+    with pytest.raises(BrokenSetup, match=r"HOME is 'home', so nothing says where ~/\.agentbus is: set HOME, or AGENT"):
+        config.load({})
+    monkeypatch.setenv("HOME", "/")
+    assert config.load({}).home == Path("/.agentbus")
+
+
+@pytest.mark.spec("CONF-3")
+def test_a_working_folder_that_cannot_be_told_is_no_name_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    settings = config.load({})
+    assert (settings.cwd, settings.name) == ("?", "agent")
 
 
 @pytest.mark.spec("CONF-1", "ERR-1", "WAKE-4")

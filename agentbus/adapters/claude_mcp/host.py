@@ -21,7 +21,7 @@ from agentbus.adapters.mcp import channel
 from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
 from agentbus.core import process
 from agentbus.core.bus import PULL
-from agentbus.core.config import DEFAULT_NAME, Settings, other_program
+from agentbus.core.config import DEFAULT_NAME, Settings, other_program, working_folder
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import fit_name
 from agentbus.core.process import Process
@@ -186,7 +186,7 @@ def choose(
 
 
 def _holding(host: Host) -> Callable[[], str]:
-    mode = PermissionMode(host.process, host.arguments, os.getcwd())
+    mode = PermissionMode(host.process, host.arguments, working_folder())
 
     def held() -> str:
         where = mode.bypass()

@@ -1,0 +1,137 @@
+"""The surroundings as they are: folders that are gone, no HOME, sandboxes, outputs that nobody can take."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.client import RawClient
+from tests.support.command import PATIENCE_S, agentbus, clean_env
+
+pytestmark = pytest.mark.timeout(300)  # each test starts many processes, one after the other
+
+Start = Callable[..., RawClient]
+PYTHON = [sys.executable, "-m", "agentbus"]
+
+# Every command, with the exit code that it has on a new bus where "bob" gets a message first.
+COMMANDS = {
+    "send bob x": 0,
+    "broadcast x": 0,
+    "peers --json": 0,
+    "inbox bob": 0,
+    "history": 0,
+    "status 1": 0,
+    "cancel 1": 0,
+    "wait --name bob --timeout 0": 75,
+    "send bob x --wait-read 0": 75,
+    "list": 0,
+    "launch claude-mcp x": 0,
+    "enable mcp": 0,
+    "doctor --json": 0,
+    "serve mcp": 0,
+    "serve claude-mcp": 0,
+    "uninstall": 0,
+    "--help": 0,
+}
+
+
+def run(command: list[str], env: dict[str, str], cwd: Path | bytes | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with nothing on stdin."""
+    done = subprocess.run(
+        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def check_all(env: dict[str, str], around: Callable[[list[str]], list[str]], cwd: Path | bytes | None = None) -> None:
+    """Run every command, started in the way that `around` says, and compare the exit codes."""
+    for command, code in COMMANDS.items():
+        done = run(around([*PYTHON, *command.split()]), env, cwd)
+        assert "Traceback" not in done.stderr, (command, done.stderr)
+        assert "internal error" not in done.stderr, (command, done.stderr)
+        assert done.returncode == code, (command, done.stdout, done.stderr)
+
+
+def in_a_removed_folder(folder: Path) -> Callable[[list[str]], list[str]]:
+    """Starts a command in a folder that is gone when it starts."""
+
+    def around(command: list[str]) -> list[str]:
+        return ["/bin/sh", "-c", 'mkdir -p "$0" && cd "$0" && rmdir "$0" && exec "$@"', str(folder), *command]
+
+    return around
+
+
+@pytest.mark.spec("CONF-3", "ERR-2")
+def test_a_working_folder_that_is_gone_stops_nothing(home: Path, tmp_path: Path, start: Start) -> None:
+    around = in_a_removed_folder(tmp_path / "gone")
+    check_all(clean_env(home), around)
+    server = start(None, command=around([*PYTHON, "serve", "claude-mcp"]))
+    server.handshake()
+    assert '"agent"' in server.call("whoami")
+    assert [json.loads(line)["cwd"] for line in agentbus(home, "peers", "--json").stdout.splitlines()] == ["?"]
+    assert server.call("send_message", to="agent", text="x").startswith("sent")
+
+
+@pytest.mark.spec("CONF-3", "ERR-2", "CLI-3")
+def test_a_working_folder_that_is_not_utf_8_is_shown_escaped(home: Path, start: Start) -> None:
+    folder = bytes(home.parent) + b"/shop\xff"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    check_all(clean_env(home), lambda command: command, folder)
+    server = start(None, cwd=Path(os.fsdecode(folder)))
+    server.handshake()
+    (peer,) = [json.loads(line) for line in agentbus(home, "peers", "--json").stdout.splitlines()]
+    assert peer["cwd"] == f"{home.parent}/shop\\udcff"
+
+
+@pytest.mark.spec("CONF-3", "ERR-2")
+def test_an_empty_environment_stops_nothing(home: Path) -> None:
+    # PYTHONPATH only says where the tree under test is.
+    kept = {key: value for key, value in os.environ.items() if key == "PYTHONPATH"}
+    check_all({**kept, "AGENTBUS_HOME": str(home)}, lambda command: command)
+
+
+@pytest.mark.spec("CONF-4", "DOCTOR-3")
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_a_user_without_an_entry_and_without_a_home_is_told_so(tmp_path: Path) -> None:
+    uid = 47_110
+    with pytest.raises(KeyError):
+        pwd.getpwuid(uid)
+    kept = {key: value for key, value in os.environ.items() if key in ("PYTHONPATH", "PATH")}
+    user = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+    for command in COMMANDS:
+        done = run([*user, *PYTHON, *command.split()], kept, tmp_path)
+        assert "Traceback" not in done.stderr, (command, done.stderr)
+        if command in ("list", "launch claude-mcp x", "enable mcp", "--help"):
+            assert done.returncode == 0, (command, done.stderr)
+            continue
+        assert done.returncode == 1, (command, done.stdout)
+        said = f"HOME is not set, and user {uid} has no home folder, so nothing says where ~/.agentbus is"
+        assert said in done.stderr + done.stdout, command
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.spec("CONF-4", "DOCTOR-1")
+@pytest.mark.parametrize("value", ["bus", "$HOME/bus", "~nobody-here/bus"])
+def test_a_home_that_would_be_another_one_in_each_folder_is_refused(tmp_path: Path, value: str) -> None:
+    env = {**clean_env(tmp_path), "AGENTBUS_HOME": value}
+    for command in ("send bob x", "peers", "wait --timeout 0", "serve mcp", "uninstall"):
+        done = run([*PYTHON, *command.split()], env, tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), (command, done.stderr)
+        assert f"AGENTBUS_HOME is '{value}'" in done.stderr
+    done = run([*PYTHON, "doctor", "--json"], env, tmp_path)
+    wrong = [row for row in map(json.loads, done.stdout.splitlines()) if row["level"] == "wrong"]
+    assert (done.returncode, [row["code"] for row in wrong]) == (1, ["settings"])
+    assert f"AGENTBUS_HOME is '{value}'" in wrong[0]["seen"]
+    assert "begins with / or ~/" in wrong[0]["remedy"]
+    assert not list(tmp_path.iterdir()), "nothing was made anywhere"
