@@ -11,7 +11,9 @@ import os
 import sys
 
 from agentbus import __version__
+from agentbus.core import stdout
 from agentbus.core.errors import AgentbusError, InvalidRequest
+from agentbus.core.stderr import say
 
 __all__ = ["main"]
 
@@ -25,18 +27,16 @@ def main() -> None:
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
+    except stdout.ReaderGone as error:
+        code = error.exit_code  # `agentbus peers | head -1`
     except AgentbusError as error:
-        from agentbus.core.stderr import say
-
         say(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130  # 128 + SIGINT, as shells report it
-    except BrokenPipeError:
-        # The reader of our output has closed it (`agentbus peers | head -1`). This is not an error, but the interpreter
-        # would complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback [ERR-2]
+        say(_unexpected(error))
+        code = 1
     if is_send:
         # The message is committed and the database is closed. A normal exit would cost 5 ms for nothing.
         os._exit(code)
@@ -53,10 +53,20 @@ def _open_standard_descriptors() -> None:
     # Python has no stream for a descriptor that was closed at its start, and would print to another one instead.
     if sys.stdin is None:
         sys.stdin = open(0)  # noqa: SIM115 - for as long as we run
-    if sys.stdout is None:
-        sys.stdout = open(1, "w")  # noqa: SIM115 - for as long as we run
+    stdout.claim()
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115 - for as long as we run
+
+
+def _unexpected(error: Exception) -> str:
+    """An error that nobody has foreseen, in one line, with the place in our code where it came from."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if os.sep + "agentbus" + os.sep in path:
+            place = f"{os.path.basename(path)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"internal error at {place}, {type(error).__name__}: {error}"
 
 
 def _run(arguments: list[str]) -> int:

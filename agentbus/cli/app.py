@@ -6,8 +6,6 @@ needs when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Annotated
 
 import typer
@@ -61,9 +59,6 @@ def run(arguments: list[str]) -> int:
 
     Raises AgentbusError: among others InvalidRequest, for an invalid command line.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A message can hold characters that the locale cannot show. They are shown escaped, and the rest as it is.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Not standalone: typer would print a usage error as a box of five lines. [ERR-2]
         return app(args=arguments or ["--help"], prog_name="agentbus", standalone_mode=False) or 0

@@ -20,6 +20,8 @@ from mcp import Client, StdioServerParameters
 from mcp.client.extension import ClientExtension, NotificationBinding
 from pydantic import BaseModel
 
+from agentbus.core.stdout import ReaderGone
+
 __all__ = ["run"]
 
 # The client of the demo listens to this notification, as Claude Code does. [CHAN-2]
@@ -203,6 +205,8 @@ def run() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="agentbus-") as home:
             anyio.run(_play, home, show)
+    except ReaderGone:
+        raise
     except Exception as error:  # noqa: BLE001 - after any error the demo has failed, and says why in one line
         reason = _innermost(error)
         name = "" if isinstance(reason, _StepFailed) else f"{type(reason).__name__}: "

@@ -21,6 +21,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState
 from agentbus.core.ports import Receipt, Settled
+from agentbus.core.stdout import OutputFailed, reported
 from agentbus.member import peer_session
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]
@@ -66,9 +67,9 @@ class _Printed:
             await anyio.sleep_forever()
         try:
             self._show(batch[0])
-        except OSError as error:
-            self.failure = error.strerror or type(error).__name__
-            raise DeliveryClosed(f"the output cannot be written ({self.failure})") from error
+        except OutputFailed as error:
+            self.failure = str(error)
+            raise DeliveryClosed(self.failure) from error
         self.done.set()
         return Settled(1)
 
@@ -121,7 +122,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
                 await printed.done.wait()
         tasks.cancel_scope.cancel()
     if printed.failure:
-        raise DeliveryClosed(f"the output cannot be written ({printed.failure})", hint="the message is still pending")
+        raise DeliveryClosed(printed.failure, hint="the message is still pending")
     if printed.done.is_set():
         return 0
     if code:
@@ -149,7 +150,8 @@ async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: f
             status = bus.store.queries.status(row_id)
             if status.state is MessageState.READ:
                 took = output.span(now_ms() - status.sent_at)
-                print(f'#{row_id} was read by "{status.recipient}" within {took}')
+                with reported():
+                    print(f'#{row_id} was read by "{status.recipient}" within {took}')
                 return
             left_s = give_up_at - anyio.current_time()
             if left_s <= 0:

@@ -32,6 +32,7 @@ from agentbus.core.model import normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life
+from agentbus.core.stdout import reported
 from agentbus.doctor.checks import safely
 from agentbus.doctor.database import check_database
 from agentbus.doctor.environment import (
@@ -102,12 +103,13 @@ def set_aside() -> int:
         moved = files.set_aside(path)
     except OSError as error:
         raise BrokenSetup(f"{path} cannot be moved ({error.strerror})", hint=f"check who owns {home}") from error
-    for one in moved:
-        print(f"moved to {one}")
-    if online:
-        sessions = "1 session that is running joins" if len(online) == 1 else f"{len(online)} running sessions join"
-        print(f"{sessions} a new, empty bus within 15 s")
-    print(f"to look into it: sqlite3 '{moved[0]}'")
+    with reported():
+        for one in moved:
+            print(f"moved to {one}")
+        if online:
+            sessions = "1 session that is running joins" if len(online) == 1 else f"{len(online)} running sessions join"
+            print(f"{sessions} a new, empty bus within 15 s")
+        print(f"to look into it: sqlite3 '{moved[0]}'")
     return 0
 
 

@@ -8,7 +8,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -135,3 +135,113 @@ def test_a_home_that_would_be_another_one_in_each_folder_is_refused(tmp_path: Pa
     assert f"AGENTBUS_HOME is '{value}'" in wrong[0]["seen"]
     assert "begins with / or ~/" in wrong[0]["remedy"]
     assert not list(tmp_path.iterdir()), "nothing was made anywhere"
+
+
+# -- outputs -----------------------------------------------------------------------------------------------
+
+DEEDS = ["broadcast x", "cancel 1", "inbox bob --discard --yes", "enable mcp", "disable mcp", "doctor --set-aside"]
+LOOKS = ["--help", "send --help", "--version", "peers --json", "inbox bob", "history", "history --json", "status 1"]
+LOOKS += ["list", "list --json", "doctor --json", "launch claude-mcp x", "--show-completion bash"]
+
+
+def print_to(stdout: int, command: str, home: Path, **variables: str) -> tuple[int, str]:
+    """Run a command with `stdout`; its exit code and what it says on stderr."""
+    done = subprocess.run(
+        [*PYTHON, *command.split()],
+        env=clean_env(home, **variables),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """An output that takes nothing."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    fd = os.open("/dev/full", os.O_WRONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def left() -> Iterator[int]:
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.spec("OUT-1", "SEND-6", "ERR-2")
+def test_what_is_done_stays_done_whatever_the_output_is(home: Path, full: int, left: int) -> None:
+    for number in (1, 2, 3):
+        assert agentbus(home, "send", "bob", "x").stdout.startswith(f"queued #{number}")
+    said = "agentbus: it is done, but the output cannot be written (No space left on device)\n"
+    assert print_to(full, "send bob y", home) == (0, said)
+    assert print_to(left, "send bob y", home) == (0, "")
+    closed = subprocess.run([*PYTHON, "send", "bob", "y"], env=clean_env(home), preexec_fn=lambda: os.closerange(0, 3))
+    assert closed.returncode == 0
+    # Whether it is read is still waited for, and the exit code says so.
+    assert print_to(left, "send bob y --wait-read 0", home)[0] == 75
+    texts = [json.loads(line)["text"] for line in agentbus(home, "inbox", "bob", "--json").stdout.splitlines()]
+    assert texts == ["x"] * 3 + ["y"] * 4
+    for command in DEEDS:
+        assert print_to(full, command, home) == (0, said), command
+    assert agentbus(home, "inbox", "bob").stdout == 'nothing unread in the mailbox of "bob"\n'
+    for command in [*DEEDS[3:], "uninstall"]:
+        assert print_to(left, command, home) == (0, ""), command
+
+
+@pytest.mark.spec("OUT-2", "ERR-2")
+def test_a_reader_that_has_had_enough_is_no_error(home: Path, left: int) -> None:
+    agentbus(home, "send", "bob", "x")
+    for command in LOOKS:
+        code, said = print_to(left, command, home)
+        assert (code, "Traceback" in said, "cannot be written" in said) == (0, False, False), (command, said)
+    completion = {"_AGENTBUS_COMPLETE": "complete_bash", "COMP_WORDS": "agentbus send ", "COMP_CWORD": "2"}
+    assert print_to(left, "", home, **completion) == (0, "")
+
+
+@pytest.mark.spec("OUT-2", "ERR-2")
+def test_an_output_that_nobody_can_take_is_a_sentence(home: Path, full: int) -> None:
+    agentbus(home, "send", "bob", "x")
+    for command in LOOKS:
+        code, said = print_to(full, command, home)
+        assert code == 1, command
+        assert said.splitlines()[0] == "agentbus: the output cannot be written (No space left on device)", command
+        assert said.count("\n") == 1, command
+
+
+@pytest.mark.spec("OUT-3")
+def test_a_full_pipe_that_does_not_block_is_waited_for(home: Path) -> None:
+    for _ in range(4):
+        agentbus(home, "send", "bob", "-", stdin="x" * 60_000)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    command = [*PYTHON, "history", "--json"]
+    with subprocess.Popen(command, env=clean_env(home), stdout=writer, stderr=subprocess.PIPE, text=True) as child:
+        os.close(writer)
+        with os.fdopen(reader) as lines:
+            assert [len(json.loads(line)["text"]) for line in lines] == [60_000] * 4
+        assert child.communicate(timeout=PATIENCE_S)[1] == ""
+    assert child.returncode == 0
+
+
+@pytest.mark.spec("CLI-3")
+def test_json_is_utf_8_in_every_locale(home: Path, start: Start) -> None:
+    folder = home.parent / "Grüße"
+    folder.mkdir()
+    server = start("bob", cwd=folder)
+    server.handshake()
+    latin = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    env = clean_env(home, **latin)
+    for command in ("peers --json", "history --json", "doctor --json"):
+        done = subprocess.run([*PYTHON, *command.split()], env=env, capture_output=True, timeout=PATIENCE_S, check=True)
+        rows = [json.loads(line.decode()) for line in done.stdout.splitlines()]
+        assert command != "peers --json" or rows[0]["cwd"] == str(folder)
