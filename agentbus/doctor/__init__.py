@@ -18,12 +18,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import anyio
 from rich.text import Text
 
 from agentbus import registry
 from agentbus.cli import output
-from agentbus.core import config, files
+from agentbus.core import config, eventloop, files
 from agentbus.core.adapter import Manifest
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, BrokenSetup
@@ -149,7 +148,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
             is_there = (here.home / (trigger.folder or "")).is_dir()
             triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
             try:
-                finding = anyio.run(_ping, triggers[trigger.name])
+                finding = eventloop.run(_ping, triggers[trigger.name])
             finally:
                 triggers.close()
             yield finding

@@ -103,7 +103,10 @@ class Inbox:
 
     def _connect(self, path: Path) -> socket.socket:
         _check(path)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # a sandbox, or no descriptor left
+            raise DeliveryFailed(f"no unix socket is to be had ({error.strerror})") from error
         try:
             connection.setblocking(False)
             connection.connect(str(path))

@@ -30,7 +30,7 @@ from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.adapters.mcp.tools import ToolContext
 from agentbus.adapters.mcp.transport import Stdio
-from agentbus.core import process
+from agentbus.core import eventloop, process
 from agentbus.core.adapter import Manifest
 from agentbus.core.bus import PULL, Bus
 from agentbus.core.config import Settings
@@ -107,7 +107,7 @@ def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> 
     """Run `main` in an event loop, then end the process."""
     code = 1
     try:
-        code = anyio.run(main, *arguments, backend="asyncio")
+        code = eventloop.run(main, *arguments)
     except KeyboardInterrupt:
         code = 0  # a SIGINT came before the loop could take it: a later claim reaps everything that is left
     except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
