@@ -252,4 +252,6 @@ def _unlink(path: Path) -> Iterator[Path]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BrokenSetup(f"{path} cannot be removed ({error.strerror})", hint=f"rm '{path}'") from error
+        raise BrokenSetup(
+            f"{path} cannot be removed ({error.strerror})", hint=config.unwritable(path, error)
+        ) from error

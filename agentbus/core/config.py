@@ -6,6 +6,7 @@ The only reader of os.environ. Knows nothing about SQL, sockets or MCP. Implemen
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
@@ -33,6 +34,7 @@ __all__ = [
     "prepare_folder",
     "prepare_home",
     "unknown",
+    "unwritable",
     "working_folder",
 ]
 
@@ -227,13 +229,48 @@ def check_private(path: Path, *, is_folder: bool) -> None:
     if facts.st_uid != os.geteuid():
         raise BrokenSetup(
             f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()})",
-            hint=f"sudo chown {os.geteuid()} '{path}', or set AGENTBUS_HOME to a folder of your own",
+            hint=f"{_give_back(path, facts.st_uid)}set AGENTBUS_HOME to a folder of your own",
         )
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BrokenSetup(
             f"{path} can be written by other users (mode {stat.S_IMODE(facts.st_mode):04o})",
             hint=f"chmod go-rwx '{path}'",
         )
+
+
+def _give_back(path: Path, owner: int) -> str:
+    """What makes a path ours again. Only root's, made by a sudo, say: nobody is told to take what another user has."""
+    if os.geteuid() == 0:
+        return f"run agentbus as that user, with sudo -u '#{owner}', or "
+    return f"sudo chown -R {os.geteuid()} '{path}', or " if owner == 0 else ""
+
+
+def unwritable(path: Path, error: OSError | None = None) -> str:
+    """The hint for an error at writing `path`: what has to be allowed, as far as that can be told."""
+    instead = "set AGENTBUS_HOME to a folder that can be written"
+    if error is not None and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return instead
+    folder = next((one for one in path.parents if os.path.isdir(one)), Path("/"))
+    try:
+        is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return instead
+    if is_read_only:
+        return f"this looks like a sandbox, or a read-only disk: let it write to {folder}, or {instead}"
+    closed = next((one for one in (folder, path) if _is_closed(one)), None)
+    if closed is not None:
+        return f"chmod u+{'rwx' if closed is folder else 'rw'} '{closed}'"
+    # By all that can be seen it could be written: a chmod mends nothing.
+    return f"if this is a sandbox, let it write to {folder}; if not, {instead}"
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether the mode of what is ours at `path` keeps us from writing there."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return False
+    return facts.st_uid == os.geteuid() != 0 and not facts.st_mode & stat.S_IWUSR
 
 
 def prepare_folder(path: Path) -> None:
@@ -248,9 +285,7 @@ def prepare_folder(path: Path) -> None:
     except FileExistsError:
         pass  # something is there: if it is not right, the check below reports it, with the remedy
     except OSError as error:
-        raise BrokenSetup(
-            f"{path} cannot be created ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"
-        ) from error
+        raise BrokenSetup(f"{path} cannot be created ({error.strerror})", hint=unwritable(path, error)) from error
     check_private(path, is_folder=True)
 
 

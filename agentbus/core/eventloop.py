@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["asyncio_loop", "caller_from_threads", "run"]
 
+# How often a loop that no thread can wake looks for itself: as often as the thread that watches a wake file.
+_TICK_S = 0.02
+
 
 def run(main: Callable[..., Awaitable[_T]], *arguments: object) -> _T:
     """Run `main` in a new event loop; return its result. Raises BrokenSetup where the system allows no such loop."""
@@ -28,14 +31,37 @@ def run(main: Callable[..., Awaitable[_T]], *arguments: object) -> _T:
     import anyio
 
     try:
-        for one in socket.socketpair():  # a loop wakes itself through such a pair, and fails untidily without
-            one.close()
+        # A loop wakes itself through such a pair, and fails untidily without.
+        ours, theirs = socket.socketpair()
     except OSError as error:
         raise BrokenSetup(
             f"nothing can wait here: the system gives this process no pair of sockets ({error.strerror})",
             hint="if this is a sandbox, let it use socketpair",
         ) from error
-    return anyio.run(main, *arguments, backend="asyncio")
+    with ours, theirs:
+        try:
+            ours.send(b"\0")
+            is_woken = True
+        except OSError:  # a sandbox that refuses sendto(2)
+            is_woken = False
+    return anyio.run(main if is_woken else _ticking(main), *arguments, backend="asyncio")
+
+
+def _ticking(main: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
+    """`main`, in a loop that cannot be woken by a thread, so that it looks by itself for what threads have left."""
+
+    async def ticking(*arguments: object) -> _T:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+
+        def tick() -> None:
+            loop.call_later(_TICK_S, tick)
+
+        tick()
+        return await main(*arguments)
+
+    return ticking
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:

@@ -7,13 +7,14 @@ Busy when another process holds the database for longer than the connection wait
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from agentbus.core import database
-from agentbus.core.config import UNKNOWN_FOLDER
+from agentbus.core.config import UNKNOWN_FOLDER, unwritable
 from agentbus.core.errors import BrokenSetup, Refused
 from agentbus.core.model import Arrival, Peer, numbered_name, storable
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
@@ -346,9 +347,11 @@ class Peers:
         except BlockingIOError:
             raise
         except OSError as error:
+            is_short = error.errno in (errno.EMFILE, errno.ENFILE)
+            path = self.presence.folder / session
             raise BrokenSetup(
                 f"no lock file can be made in {self.presence.folder} ({error.strerror})",
-                hint="check that the folder is yours, and how many files may be open: ulimit -n",
+                hint="see how many files may be open: ulimit -n" if is_short else unwritable(path, error),
             ) from error
 
     @staticmethod

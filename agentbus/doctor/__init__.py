@@ -101,7 +101,7 @@ def set_aside() -> int:
     try:
         moved = files.set_aside(path)
     except OSError as error:
-        raise BrokenSetup(f"{path} cannot be moved ({error.strerror})", hint=f"check who owns {home}") from error
+        raise BrokenSetup(f"{path} cannot be moved ({error.strerror})", hint=config.unwritable(path, error)) from error
     with reported():
         for one in moved:
             print(f"moved to {one}")

@@ -147,8 +147,11 @@ def check_settings() -> Iterator[Finding]:
 def check_home(here: Settings) -> Iterator[Finding]:
     """Check who owns the home folder, its files and its folders, and who can write to them. [TRUST-1]"""
     home = here.home
-    if not home.exists() and not home.is_symlink():
-        yield Finding("home", Level.NOTE, f"{home} does not exist yet", "the first message or session creates it")
+    if not os.path.lexists(home):
+        above = next(one for one in home.parents if os.path.isdir(one))
+        yield _not_writable(above, home) or Finding(
+            "home", Level.NOTE, f"{home} does not exist yet", "the first message or session creates it"
+        )
         return
     is_right = True
     folders = [home, *(home / name for name in registry.folders(here))]
@@ -159,7 +162,10 @@ def check_home(here: Settings) -> Iterator[Finding]:
         except BrokenSetup as error:
             is_right = False
             yield from_error("home", error)
-    if not is_right:
+    shut = _not_writable(home, home / config.HOME_FILES[0])
+    if shut is not None and is_right:
+        yield shut
+    if not is_right or shut is not None:
         return
     mode = stat.S_IMODE(home.stat().st_mode)
     seen = f"{home} belongs to user {home.stat().st_uid}, mode {mode:04o}"
@@ -167,6 +173,14 @@ def check_home(here: Settings) -> Iterator[Finding]:
         yield Finding("home", Level.NOTE, f"{seen}: other users have access to it", f"chmod go-rwx '{home}'")
     else:
         yield Finding("home", Level.OK, f"{seen}: only you have access to it")
+
+
+def _not_writable(folder: Path, path: Path) -> Finding | None:
+    """What is wrong if `path` cannot be made in `folder`; None if nothing speaks against it."""
+    if os.access(folder, os.W_OK | os.X_OK):
+        return None
+    seen = f"nothing can be written in {folder}, so nothing can be sent"
+    return Finding("home", Level.WRONG, seen, config.unwritable(path))
 
 
 def check_presence(home: Path) -> Iterator[Finding]:

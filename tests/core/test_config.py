@@ -136,10 +136,31 @@ def test_what_is_not_ours_alone_is_refused_with_the_way_out(
             os.chown(path, 12_345, -1)
         else:
             monkeypatch.setattr(os, "geteuid", lambda: 12_345)
-        sentence = "sudo chown"
+        sentence = "set AGENTBUS_HOME to a folder of your own"
     with pytest.raises(BrokenSetup) as caught:
         config.prepare_home(home)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.spec("TRUST-1", "ERR-1")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder to another user")
+@pytest.mark.parametrize(
+    ("us", "owner", "hint"),
+    [
+        (0, 1_000, "run agentbus as that user, with sudo -u '#1000', or set AGENTBUS_HOME to a folder of your own"),
+        (1_000, 0, "sudo chown -R 1000 '{home}', or set AGENTBUS_HOME to a folder of your own"),
+        (1_000, 1_001, "set AGENTBUS_HOME to a folder of your own"),
+    ],
+)
+def test_nobody_is_told_to_take_away_what_another_user_has(
+    home: Path, us: int, owner: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir(mode=0o700)
+    os.chown(home, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: us)
+    with pytest.raises(BrokenSetup) as caught:
+        config.prepare_home(home)
+    assert str(caught.value).endswith(f": {hint.format(home=home)}")
 
 
 @pytest.mark.parametrize("home", [Path("/dev/null"), Path("/dev/null/x"), Path("/proc/x")])

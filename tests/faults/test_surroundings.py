@@ -8,11 +8,12 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.support import sandbox
 from tests.support.client import RawClient
 from tests.support.command import PATIENCE_S, agentbus, clean_env
 
@@ -51,9 +52,14 @@ def run(command: list[str], env: dict[str, str], cwd: Path | bytes | None = None
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def check_all(env: dict[str, str], around: Callable[[list[str]], list[str]], cwd: Path | bytes | None = None) -> None:
+def check_all(
+    env: dict[str, str],
+    around: Callable[[list[str]], list[str]] = lambda command: command,
+    codes: Mapping[str, int] = COMMANDS,
+    cwd: Path | bytes | None = None,
+) -> None:
     """Run every command, started in the way that `around` says, and compare the exit codes."""
-    for command, code in COMMANDS.items():
+    for command, code in codes.items():
         done = run(around([*PYTHON, *command.split()]), env, cwd)
         assert "Traceback" not in done.stderr, (command, done.stderr)
         assert "internal error" not in done.stderr, (command, done.stderr)
@@ -87,7 +93,7 @@ def test_a_working_folder_that_is_not_utf_8_is_shown_escaped(home: Path, start: 
         os.mkdir(folder)
     except OSError:
         pytest.skip("this file system takes only UTF-8")
-    check_all(clean_env(home), lambda command: command, folder)
+    check_all(clean_env(home), cwd=folder)
     server = start(None, cwd=Path(os.fsdecode(folder)))
     server.handshake()
     (peer,) = [json.loads(line) for line in agentbus(home, "peers", "--json").stdout.splitlines()]
@@ -98,7 +104,7 @@ def test_a_working_folder_that_is_not_utf_8_is_shown_escaped(home: Path, start: 
 def test_an_empty_environment_stops_nothing(home: Path) -> None:
     # PYTHONPATH only says where the tree under test is.
     kept = {key: value for key, value in os.environ.items() if key == "PYTHONPATH"}
-    check_all({**kept, "AGENTBUS_HOME": str(home)}, lambda command: command)
+    check_all({**kept, "AGENTBUS_HOME": str(home)})
 
 
 @pytest.mark.spec("CONF-4", "DOCTOR-3")
@@ -245,3 +251,87 @@ def test_json_is_utf_8_in_every_locale(home: Path, start: Start) -> None:
         done = subprocess.run([*PYTHON, *command.split()], env=env, capture_output=True, timeout=PATIENCE_S, check=True)
         rows = [json.loads(line.decode()) for line in done.stdout.splitlines()]
         assert command != "peers --json" or rows[0]["cwd"] == str(folder)
+
+
+# -- sandboxes ---------------------------------------------------------------------------------------------
+
+SANDBOX = [sys.executable, "-S", str(Path(sandbox.__file__))]
+# What a sandbox refuses, the error that it gives, and the trigger that is left.
+SANDBOXES = [
+    ("EPERM", "socket", "file-watch"),
+    ("EAFNOSUPPORT", "socket", "file-watch"),
+    ("EACCES", "bind,setsockopt,sendto", "file-watch"),
+    ("EPERM", "socket,inotify_init1", "poll"),
+]
+
+
+def refusing(error: str, calls: str) -> list[str]:
+    """The start of a command that runs without these system calls."""
+    if subprocess.run([*SANDBOX, error, calls, "/bin/true"], check=False).returncode == sandbox.NOT_HERE:
+        pytest.skip("no seccomp filter can be installed here")
+    return [*SANDBOX, error, calls]
+
+
+@pytest.mark.spec("WAKE-5", "WATCH-1", "WAIT-1", "WAIT-4", "ERR-2")
+@pytest.mark.parametrize(("error", "calls", "trigger"), SANDBOXES)
+def test_in_a_sandbox_without_sockets_everything_that_waits_works(
+    home: Path, start: Start, error: str, calls: str, trigger: str
+) -> None:
+    around = refusing(error, calls)
+    # `doctor` calls it wrong that the socket cannot be used.
+    check_all(clean_env(home), lambda command: [*around, *command], {**COMMANDS, "doctor --json": 1})
+    bob = start("bob", command=[*around, *PYTHON, "serve", "claude-mcp"])
+    bob.handshake()
+    (peer,) = [json.loads(line) for line in agentbus(home, "peers", "--json").stdout.splitlines()]
+    assert peer["trigger"] == trigger
+    assert "trigger socket cannot be used (the system gives this process no unix socket (" in bob.stderr
+    agentbus(home, "send", "bob", "from outside")
+    assert run([*around, *PYTHON, "send", "bob", "from inside"], clean_env(home)).returncode == 0
+    assert [event["content"] for event in bob.wait_events(2)] == ["from outside", "from inside"]
+    assert '"bob"' in bob.call("whoami")
+    command = [*around, *PYTHON, "watch", "--json"]
+    with subprocess.Popen(command, env=clean_env(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["event"] == "online"
+        agentbus(home, "send", "carol", "x")
+        assert json.loads(watch.stdout.readline())["event"] == "pending"
+        watch.terminate()
+        _, said = watch.communicate(timeout=PATIENCE_S)
+    assert watch.returncode == 0
+    assert b"nothing can wake this command, so it checks every 1000 ms" in said
+
+
+@pytest.mark.spec("WAKE-5", "SEND-6", "ERR-2")
+def test_where_nothing_can_wait_that_is_a_sentence_and_a_send_is_sent(home: Path) -> None:
+    around = refusing("EPERM", "socketpair")
+    said = "nothing can wait here: the system gives this process no pair of sockets (Operation not permitted)"
+    for command in ("wait --timeout 0", "watch", "serve mcp", "serve claude-mcp"):
+        done = run([*around, *PYTHON, *command.split()], clean_env(home))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), (command, done.stderr)
+        assert said in done.stderr
+    done = run([*around, *PYTHON, "send", "bob", "x", "--wait-read", "1"], clean_env(home))
+    assert (done.returncode, done.stdout[:9], done.stderr.count("\n")) == (75, "queued #1", 1)
+    assert f"#1 is sent, and whether it was read cannot be told: {said}" in done.stderr
+
+
+@pytest.mark.spec("ERR-1", "TRUST-1", "DOCTOR-3")
+@pytest.mark.parametrize("there", ["nothing", "a folder", "a bus"])
+def test_a_read_only_home_looks_like_a_sandbox(home: Path, there: str) -> None:
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" || exit 125; exec "$@"'
+    around = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "/bin/sh", "-c", mount, str(home.parent)]
+    if shutil.which("unshare") is None or run([*around, "/bin/true"], dict(os.environ)).returncode:
+        pytest.skip("no mount namespace is to be had here")
+    if there == "a folder":
+        home.mkdir(mode=0o700)
+    elif there == "a bus":
+        agentbus(home, "send", "bob", "x")
+    hint = "this looks like a sandbox, or a read-only disk: let it write to /"
+    for command in ("send bob x", "broadcast x", "peers", "inbox bob", "wait --timeout 0", "watch", "serve mcp"):
+        done = run([*around, *PYTHON, *command.split()], clean_env(home))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), (command, done.stderr)
+        assert hint in done.stderr, command
+        assert "chmod" not in done.stderr
+    done = run([*around, *PYTHON, "doctor", "--json"], clean_env(home))
+    (wrong,) = [row for row in map(json.loads, done.stdout.splitlines()) if row["code"] == "home"]
+    assert (done.returncode, wrong["level"]) == (1, "wrong")
+    assert hint in wrong["remedy"]
