@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+import agentbus as agentbus_package
 from tests.support import sandbox
 from tests.support.client import RawClient
-from tests.support.command import PATIENCE_S, agentbus, clean_env
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(300)  # each test starts many processes, one after the other
 
@@ -335,3 +336,63 @@ def test_a_read_only_home_looks_like_a_sandbox(home: Path, there: str) -> None:
     (wrong,) = [row for row in map(json.loads, done.stdout.splitlines()) if row["code"] == "home"]
     assert (done.returncode, wrong["level"]) == (1, "wrong")
     assert hint in wrong["remedy"]
+
+
+# -- PYTHONPATH --------------------------------------------------------------------------------------------
+
+# What shadows a module, and a command that needs it.
+SHADOWS = [
+    ("mcp/__init__.py", "x = 1", "demo"),
+    ("types.py", "x = 1", "send bob x"),
+    ("types.py", "raise SystemError('mine')", "peers"),
+    ("select.py", "x =", "send bob x"),
+    ("apsw/__init__.py", "x = 1", "send bob x"),
+    ("apsw.py", "x = 1", "serve claude-mcp"),
+    ("anyio.py", "x = 1", "wait --timeout 0"),
+    ("typer.py", "x = 1", "--help"),
+]
+
+
+def shadowing(folder: Path, path: str, text: str) -> str:
+    """A PYTHONPATH with one module in front of what is there."""
+    file = folder / "shadow" / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return os.pathsep.join([str(folder / "shadow"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(":")
+
+
+@pytest.mark.spec("ISO-2", "ERR-2")
+@pytest.mark.parametrize(("path", "text", "command"), SHADOWS)
+def test_by_hand_one_sentence_says_what_shadows_what(
+    home: Path, tmp_path: Path, path: str, text: str, command: str
+) -> None:
+    env = clean_env(home, PYTHONPATH=shadowing(tmp_path, path, text))
+    script = tmp_path / "bin" / "agentbus"
+    script.parent.mkdir()
+    shutil.copy(Path(agentbus_package.__file__).with_name("command"), script)
+    done = run([sys.executable, str(script), *command.split()], env)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    name = path.split("/")[0].removesuffix(".py")
+    assert f"{tmp_path}/shadow/{name} shadows the module {name} that agentbus needs (" in done.stderr
+    assert done.stderr.endswith(f"unset PYTHONPATH, leave that folder, or run {sys.executable} -E -P -m agentbus\n")
+
+
+@pytest.mark.spec("ISO-2")
+def test_a_server_by_hand_says_what_shadows_the_sdk(home: Path, tmp_path: Path, start: Start) -> None:
+    server = start("bob", PYTHONPATH=shadowing(tmp_path, "mcp/__init__.py", "x = 1"))
+    assert server.process.wait(PATIENCE_S) == 1
+    until(lambda: f"{tmp_path}/shadow/mcp shadows the module mcp that agentbus needs" in server.stderr)
+
+
+@pytest.mark.spec("ISO-1", "REG-1")
+def test_what_is_registered_runs_isolated(home: Path, tmp_path: Path, start: Start) -> None:
+    for path, text, _ in SHADOWS:
+        shadowing(tmp_path, path, text)
+    (tmp_path / "agentbus.py").write_text("x = 1")
+    pasted = agentbus(home, "enable", "mcp").stdout.split("configuration:\n")[1]
+    entry = json.loads(pasted)["mcpServers"]["agentbus"]
+    shadow = str(tmp_path / "shadow")
+    server = start("bob", command=[entry["command"], *entry["args"]], cwd=tmp_path, PYTHONPATH=shadow, PYTHONHOME="/x")
+    server.handshake()
+    assert '"bob"' in server.call("whoami")

@@ -121,7 +121,9 @@ def test_the_plugin_runs_the_same_server_as_the_module() -> None:
     assert (plugin["name"], plugin["version"]) == ("agentbus", __version__)
     module = registry.manifest("claude-mcp")
     entry = json.loads((folder / ".mcp.json").read_text())["mcpServers"][module.server_name]
-    assert (entry["command"], tuple(entry["args"]), entry["alwaysLoad"]) == ("agentbus", module.serve, True)
+    # Without the variables of the host that would shadow what agentbus imports.
+    isolated = ("-u", "PYTHONPATH", "-u", "PYTHONHOME", "agentbus", *module.serve)
+    assert (entry["command"], tuple(entry["args"]), entry["alwaysLoad"]) == ("env", isolated, True)
     assert plugin["channels"] == [{"server": module.server_name}]
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "agentbus"
 
 # 1. Core modules stand in one list. Each may import those before it, and no other room.
 CORE = (
-    *("errors", "process", "eventloop", "stderr", "stdout", "model", "a2a", "findings", "ports", "config"),
+    *("errors", "shadows", "process", "eventloop", "stderr", "stdout", "model", "a2a", "findings", "ports", "config"),
     *("presence", "drain", "adapter", "wakes", "watchers", "files", "database", "queries", "peers", "store"),
     *("bus", "proof", "pump", "session", "changes"),
 )

@@ -7,6 +7,7 @@ Knows the command line and the files of Claude Code, as recorded with 2.1.331, b
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -144,10 +145,13 @@ class ClaudeRegistration:
         return None
 
     def _is_own(self, entry: dict[str, Any]) -> bool:
+        """Whether an entry runs this agentbus, be it by the script beside the interpreter."""
         try:
-            return is_same(command_of(entry), self._wanted())
+            wanted = self._wanted()
         except BrokenSetup:
             return False
+        script = [os.path.join(os.path.dirname(wanted[0]), "agentbus"), *self._manifest.serve]
+        return is_same(command_of(entry), wanted) or is_same(command_of(entry), script)
 
     # -- changing it ---------------------------------------------------------------------------------------
 

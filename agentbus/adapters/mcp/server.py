@@ -39,6 +39,7 @@ from agentbus.core.model import Arrival, Peer
 from agentbus.core.ports import Trigger
 from agentbus.core.process import Process
 from agentbus.core.session import Checkpoints, Session
+from agentbus.core.shadows import unexpected
 from agentbus.core.stderr import say
 
 __all__ = ["serve"]
@@ -124,7 +125,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, AgentbusError):
         say(str(error))
         return error.exit_code
-    say(f"internal error, {type(error).__name__}: {error}")
+    say(unexpected(error))
     return 1
 
 
