@@ -1,7 +1,7 @@
 """`agentbus` and `python -m agentbus`: a fast path for the commands that must be instant, typer for the rest.
 
 typer costs 50 to 300 ms. `send` is used in loops and hooks, and an agent waits for `serve`, so both are parsed here by
-hand. Every error is printed as one line. PYTHONPATH cannot shadow what is imported at the top, because Python itself has
+hand. Every error is printed as one line. PYTHONPATH cannot shadow what is imported at the top, since Python itself has
 loaded it before. An import that fails later is explained. Implements [CLI-1], [CLI-4], [ERR-2], [ISO-2].
 """
 
