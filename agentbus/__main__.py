@@ -1,50 +1,66 @@
 """`agentbus` and `python -m agentbus`: a fast path for the commands that must be instant, typer for the rest.
 
 typer costs 50 to 300 ms. `send` is used in loops and hooks, and an agent waits for `serve`, so both are parsed here by
-hand. Every error is printed as one line. Implements [CLI-1], [CLI-4], [ERR-2].
+hand. Every error is printed as one line. PYTHONPATH cannot shadow what is imported at the top, since Python itself has
+loaded it before. An import that fails later is explained. Implements [CLI-1], [CLI-4], [ERR-2], [ISO-2].
 """
 
 from __future__ import annotations
 
 import gc
-import io
 import os
 import sys
-
-from agentbus import __version__
-from agentbus.core.errors import AgentbusError, InvalidRequest
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command in sys.argv and exit with its code."""
-    _open_standard_descriptors()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and messages can hold characters that the locale cannot show. They are shown escaped.
-        sys.stdout.reconfigure(errors="backslashreplace")
     is_send = sys.argv[1:2] == ["send"]
     if is_send:
         gc.disable()  # the process ends before collecting would help; this saves 2 ms of 50
     try:
-        code = _run(sys.argv[1:])
+        code = _run_and_report(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130  # 128 + SIGINT, as shells report it
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback [ERR-2]
+        from agentbus.core.shadows import unexpected
+
+        _say(unexpected(error))
+        code = 1
+    if is_send:
+        # The message is committed and the database is closed. A normal exit would cost 5 ms for nothing.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _say(sentence: str) -> None:
+    # Not by core.stderr, and without contextlib: these may be what could not be imported.
+    line = " ".join(f"agentbus: {sentence}".splitlines()) + "\n"
+    try:
+        os.write(2, line.encode(errors="backslashreplace"))
+    except OSError:
+        return  # stderr is full or gone, and there is nobody else to tell
+
+
+def _run_and_report(arguments: list[str]) -> int:
+    """Run the command; print the error that it raises, if it is one of ours. Return the exit code."""
+    _open_standard_descriptors()
+    from agentbus.core import stdout
+    from agentbus.core.errors import AgentbusError
+
+    stdout.claim()
+    try:
+        code = _run(arguments)
         sys.stdout.flush()
+    except stdout.ReaderGone as error:
+        code = error.exit_code  # `agentbus peers | head -1`
     except AgentbusError as error:
         from agentbus.core.stderr import say
 
         say(str(error))
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130  # 128 + SIGINT, as shells report it
-    except BrokenPipeError:
-        # The reader of our output has closed it (`agentbus peers | head -1`). This is not an error, but the interpreter
-        # would complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
-    if is_send:
-        # The message is committed and the database is closed. A normal exit would cost 5 ms for nothing.
-        os._exit(code)
-    sys.exit(code)
+    return code
 
 
 def _open_standard_descriptors() -> None:
@@ -57,8 +73,6 @@ def _open_standard_descriptors() -> None:
     # Python has no stream for a descriptor that was closed at its start, and would print to another one instead.
     if sys.stdin is None:
         sys.stdin = open(0)  # noqa: SIM115 - for as long as we run
-    if sys.stdout is None:
-        sys.stdout = open(1, "w")  # noqa: SIM115 - for as long as we run
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115 - for as long as we run
 
@@ -66,6 +80,8 @@ def _open_standard_descriptors() -> None:
 def _run(arguments: list[str]) -> int:
     command, *rest = arguments or [""]
     if command == "--version":
+        from agentbus import __version__
+
         print(f"agentbus {__version__}")
     elif command == "send" and not {"-h", "--help"} & set(rest):
         _send(rest)
@@ -81,6 +97,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _send(arguments: list[str]) -> None:
+    from agentbus.core.errors import InvalidRequest
+
     sender: str | None = None
     wait_read: str | None = None
     words: list[str] = []

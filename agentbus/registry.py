@@ -16,6 +16,7 @@ from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
 from agentbus.core.ports import Trigger
 from agentbus.core.presence import FOLDER
+from agentbus.core.shadows import explain
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
 
@@ -196,6 +197,9 @@ def _part(of: Manifest, dotted: str) -> Any:
     try:
         return _load(dotted)
     except (ImportError, AttributeError) as error:
+        shadow = explain(error)
+        if shadow:
+            raise BrokenSetup(shadow) from error
         raise BrokenSetup(f"the module {of.id} cannot be loaded ({error})", hint="reinstall agentbus") from error
 
 

@@ -16,6 +16,8 @@ from agentbus.core.bus import PULL, Bus, Sent
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
 from agentbus.core.names import address, folded, is_kept, login_name
+from agentbus.core.stderr import say
+from agentbus.core.stdout import reported
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -117,7 +119,8 @@ def send(
     with bus_and_settings() as (bus, settings):
         name, session = _own(bus, settings, sender)
         sent = bus.send(name, to, body, sender_session=session)
-        print(sent, flush=True)
+        with reported():
+            print(sent)
         then(bus, settings, sent)
 
 
@@ -127,10 +130,11 @@ def broadcast(text: str | None, *, sender: str | None) -> None:
     with bus_and_settings() as (bus, settings):
         name, session = _own(bus, settings, sender)
         sent = bus.broadcast(name, body, sender_session=session)
-    if not sent:
-        print("nobody is online; nothing was sent")
-    for one in sent:
-        print(one)
+    with reported():
+        if not sent:
+            print("nobody is online; nothing was sent")
+        for one in sent:
+            print(one)
 
 
 def peers(*, as_json: bool) -> None:
@@ -140,10 +144,10 @@ def peers(*, as_json: bool) -> None:
         waiting = bus.store.queries.waiting()
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
-        import json  # takes 5 ms, which a send must not pay for
+        from agentbus.cli import output  # with rich, which a send must not wait for
 
         for row in _json_rows(present, waiting, offline):
-            print(json.dumps(row, ensure_ascii=False))
+            output.json_line(row)
         return
     if present:
         _print_table(present, waiting)
@@ -203,5 +207,5 @@ async def when_signalled(act: Callable[[int], None], *, task_status: TaskStatus[
 def serve(name: str) -> None:
     """Be a peer for the agent runtime that started this process. Does not return."""
     if sys.stdin.isatty():
-        print("agentbus: waiting for an MCP client on stdin; Ctrl-D ends it", file=sys.stderr)
+        say("waiting for an MCP client on stdin; Ctrl-D ends it")
     registry.serve(name)

@@ -20,6 +20,9 @@ from mcp import Client, StdioServerParameters
 from mcp.client.extension import ClientExtension, NotificationBinding
 from pydantic import BaseModel
 
+from agentbus.core import eventloop
+from agentbus.core.stdout import ReaderGone
+
 __all__ = ["run"]
 
 # The client of the demo listens to this notification, as Claude Code does. [CHAN-2]
@@ -202,7 +205,9 @@ def run() -> int:
     print("agentbus demo: real processes, real sockets, a database of its own, removed at the end")
     try:
         with tempfile.TemporaryDirectory(prefix="agentbus-") as home:
-            anyio.run(_play, home, show)
+            eventloop.run(_play, home, show)
+    except ReaderGone:
+        raise
     except Exception as error:  # noqa: BLE001 - after any error the demo has failed, and says why in one line
         reason = _innermost(error)
         name = "" if isinstance(reason, _StepFailed) else f"{type(reason).__name__}: "

@@ -22,6 +22,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
 from agentbus.core.names import normalise_name
+from agentbus.core.stdout import reported
 
 __all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_whole", "status"]
 
@@ -109,6 +110,11 @@ def discard(name: str | None, *, before: str | None, is_sure: bool, as_json: boo
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 raise Refused("nothing was removed")
         removed = bus.discard(mailbox, instant)
+    with reported():
+        _show_removed(mailbox, removed, as_json=as_json)
+
+
+def _show_removed(mailbox: str, removed: list[Status], *, as_json: bool) -> None:
     if as_json:
         for one in removed:
             output.json_line(output.status_row(one))
@@ -129,10 +135,11 @@ def cancel(row_id: int) -> None:
     """Take back a message that is still pending. Raises InvalidRequest and Refused. [OLD-3]"""
     with common.bus_and_settings() as (bus, _settings):
         one = bus.cancel(row_id)
-    print(
-        f'took back #{one.id} from "{one.sender}" to "{one.recipient}",'
-        f" {output.age(one.sent_at, now_ms())} after it was sent"
-    )
+    with reported():
+        print(
+            f'took back #{one.id} from "{one.sender}" to "{one.recipient}",'
+            f" {output.age(one.sent_at, now_ms())} after it was sent"
+        )
 
 
 def _indented(text: str) -> Text:

@@ -45,15 +45,9 @@ _MOST_FORMER = 3
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """The reader has closed our output. rich would exit with 1, but __main__ knows that this is not an error."""
-        raise BrokenPipeError
-
-
 def console() -> Console:
     """The console to print to. It does not guess what a text means, and does not wrap it."""
-    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say(sentence: str) -> None:
@@ -82,7 +76,8 @@ def exactly(text: str) -> None:
 def _write(text: str) -> None:
     # Always in UTF-8: a message can hold characters that the locale does not have.
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode() + b"\n")
+    # A lone surrogate, from a path that is not UTF-8, becomes its escape, which JSON has too.
+    sys.stdout.buffer.write(text.encode(errors="backslashreplace") + b"\n")
     sys.stdout.buffer.flush()
 
 

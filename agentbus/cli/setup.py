@@ -24,6 +24,7 @@ from agentbus.core.adapter import Manifest, Registration, Standing
 from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
 from agentbus.core.model import Peer
 from agentbus.core.presence import Presence
+from agentbus.core.stdout import OutputFailed, reported
 
 __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
@@ -65,15 +66,20 @@ def install() -> None:
     there = [one for one in modules if shutil.which(one[0].client)]
     for manifest, registration in there or modules:
         _enable(registration)
-        print()
-        print(f"Start each session of {manifest.title} with its own name, in its own terminal:")
-        for name in ("frontend", "backend"):
-            # Without flags this works for every session; a channel works only for accounts that have channels.
-            print(f"  {registration.launch(name, flags=False)}")
-        print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
-        print("If a message does not arrive: agentbus doctor backend")
-        if registration.unattended():
-            print(registration.unattended()[:1].upper() + registration.unattended()[1:] + ".")
+        with reported():
+            _show_next(manifest, registration)
+
+
+def _show_next(manifest: Manifest, registration: Registration) -> None:
+    print()
+    print(f"Start each session of {manifest.title} with its own name, in its own terminal:")
+    for name in ("frontend", "backend"):
+        # Without flags this works for every session; a channel works only for accounts that have channels.
+        print(f"  {registration.launch(name, flags=False)}")
+    print('Say to frontend "ask backend which port it listens on", or type: agentbus send backend "hello"')
+    print("If a message does not arrive: agentbus doctor backend")
+    if registration.unattended():
+        print(registration.unattended()[:1].upper() + registration.unattended()[1:] + ".")
 
 
 def enable(module: str) -> None:
@@ -86,15 +92,18 @@ def _enable(registration: Registration) -> None:
         said = registration.enable()
     except BrokenSetup:
         # For an installation that will not stay, there is no command to type by hand either.
-        with suppress(BrokenSetup):
+        with suppress(BrokenSetup, OutputFailed):
             print("\n".join(registration.by_hand()), flush=True)
         raise
-    print("\n".join(said))
+    with reported():
+        print("\n".join(said))
 
 
 def disable(module: str) -> None:
     """End the registration of one adapter. Raises as `enable` does."""
-    print("\n".join(registry.registration(registry.manifest(module)).disable()))
+    said = registry.registration(registry.manifest(module)).disable()
+    with reported():
+        print("\n".join(said))
 
 
 def launch(module: str, name: str | None) -> None:
@@ -161,8 +170,15 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
             continue  # it is not known where such an adapter is registered
         if shutil.which(manifest.client) is None and registration.registered().standing is Standing.DISABLED:
             continue
-        print("\n".join(registration.disable()))
+        said = registration.disable()
+        with reported():
+            print("\n".join(said))
     removed = list(_remove(settings, keep_mail=keep_mail))
+    with reported():
+        _show_removed(home, removed, live, waiting, keep_mail=keep_mail)
+
+
+def _show_removed(home: Path, removed: list[Path], live: list[Peer], waiting: int, *, keep_mail: bool) -> None:
     for path in removed:
         lost = f" ({waiting:,} {'message' if waiting == 1 else 'messages'} waited in it)" if waiting else ""
         print(f"removed {path}{lost if path.name == config.HOME_FILES[0] else ''}")
@@ -236,4 +252,6 @@ def _unlink(path: Path) -> Iterator[Path]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BrokenSetup(f"{path} cannot be removed ({error.strerror})", hint=f"rm '{path}'") from error
+        raise BrokenSetup(
+            f"{path} cannot be removed ({error.strerror})", hint=config.unwritable(path, error)
+        ) from error

@@ -14,13 +14,14 @@ import anyio.abc
 
 from agentbus import registry
 from agentbus.cli import common, output
-from agentbus.core import stderr
+from agentbus.core import eventloop, stderr
 from agentbus.core.bus import Bus, Sent, now_ms
 from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.config import Settings
-from agentbus.core.errors import DeliveryClosed, InvalidRequest, TryAgain
+from agentbus.core.errors import AgentbusError, DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState
 from agentbus.core.ports import Receipt, Settled
+from agentbus.core.stdout import OutputFailed, reported
 from agentbus.member import peer_session
 
 __all__ = ["parse_seconds", "send_until_read", "wait"]
@@ -66,9 +67,9 @@ class _Printed:
             await anyio.sleep_forever()
         try:
             self._show(batch[0])
-        except OSError as error:
-            self.failure = error.strerror or type(error).__name__
-            raise DeliveryClosed(f"the output cannot be written ({self.failure})") from error
+        except OutputFailed as error:
+            self.failure = str(error)
+            raise DeliveryClosed(self.failure) from error
         self.done.set()
         return Settled(1)
 
@@ -93,7 +94,7 @@ def wait(name: str | None, *, timeout_s: float | None, as_json: bool) -> int:
     with common.bus_and_settings() as (bus, settings):
         mailbox = common.own_name(bus, settings, name)
     settings = replace(settings, name=mailbox, name_note="")
-    return anyio.run(_wait, settings, _Printed(_show_json if as_json else _show_text), timeout_s)
+    return eventloop.run(_wait, settings, _Printed(_show_json if as_json else _show_text), timeout_s)
 
 
 async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) -> int:
@@ -121,7 +122,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
                 await printed.done.wait()
         tasks.cancel_scope.cancel()
     if printed.failure:
-        raise DeliveryClosed(f"the output cannot be written ({printed.failure})", hint="the message is still pending")
+        raise DeliveryClosed(printed.failure, hint="the message is still pending")
     if printed.done.is_set():
         return 0
     if code:
@@ -139,7 +140,13 @@ def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: f
 
 
 def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> None:
-    anyio.run(_wait_until_read, bus, settings, sent.id, seconds)
+    try:
+        eventloop.run(_wait_until_read, bus, settings, sent.id, seconds)
+    except TryAgain:
+        raise
+    except AgentbusError as error:
+        # The message is sent. A script that sees a failure would send it again. [SEND-6]
+        raise TryAgain(f"#{sent.id} is sent, and whether it was read cannot be told: {error}") from error
 
 
 async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: float) -> None:
@@ -149,7 +156,8 @@ async def _wait_until_read(bus: Bus, settings: Settings, row_id: int, seconds: f
             status = bus.store.queries.status(row_id)
             if status.state is MessageState.READ:
                 took = output.span(now_ms() - status.sent_at)
-                print(f'#{row_id} was read by "{status.recipient}" within {took}')
+                with reported():
+                    print(f'#{row_id} was read by "{status.recipient}" within {took}')
                 return
             left_s = give_up_at - anyio.current_time()
             if left_s <= 0:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from agentbus import registry
 from agentbus.cli import common, output
-from agentbus.core import config
+from agentbus.core import config, eventloop
 from agentbus.core.bus import PULL
 from agentbus.core.changes import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
@@ -161,9 +161,9 @@ def watch(*, as_json: bool) -> None:
         if not as_json and output.console().is_terminal:
             screen = _Screen()
             with screen.live:
-                anyio.run(_watch, bus.store, settings, screen)
+                eventloop.run(_watch, bus.store, settings, screen)
         else:
-            anyio.run(_watch, bus.store, settings, _Objects() if as_json else _Lines())
+            eventloop.run(_watch, bus.store, settings, _Objects() if as_json else _Lines())
 
 
 async def _watch(store: Store, settings: config.Settings, display: _Display) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -27,7 +26,7 @@ _RUN_ONCE = re.compile(r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pi
 
 
 def own_command(prefix: str = sys.prefix) -> list[str]:
-    """The command that runs this installation of agentbus, from any folder and with any PATH. [REG-1]
+    """The command that runs this installation of agentbus, from any folder and in any environment. [REG-1], [ISO-1]
 
     Raises BrokenSetup for an installation that will not stay.
     """
@@ -36,15 +35,10 @@ def own_command(prefix: str = sys.prefix) -> list[str]:
             f"agentbus is not installed: it runs from a temporary folder ({prefix})",
             hint="install it with `uv tool install` or `pipx install`, then try again",
         )
-    # The script beside the interpreter: pipx, `uv tool`, a virtual environment and `pip install -e` put it there, and
-    # they put it there again when they upgrade.
-    user = sysconfig.get_preferred_scheme("user")
-    is_users = __file__.startswith(sysconfig.get_path("purelib", user) + os.sep)  # by `pip install --user`
-    for scheme in (user,) if is_users else (sysconfig.get_default_scheme(),):
-        script = os.path.join(sysconfig.get_path("scripts", scheme), "agentbus")
-        if os.access(script, os.X_OK):
-            return [os.path.abspath(script)]
-    return [os.path.abspath(sys.executable), "-m", "agentbus"]
+    # The interpreter of the installation, which stays where it is when pipx, `uv tool` or pip upgrade. -E: without the
+    # PYTHON* variables of whoever starts it. -P: without the working folder. Not -I, which would leave out what
+    # `pip install --user` has installed.
+    return [os.path.abspath(sys.executable), "-E", "-P", "-m", "agentbus"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,12 @@ The only reader of os.environ. Knows nothing about SQL, sockets or MCP. Implemen
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
 import stat
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +20,25 @@ from agentbus.core.names import address, folder_wish, session_name
 
 __all__ = [
     "HOME_FILES",
+    "UNKNOWN_FOLDER",
     "VARIABLES",
     "WATCH_FOLDER",
     "Settings",
     "check_private",
     "choice",
+    "expanded",
     "integer",
     "load",
     "other_program",
     "prepare_folder",
     "prepare_home",
     "unknown",
+    "unwritable",
+    "working_folder",
 ]
 
+# Shown as the folder of a session whose working folder was removed, or cannot be read. No path begins like this.
+UNKNOWN_FOLDER = "?"
 DEFAULT_MAX_BYTES = 65_536
 # A tool call and its channel event hold the text as JSON, escaped; much more would choke a client's line reader.
 HIGHEST_MAX_BYTES = 1_048_576
@@ -85,15 +94,15 @@ def load(
     A session that is given no name is named after `folder`, by default the working folder. [NAME-3] With `is_person`
     they are those of a shell, which can have the names that are kept from sessions. [NAME-11]
 
-    Raises InvalidRequest, naming the variable, its value and its range.
+    Raises InvalidRequest, naming the variable, its value and its range, and BrokenSetup as `expanded` does.
     """
     env = os.environ if environ is None else environ
-    cwd = os.getcwd()
+    cwd = working_folder() or UNKNOWN_FOLDER
     asked = env.get("AGENTBUS_NAME", "")
     name, note = _wished_name(asked, folder or cwd, is_person=is_person)
-    root = str(home) if home is not None else env.get("AGENTBUS_HOME") or "~/.agentbus"
+    root = env.get("AGENTBUS_HOME") or "~/.agentbus"
     return Settings(
-        home=Path(os.path.abspath(os.path.expanduser(root))),
+        home=_home("AGENTBUS_HOME", root) if home is None else _home("home", str(home)),
         name=name,
         name_note=note,
         name_was_asked=bool(asked) and not note,
@@ -105,6 +114,48 @@ def load(
         cwd=cwd,
         folder=folder or cwd,
     )
+
+
+def working_folder() -> str:
+    """The working folder; "" if it cannot be told: it was removed, or a folder above it is closed to us."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def expanded(path: str, variable: str) -> Path:
+    """`path`, which `variable` can name, with a leading `~` expanded.
+
+    Raises BrokenSetup where nothing says what `~` is: then each program would take another folder for it.
+    """
+    if path != "~" and not path.startswith("~/"):
+        return Path(os.path.expanduser(path))
+    said = home = os.environ.get("HOME", "")
+    if not said:
+        with suppress(KeyError):  # a user id without an entry, as in some containers
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    if not os.path.isabs(home):
+        problem = f"HOME is {said[:80]!r}" if said else f"HOME is not set, and user {os.getuid()} has no home folder"
+        raise BrokenSetup(
+            f"{problem}, so nothing says where {path} is", hint=f"set HOME, or {variable}, to a path that begins with /"
+        )
+    return Path(home, path[2:])
+
+
+def _home(what: str, said: str) -> Path:
+    """The home that `what`, a variable or an argument, names. Another folder for each program would be another bus."""
+    home = expanded(said, what)
+    if not home.is_absolute():
+        raise InvalidRequest(
+            f"{what} is {said[:80]!r}, which would be another bus in each working folder",
+            hint="set it to a path that begins with / or ~/, with nothing in it left to expand",
+        )
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} is {said[:80]!r}, and SQLite opens no path that is not UTF-8") from None
+    return Path(os.path.normpath(home))
 
 
 def unknown(known: Collection[str]) -> list[str]:
@@ -185,13 +236,48 @@ def check_private(path: Path, *, is_folder: bool) -> None:
     if facts.st_uid != os.geteuid():
         raise BrokenSetup(
             f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()})",
-            hint=f"sudo chown {os.geteuid()} '{path}', or set AGENTBUS_HOME to a folder of your own",
+            hint=f"{_give_back(path, facts.st_uid)}set AGENTBUS_HOME to a folder of your own",
         )
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BrokenSetup(
             f"{path} can be written by other users (mode {stat.S_IMODE(facts.st_mode):04o})",
             hint=f"chmod go-rwx '{path}'",
         )
+
+
+def _give_back(path: Path, owner: int) -> str:
+    """What makes a path ours again. Only root's, made by a sudo, say: nobody is told to take what another user has."""
+    if os.geteuid() == 0:
+        return f"run agentbus as that user, with sudo -u '#{owner}', or "
+    return f"sudo chown -R {os.geteuid()} '{path}', or " if owner == 0 else ""
+
+
+def unwritable(path: Path, error: OSError | None = None) -> str:
+    """The hint for an error at writing `path`: what has to be allowed, as far as that can be told."""
+    instead = "set AGENTBUS_HOME to a folder that can be written"
+    if error is not None and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return instead
+    folder = next((one for one in path.parents if os.path.isdir(one)), Path("/"))
+    try:
+        is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return instead
+    if is_read_only:
+        return f"this looks like a sandbox, or a read-only disk: let it write to {folder}, or {instead}"
+    closed = next((one for one in (folder, path) if _is_closed(one)), None)
+    if closed is not None:
+        return f"chmod u+{'rwx' if closed is folder else 'rw'} '{closed}'"
+    # By all that can be seen it could be written: a chmod mends nothing.
+    return f"if this is a sandbox, let it write to {folder}; if not, {instead}"
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether the mode of what is ours at `path` keeps us from writing there."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return False
+    return facts.st_uid == os.geteuid() != 0 and not facts.st_mode & stat.S_IWUSR
 
 
 def prepare_folder(path: Path) -> None:
@@ -206,9 +292,7 @@ def prepare_folder(path: Path) -> None:
     except FileExistsError:
         pass  # something is there: if it is not right, the check below reports it, with the remedy
     except OSError as error:
-        raise BrokenSetup(
-            f"{path} cannot be created ({error.strerror})", hint="set AGENTBUS_HOME to a folder that you can write"
-        ) from error
+        raise BrokenSetup(f"{path} cannot be created ({error.strerror})", hint=unwritable(path, error)) from error
     check_private(path, is_folder=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import apsw
 
 from agentbus.core import files
+from agentbus.core.config import unwritable
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -178,14 +179,14 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
         case apsw.FullError():
             return TryAgain(f"the disk of {path} is full, nothing was changed", hint="free some space, then repeat")
         case apsw.ReadOnlyError():
-            return BrokenSetup(f"{path} is read-only", hint=f"chmod u+w '{path}' and the folder it is in")
+            return BrokenSetup(f"{path} is read-only", hint=unwritable(path))
         case apsw.NotADBError() | apsw.CorruptError():
             return BrokenSetup(
                 f"{path} is not a healthy SQLite database, and is left as it is",
                 hint="agentbus doctor --set-aside keeps it for a rescue, and the next command starts an empty one",
             )
         case apsw.CantOpenError():
-            return BrokenSetup(f"{path} cannot be opened", hint="check that its folder exists and is yours")
+            return BrokenSetup(f"{path} cannot be opened", hint=unwritable(path))
         case _:
             return BrokenSetup(f"{path}: SQLite says {type(error).__name__}: {error}")
 

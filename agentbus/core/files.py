@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from agentbus.core.config import unwritable
 from agentbus.core.errors import BrokenSetup, TryAgain
 
 __all__ = ["ASIDE", "OWNER", "file_at", "is_settled", "leftovers", "set_aside", "settle"]
@@ -69,7 +70,7 @@ def settle(path: Path, build: Callable[[Path], None]) -> None:
             if there is not None:
                 _write_owner(path, there[1])
     except OSError as error:
-        raise BrokenSetup(f"{path} cannot be created ({error.strerror})") from error
+        raise BrokenSetup(f"{path} cannot be created ({error.strerror})", hint=unwritable(path, error)) from error
 
 
 def set_aside(path: Path) -> list[Path]:

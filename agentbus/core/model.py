@@ -29,6 +29,7 @@ __all__ = [
     "Status",
     "Unread",
     "check_body",
+    "storable",
     "timestamp",
 ]
 
@@ -197,6 +198,15 @@ class Arrival:
     conversation: str = ""
     is_asked: bool = True
     folder: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("runtime", "cwd", "delivery_reason", "folder"):
+            object.__setattr__(self, field, storable(getattr(self, field)))
+
+
+def storable(text: str) -> str:
+    """`text` as the database takes it. What is not UTF-8, in a folder's name, say, is escaped: it is only shown."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def check_body(text: object, max_bytes: int) -> str:

@@ -7,14 +7,16 @@ Busy when another process holds the database for longer than the connection wait
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from agentbus.core import database
+from agentbus.core.config import UNKNOWN_FOLDER, unwritable
 from agentbus.core.errors import BrokenSetup, Refused
-from agentbus.core.model import Arrival, Peer, Renamed
+from agentbus.core.model import Arrival, Peer, Renamed, storable
 from agentbus.core.names import is_kept, numbered_name
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
 from agentbus.core.process import Life, Process, domain
@@ -290,8 +292,9 @@ class Peers:
             " ORDER BY left_at DESC LIMIT 1",
             (name,),
         ).fetchone()
-        # Mail for a name that no session had waits for whoever comes first.
-        return str(row[0]) if row and row[0] != (arrival.folder or arrival.cwd) else ""
+        own = arrival.folder or arrival.cwd
+        # Mail for a name that no session had waits for whoever comes first. Two folders that cannot be told are two.
+        return str(row[0]) if row and (row[0] != own or own == UNKNOWN_FOLDER) else ""
 
     @staticmethod
     def _converse(execute: Callable[..., Any], peer: Peer, arrival: Arrival) -> None:
@@ -366,9 +369,11 @@ class Peers:
         except BlockingIOError:
             raise
         except OSError as error:
+            is_short = error.errno in (errno.EMFILE, errno.ENFILE)
+            path = self.presence.folder / session
             raise BrokenSetup(
                 f"no lock file can be made in {self.presence.folder} ({error.strerror})",
-                hint="check that the folder is yours, and how many files may be open: ulimit -n",
+                hint="see how many files may be open: ulimit -n" if is_short else unwritable(path, error),
             ) from error
 
     @staticmethod
@@ -465,7 +470,10 @@ class Peers:
     def set_delivery(self, session: str, delivery: str, reason: str) -> None:
         """Record how `session` receives messages from now on, and why."""
         with self._writing() as execute:
-            execute("UPDATE peers SET delivery = ?, delivery_reason = ? WHERE session = ?", (delivery, reason, session))
+            execute(
+                "UPDATE peers SET delivery = ?, delivery_reason = ? WHERE session = ?",
+                (delivery, storable(reason), session),
+            )
 
     def leave(self, session: str, pid: int, *, now: int) -> None:
         """End the presence of `session` in process `pid`. The next server of its host gets the name back."""

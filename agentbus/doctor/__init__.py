@@ -13,24 +13,25 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import anyio
 from rich.text import Text
 
 from agentbus import registry
 from agentbus.cli import output
-from agentbus.core import config, files
+from agentbus.core import config, eventloop, files
 from agentbus.core.adapter import Manifest
 from agentbus.core.config import Settings
-from agentbus.core.errors import BrokenSetup
+from agentbus.core.errors import AgentbusError, BrokenSetup
 from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.names import normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life
+from agentbus.core.stdout import reported
 from agentbus.doctor.checks import safely
 from agentbus.doctor.database import check_database
 from agentbus.doctor.environment import (
@@ -58,8 +59,13 @@ _PING_PATIENCE_S = 2.0
 def run(peer: str | None, *, as_json: bool) -> int:
     """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
     name = None if peer is None else normalise_name(peer)
-    here = settings()
-    found = list(_examine(here) if name is None else _examine_peer(here, name))
+    if name is None:
+        here = None
+        with suppress(AgentbusError):  # there is no home to look at, and the finding `settings` says why
+            here = settings()
+        found = list(_examine(here))
+    else:
+        found = list(_examine_peer(settings(), name))
     out = output.console()
     for one in found:
         if as_json:
@@ -95,13 +101,14 @@ def set_aside() -> int:
     try:
         moved = files.set_aside(path)
     except OSError as error:
-        raise BrokenSetup(f"{path} cannot be moved ({error.strerror})", hint=f"check who owns {home}") from error
-    for one in moved:
-        print(f"moved to {one}")
-    if online:
-        sessions = "1 session that is running joins" if len(online) == 1 else f"{len(online)} running sessions join"
-        print(f"{sessions} a new, empty bus within 15 s")
-    print(f"to look into it: sqlite3 '{moved[0]}'")
+        raise BrokenSetup(f"{path} cannot be moved ({error.strerror})", hint=config.unwritable(path, error)) from error
+    with reported():
+        for one in moved:
+            print(f"moved to {one}")
+        if online:
+            sessions = "1 session that is running joins" if len(online) == 1 else f"{len(online)} running sessions join"
+            print(f"{sessions} a new, empty bus within 15 s")
+        print(f"to look into it: sqlite3 '{moved[0]}'")
     return 0
 
 
@@ -112,11 +119,14 @@ def _names(folder: Path) -> list[str]:
         return []  # nobody ever was online here
 
 
-def _examine(here: Settings) -> Iterator[Finding]:
+def _examine(here: Settings | None) -> Iterator[Finding]:
     yield from safely("python", check_python)
     yield from safely("packages", check_packages)
     yield from safely("sqlite", check_sqlite)
     yield from safely("settings", check_settings)
+    if here is None:
+        yield from _check_modules()
+        return
     yield from safely("home", lambda: check_home(here))
     yield from safely("path", lambda: check_place(here.home))
     yield from safely("presence", lambda: check_presence(here.home))
@@ -138,7 +148,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
             is_there = (here.home / (trigger.folder or "")).is_dir()
             triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
             try:
-                finding = anyio.run(_ping, triggers[trigger.name])
+                finding = eventloop.run(_ping, triggers[trigger.name])
             finally:
                 triggers.close()
             yield finding

@@ -19,7 +19,7 @@ from pathlib import Path
 from agentbus import registry
 from agentbus.core import config
 from agentbus.core.config import Settings
-from agentbus.core.errors import BrokenSetup, InvalidRequest
+from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
 from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.presence import FOLDER, Presence
 from agentbus.doctor.readonly import sqlite_version
@@ -48,7 +48,10 @@ _LEAST_FREE_BYTES = 64 << 20
 
 
 def settings() -> Settings:
-    """The settings. If one of them is invalid, only AGENTBUS_HOME is used, and the others have their defaults."""
+    """The settings. If one of them is invalid, only AGENTBUS_HOME is used, and the others have their defaults.
+
+    Raises InvalidRequest and BrokenSetup when there is no home to use.
+    """
     try:
         return config.load()
     except InvalidRequest:
@@ -127,7 +130,7 @@ def check_settings() -> Iterator[Finding]:
         loaded = config.load()
         if loaded.name_note:
             yield Finding("settings", Level.NOTE, loaded.name_note, "set AGENTBUS_NAME to another name")
-    except InvalidRequest as error:
+    except AgentbusError as error:
         is_right = False
         yield from_error("settings", error)
     known = registry.variables()
@@ -144,8 +147,11 @@ def check_settings() -> Iterator[Finding]:
 def check_home(here: Settings) -> Iterator[Finding]:
     """Check who owns the home folder, its files and its folders, and who can write to them. [TRUST-1]"""
     home = here.home
-    if not home.exists() and not home.is_symlink():
-        yield Finding("home", Level.NOTE, f"{home} does not exist yet", "the first message or session creates it")
+    if not os.path.lexists(home):
+        above = next(one for one in home.parents if os.path.isdir(one))
+        yield _not_writable(above, home) or Finding(
+            "home", Level.NOTE, f"{home} does not exist yet", "the first message or session creates it"
+        )
         return
     is_right = True
     folders = [home, *(home / name for name in registry.folders(here))]
@@ -156,7 +162,10 @@ def check_home(here: Settings) -> Iterator[Finding]:
         except BrokenSetup as error:
             is_right = False
             yield from_error("home", error)
-    if not is_right:
+    shut = _not_writable(home, home / config.HOME_FILES[0])
+    if shut is not None and is_right:
+        yield shut
+    if not is_right or shut is not None:
         return
     mode = stat.S_IMODE(home.stat().st_mode)
     seen = f"{home} belongs to user {home.stat().st_uid}, mode {mode:04o}"
@@ -164,6 +173,14 @@ def check_home(here: Settings) -> Iterator[Finding]:
         yield Finding("home", Level.NOTE, f"{seen}: other users have access to it", f"chmod go-rwx '{home}'")
     else:
         yield Finding("home", Level.OK, f"{seen}: only you have access to it")
+
+
+def _not_writable(folder: Path, path: Path) -> Finding | None:
+    """What is wrong if `path` cannot be made in `folder`; None if nothing speaks against it."""
+    if os.access(folder, os.W_OK | os.X_OK):
+        return None
+    seen = f"nothing can be written in {folder}, so nothing can be sent"
+    return Finding("home", Level.WRONG, seen, config.unwritable(path))
 
 
 def check_presence(home: Path) -> Iterator[Finding]:

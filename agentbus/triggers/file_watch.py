@@ -192,7 +192,13 @@ class _Nudges:
             raise BrokenSetup(
                 f"the thread that watches {self._file.path} cannot be started ({error})", hint=f"set {_INSTEAD}"
             ) from error
-        await self._armed.wait()
+        import anyio
+
+        # Step by step: in a sandbox that refuses sendto(2), a thread cannot wake the event loop. A program that has
+        # joined has a loop of its own making, and is woken by its timers then.
+        while not self._armed.is_set():
+            with anyio.move_on_after(_STEP_MS / 1_000):
+                await self._armed.wait()
         if self._is_watching:
             return
         reason = self._trouble or _ENDED

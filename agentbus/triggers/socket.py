@@ -192,6 +192,24 @@ def _nudges(listener: _Listener) -> Iterator[_Nudges | _LoopNudges]:
         nudges.close()
 
 
+def _socket() -> socket.socket:
+    """A socket that can be bound. Raises BrokenSetup where none is to be had at all."""
+    made = None
+    try:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        made.setblocking(False)
+        if _CREDENTIALS:
+            made.setsockopt(socket.SOL_SOCKET, _CREDENTIALS, 1)
+    except OSError as error:
+        if made is not None:
+            made.close()
+        raise BrokenSetup(
+            f"the system gives this process no unix socket ({error.strerror})",
+            hint="if this is a sandbox, let it use unix sockets, or set AGENTBUS_TRIGGER=file-watch",
+        ) from error
+    return made
+
+
 class SocketTrigger:
     """Wakes peers through sockets in `home`/`folder`.
 
@@ -224,18 +242,15 @@ class SocketTrigger:
     async def arm(self, endpoint: str) -> AsyncIterator[_Nudges | _LoopNudges]:
         """Bind `endpoint`, and replace a socket file that a dead process left there.
 
-        Raises BrokenSetup when the folder cannot be used, a live listener has the endpoint, or the file system does
-        not support sockets.
+        Raises BrokenSetup when the folder cannot be used, a live listener has the endpoint, the file system does not
+        support sockets, or a sandbox refuses them.
         """
         prepare_folder(self._folder)
         path = self._folder / endpoint
         if self.notify(endpoint) in (Wake.WOKEN, Wake.FULL):
             raise BrokenSetup(f"{path} is in use by a live process")
         self.clear(endpoint)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
-            bound.setblocking(False)
-            if _CREDENTIALS:
-                bound.setsockopt(socket.SOL_SOCKET, _CREDENTIALS, 1)
+        with _socket() as bound:
             self._bind(bound, path)
             listener = _Listener(bound, path)
             try:

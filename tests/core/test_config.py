@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -31,11 +32,33 @@ def test_a_session_in_the_root_folder_has_a_name() -> None:
     assert config.load({}, folder="/日本").name == "日本"
 
 
-def test_a_home_may_be_relative_or_in_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert config.load({"AGENTBUS_HOME": "bus"}).home == tmp_path / "bus"
+@pytest.mark.spec("CONF-4")
+def test_a_home_is_one_path_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.load({"AGENTBUS_HOME": "~/bus"}).home == Path.home() / "bus"
+    assert config.load({"AGENTBUS_HOME": "/a/../b/"}).home == Path("/b")
     assert config.load({"AGENTBUS_HOME": "~/bus"}, home="/elsewhere").home == Path("/elsewhere")
+    for value in ("bus", "./bus", "$HOME/bus", "~nobody-here/bus", "/bus\udcff"):
+        with pytest.raises(InvalidRequest, match="AGENTBUS_HOME is "):
+            config.load({"AGENTBUS_HOME": value})
+        with pytest.raises(InvalidRequest, match="home is "):
+            config.load({}, home=value)
+    monkeypatch.setenv("HOME", "")
+    assert config.load({}).home == Path(pwd.getpwuid(os.getuid()).pw_dir, ".agentbus")
+    monkeypatch.setenv("HOME", "home")
+    with pytest.raises(BrokenSetup, match=r"HOME is 'home', so nothing says where ~/\.agentbus is: set HOME, or AGENT"):
+        config.load({})
+    monkeypatch.setenv("HOME", "/")
+    assert config.load({}).home == Path("/.agentbus")
+
+
+@pytest.mark.spec("CONF-3")
+def test_a_working_folder_that_cannot_be_told_is_no_name_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    settings = config.load({})
+    assert (settings.cwd, settings.name) == ("?", "agent")
 
 
 @pytest.mark.spec("CONF-1", "ERR-1", "WAKE-4")
@@ -113,10 +136,31 @@ def test_what_is_not_ours_alone_is_refused_with_the_way_out(
             os.chown(path, 12_345, -1)
         else:
             monkeypatch.setattr(os, "geteuid", lambda: 12_345)
-        sentence = "sudo chown"
+        sentence = "set AGENTBUS_HOME to a folder of your own"
     with pytest.raises(BrokenSetup) as caught:
         config.prepare_home(home)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.spec("TRUST-1", "ERR-1")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder to another user")
+@pytest.mark.parametrize(
+    ("us", "owner", "hint"),
+    [
+        (0, 1_000, "run agentbus as that user, with sudo -u '#1000', or set AGENTBUS_HOME to a folder of your own"),
+        (1_000, 0, "sudo chown -R 1000 '{home}', or set AGENTBUS_HOME to a folder of your own"),
+        (1_000, 1_001, "set AGENTBUS_HOME to a folder of your own"),
+    ],
+)
+def test_nobody_is_told_to_take_away_what_another_user_has(
+    home: Path, us: int, owner: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir(mode=0o700)
+    os.chown(home, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: us)
+    with pytest.raises(BrokenSetup) as caught:
+        config.prepare_home(home)
+    assert str(caught.value).endswith(f": {hint.format(home=home)}")
 
 
 @pytest.mark.parametrize("home", [Path("/dev/null"), Path("/dev/null/x"), Path("/proc/x")])

@@ -192,7 +192,7 @@ def test_the_wal_is_reported_and_merged(path: Path) -> None:
     ("error", "kind", "sentence"),
     [
         (apsw.FullError(), TryAgain, "the disk of /b/bus.db is full, nothing was changed: free some space"),
-        (apsw.ReadOnlyError(), BrokenSetup, "/b/bus.db is read-only: chmod u\\+w"),
+        (apsw.ReadOnlyError(), BrokenSetup, "/b/bus.db is read-only: if this is a sandbox, let it write to /"),
         (apsw.CorruptError(), BrokenSetup, "is not a healthy SQLite database"),
         (apsw.CantOpenError(), BrokenSetup, "/b/bus.db cannot be opened"),
         (apsw.IOError("disk"), BrokenSetup, "SQLite says IOError: disk"),

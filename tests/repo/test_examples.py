@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -31,26 +34,56 @@ def on_path(home: Path, **variables: str) -> dict[str, str]:
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not on PATH")
 def test_the_git_hook_tells_a_session_of_each_commit(home: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "shop"
-    repository.mkdir()
-    env = on_path(home)
-
-    def git(*arguments: str) -> None:
-        subprocess.run(["git", *arguments], cwd=repository, env=env, check=True, capture_output=True)
-
-    git("init", "-q")
-    shutil.copy(EXAMPLES / "git-hook" / "post-commit", repository / ".git" / "hooks" / "post-commit")
+    git = repository_with_hook(tmp_path / "shop", home)
     git("commit", "--allow-empty", "-m", "nobody is told")
     git("config", "agentbus.tell", "backend")
-    (repository / "a.txt").write_text("x")
+    (tmp_path / "shop" / "a.txt").write_text("x")
     git("add", "a.txt")
     git("commit", "-m", "add a")
-    (row,) = [json.loads(line) for line in agentbus(home, "inbox", "backend", "--json").stdout.splitlines()]
+    (row,) = until(lambda: _inbox(home), "the message")
     assert row["from"] == "git-shop"
     assert re.fullmatch(r"commit \w+ on .* by x@example.com: add a\nA\ta.txt", row["text"])
     # A bus that cannot be used does not make a commit fail.
     home.chmod(0o777)
     git("commit", "--allow-empty", "-m", "still works")
+    log = tmp_path / "shop" / ".git" / "agentbus.log"
+    until(lambda: "can be written by other users" in log.read_text(), "the reason in the log")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not on PATH")
+def test_a_commit_does_not_wait_for_a_locked_database(home: Path, tmp_path: Path) -> None:
+    git = repository_with_hook(tmp_path / "shop", home)
+    git("config", "agentbus.tell", "backend")
+    agentbus(home, "send", "backend", "first")
+    with closing(sqlite3.connect(home / "bus.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        # A send gives up after 10 s. git is run to the end of its output, so nothing of the hook may hold that open.
+        git("commit", "--allow-empty", "-m", "while it is locked", timeout=9)
+        assert len(_inbox(home)) == 1
+        writer.execute("ROLLBACK")
+    until(lambda: len(_inbox(home)) == 2, "the message")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not on PATH")
+def test_the_git_hook_tells_of_a_repository_whatever_its_folder_is_called(home: Path, tmp_path: Path) -> None:
+    for folder in ("x" * 60, "shop (old)", "ö" * 40):
+        git = repository_with_hook(tmp_path / folder, home)
+        git("config", "agentbus.tell", "backend")
+        git("commit", "--allow-empty", "-m", folder)
+        until(lambda said=folder: any(row["text"].endswith(said) for row in _inbox(home)), f"the message of {folder}")
+
+
+def repository_with_hook(folder: Path, home: Path) -> Callable[..., None]:
+    """A new repository with the hook in it; returns what runs git there."""
+    folder.mkdir()
+    env = on_path(home)
+
+    def git(*arguments: str, timeout: float = PATIENCE_S) -> None:
+        subprocess.run(["git", *arguments], cwd=folder, env=env, check=True, capture_output=True, timeout=timeout)
+
+    git("init", "-q")
+    shutil.copy(EXAMPLES / "git-hook" / "post-commit", folder / ".git" / "hooks" / "post-commit")
+    return git
 
 
 def test_a_job_asks_a_session_and_prints_its_answer(home: Path, tmp_path: Path) -> None:
@@ -88,7 +121,9 @@ def test_the_plugin_runs_the_same_server_as_the_module() -> None:
     assert (plugin["name"], plugin["version"]) == ("agentbus", __version__)
     module = registry.manifest("claude-mcp")
     entry = json.loads((folder / ".mcp.json").read_text())["mcpServers"][module.server_name]
-    assert (entry["command"], tuple(entry["args"]), entry["alwaysLoad"]) == ("agentbus", module.serve, True)
+    # Without the variables of the host that would shadow what agentbus imports.
+    isolated = ("-u", "PYTHONPATH", "-u", "PYTHONHOME", "agentbus", *module.serve)
+    assert (entry["command"], tuple(entry["args"]), entry["alwaysLoad"]) == ("env", isolated, True)
     assert plugin["channels"] == [{"server": module.server_name}]
 
 

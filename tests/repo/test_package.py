@@ -51,6 +51,6 @@ def test_the_wheel_works_when_installed_alone(home: Path, tmp_path: Path) -> Non
     assert (demo.returncode, demo.stderr) == (0, "")
     assert "All 6 steps happened." in demo.stdout
     # The registered command is the one of this very environment.
-    assert str(fresh / "bin" / "agentbus") in run("enable", "claude-mcp").stdout
+    assert f"{fresh / 'bin' / 'python'}" in run("enable", "claude-mcp").stdout
     listed = run("list")
     assert (listed.returncode, listed.stderr) == (0, "")

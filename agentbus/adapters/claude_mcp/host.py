@@ -22,7 +22,7 @@ from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
 from agentbus.adapters.mcp.inbox import InboxDelivery, PostBudget
 from agentbus.core import process
 from agentbus.core.bus import PULL
-from agentbus.core.config import Settings, other_program
+from agentbus.core.config import Settings, other_program, working_folder
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.names import folder_wish, session_wish
 from agentbus.core.process import Process
@@ -187,7 +187,7 @@ def choose(
 
 
 def _holding(host: Host) -> Callable[[], str]:
-    mode = PermissionMode(host.process, host.arguments, os.getcwd())
+    mode = PermissionMode(host.process, host.arguments, working_folder())
 
     def held() -> str:
         where = mode.bypass()

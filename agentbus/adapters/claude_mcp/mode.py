@@ -9,13 +9,16 @@ changes nothing. Implements [BYPASS-1].
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from agentbus.adapters.claude_mcp import records
+from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
 __all__ = ["PermissionMode", "stated"]
@@ -51,7 +54,8 @@ def stated(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) ->
     files = [managed / "managed-settings.json"]
     files += _listed(managed / "managed-settings.d")
     files += [folder / "settings.local.json", folder / "settings.json"] if folder is not None else []
-    files += [records.config_folder() / "settings.json"]
+    with suppress(BrokenSetup):  # where the user's settings are is not known
+        files.append(records.config_folder() / "settings.json")
     places += [(_read(path), str(path)) for path in files]
     said = [(mode, where) for found, where in places if (mode := _default_mode(found))]
     return next((one for one in said if one[0] == BYPASS), said[0] if said else ("", ""))
@@ -61,7 +65,7 @@ def _settings(said: str, cwd: str) -> Any:
     """What `--settings` says: JSON, or the file of it."""
     if said.lstrip().startswith("{"):
         return _parse(said)
-    return _read(Path(cwd) / Path(said).expanduser()) if said else None
+    return _read(Path(cwd, os.path.expanduser(said))) if said else None
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -123,7 +127,7 @@ class PermissionMode:
             if seen == self._seen:
                 return
             lines = records.tail(path, _TAIL_BYTES)
-        except (OSError, RuntimeError):  # RuntimeError: no home folder to expand ~ with
+        except (OSError, BrokenSetup):
             return
         self._seen = seen
         # A mode of a transcript that this one does not continue says nothing any more.

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentbus.core.config import other_program
+from agentbus.core.config import expanded, other_program
+from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
-__all__ = ["Entry", "config_folder", "entry", "settled", "tail", "transcript"]
+__all__ = ["Entry", "config_folder", "entry", "settled", "state_file", "tail", "transcript"]
 
 # An entry is written in steps while our server starts: with 2.1.332 they took 70 to 120 ms. More, for a busy machine.
 _PATIENCE_S = 0.3
@@ -47,15 +48,25 @@ class Entry:
 
 
 def config_folder() -> Path:
-    """The folder in which Claude Code keeps its records."""
-    return Path(other_program("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser()
+    """The folder in which Claude Code keeps its records. Raises BrokenSetup as `config.expanded` does."""
+    return _claude_folder("~/.claude")
+
+
+def state_file() -> Path:
+    """The file in which Claude Code keeps the registrations of the user. Raises as `config_folder` does."""
+    return _claude_folder("~") / ".claude.json"
+
+
+def _claude_folder(default: str) -> Path:
+    variable = "CLAUDE_CONFIG_DIR"
+    return expanded(other_program(variable) or default, variable)
 
 
 def entry(host: Process) -> Entry | None:
     """The registry entry of the session whose process is `host`; None if there is none, or it is another's."""
     try:
         found: Any = json.loads((config_folder() / "sessions" / f"{host.pid}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder to expand ~ with
+    except (OSError, ValueError, BrokenSetup):
         return None
     if not isinstance(found, dict) or found.get("pid") != host.pid:
         return None

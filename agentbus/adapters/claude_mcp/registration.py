@@ -7,6 +7,7 @@ Knows the command line and the files of Claude Code, as recorded with 2.1.331, b
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentbus.adapters.claude_mcp import twins
+from agentbus.adapters.claude_mcp.records import config_folder, state_file
 from agentbus.adapters.mcp.registration import (
     Unreadable,
     check_command,
@@ -29,7 +31,7 @@ from agentbus.adapters.mcp.registration import (
 )
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
 from agentbus.core.bus import PULL
-from agentbus.core.config import other_program
+from agentbus.core.config import working_folder
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
@@ -62,11 +64,11 @@ class ClaudeRegistration:
         patience_s: float = _PATIENCE_S,
     ) -> None:
         self._manifest = manifest
-        self._cwd = cwd or Path.cwd()
+        # Without a folder (it was removed, say) there is none whose entries could take precedence.
+        self._cwd = cwd or (Path(working_folder()) if working_folder() else None)
         self._own = own
         self._patience_s = patience_s
         self._name = manifest.server_name
-        self._file = Path(other_program("CLAUDE_CONFIG_DIR") or "~").expanduser() / ".claude.json"
 
     # -- its state -----------------------------------------------------------------------------------------
 
@@ -78,10 +80,12 @@ class ClaudeRegistration:
             shadow = self._shadow(state)
         except Unreadable as error:
             return Registered(Standing.UNKNOWN, str(error), "start claude once: it says what is wrong with that file")
+        except BrokenSetup as error:  # no home folder, so it cannot be told where that file is
+            return Registered(Standing.UNKNOWN, str(error.args[0]), error.hint or "")
         if shadow is not None:
             return shadow
         if entry is None:
-            return Registered(Standing.DISABLED, f"not registered in {self._file}", self._mend)
+            return Registered(Standing.DISABLED, f"not registered in {state_file()}", self._mend)
         command = command_of(entry)
         try:
             is_own = is_same(command, self._wanted())
@@ -103,14 +107,15 @@ class ClaudeRegistration:
         return [*self._own(), *self._manifest.serve]
 
     def _state(self) -> dict[str, Any]:
-        return read_object(self._file)
+        return read_object(state_file())
 
     def _projects(self, state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """What Claude keeps for our folder: under its path, or under that of the root of its git repository."""
         projects = state.get("projects")
         if not isinstance(projects, dict):
             return
-        for folder in dict.fromkeys((self._cwd, *_git_roots(self._cwd))):
+        roots = () if self._cwd is None else (self._cwd, *_git_roots(self._cwd))
+        for folder in dict.fromkeys(roots):
             project = projects.get(str(folder))
             if isinstance(project, dict):
                 yield str(folder), project
@@ -131,7 +136,7 @@ class ClaudeRegistration:
                 remedy = f"cd {shlex.quote(folder)} && claude mcp remove {self._name} -s local"
                 return Registered(Standing.SHADOWED, seen, remedy)
             approved |= strings(project.get("enabledMcpjsonServers"))
-        for folder_path in (self._cwd, *self._cwd.parents):
+        for folder_path in () if self._cwd is None else (self._cwd, *self._cwd.parents):
             entry = servers(read_object(folder_path / ".mcp.json")).get(self._name)
             if entry is not None and self._name in approved and not self._is_own(entry):
                 seen = f"{folder_path / '.mcp.json'} overrides it: {shlex.join(command_of(entry))}"
@@ -140,10 +145,13 @@ class ClaudeRegistration:
         return None
 
     def _is_own(self, entry: dict[str, Any]) -> bool:
+        """Whether an entry runs this agentbus, be it by the script beside the interpreter."""
         try:
-            return is_same(command_of(entry), self._wanted())
+            wanted = self._wanted()
         except BrokenSetup:
             return False
+        script = [os.path.join(os.path.dirname(wanted[0]), "agentbus"), *self._manifest.serve]
+        return is_same(command_of(entry), wanted) or is_same(command_of(entry), script)
 
     # -- changing it ---------------------------------------------------------------------------------------
 
@@ -174,7 +182,7 @@ class ClaudeRegistration:
         self._mcp("add-json", "-s", "user", self._name, json.dumps(entry))
         if self._user_entry() is None:
             raise BrokenSetup(
-                f"claude mcp add-json reported success, but {self._file} has no entry {self._name}",
+                f"claude mcp add-json reported success, but {state_file()} has no entry {self._name}",
                 hint="look at it with claude mcp list",
             )
 
@@ -266,7 +274,7 @@ class ClaudeRegistration:
 
     def _permission(self) -> Finding:
         """Whether the user's settings allow our tools; what a project or a flag allows cannot be seen. [MOD-4]"""
-        settings = Path(other_program("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser() / "settings.json"
+        settings = config_folder() / "settings.json"
         try:
             permissions = read_object(settings).get("permissions")
         except Unreadable:

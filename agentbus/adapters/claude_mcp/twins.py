@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentbus.adapters.claude_mcp.records import config_folder
+from agentbus.adapters.claude_mcp.records import config_folder, state_file
 from agentbus.adapters.mcp.registration import Unreadable, command_of, read_object, servers
-from agentbus.core.config import other_program
+from agentbus.core.config import other_program, working_folder
+from agentbus.core.errors import BrokenSetup
 
 __all__ = ["Started", "plugins", "started_by", "twin"]
 
@@ -36,7 +37,7 @@ def plugins() -> list[Started]:
     try:
         switched = _read(config_folder() / "settings.json").get("enabledPlugins")
         installed = _read(config_folder() / "plugins" / "installed_plugins.json").get("plugins")
-    except RuntimeError:  # no home folder to expand ~ with
+    except BrokenSetup:
         return []
     if not isinstance(switched, dict):
         return []
@@ -74,17 +75,18 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def started_by(cwd: Path) -> list[Started]:
-    """All registrations of our server that hold in the folder `cwd`."""
+def started_by(cwd: Path | None) -> list[Started]:
+    """All registrations of our server that hold in the folder `cwd`; None if it cannot be told."""
     try:
-        state = _read(Path(other_program("CLAUDE_CONFIG_DIR") or "~").expanduser() / ".claude.json")
-    except RuntimeError:
+        state = _read(state_file())
+    except BrokenSetup:
         state = {}
-    projects = state.get("projects")
-    project = projects.get(str(cwd)) if isinstance(projects, dict) else None
     places = [(state, "the entry {} of the user", "user")]
-    places += [(project if isinstance(project, dict) else {}, f"the entry {{}} for {cwd}", "local")]
-    places += [(_read(cwd / ".mcp.json"), f"the entry {{}} in {cwd / '.mcp.json'}", "project")]
+    if cwd is not None:
+        projects = state.get("projects")
+        project = projects.get(str(cwd)) if isinstance(projects, dict) else None
+        places += [(project if isinstance(project, dict) else {}, f"the entry {{}} for {cwd}", "local")]
+        places += [(_read(cwd / ".mcp.json"), f"the entry {{}} in {cwd / '.mcp.json'}", "project")]
     found = {
         name: Started(said.format(name), f"claude mcp remove -s {scope} {shlex.quote(name)}")
         for of, said, scope in places
@@ -97,7 +99,8 @@ def started_by(cwd: Path) -> list[Started]:
 def twin(cwd: Path | None = None) -> str:
     """What can have started the other server of this session, and what removes it: the end of a sentence. [TWIN-1]"""
     is_plugin = bool(other_program("CLAUDE_PLUGIN_ROOT"))
-    others = [one for one in started_by(cwd or Path.cwd()) if one.is_plugin is not is_plugin]
+    here = working_folder()
+    others = [one for one in started_by(cwd or (Path(here) if here else None)) if one.is_plugin is not is_plugin]
     return said(others) or "agentbus is registered twice with Claude Code; `claude mcp list` shows by what"
 
 

@@ -28,7 +28,10 @@ def connect(path: Path, host: Process) -> socket.socket:
     Raises DeliveryFailed, with the reason, and FileNotFoundError.
     """
     _check(path)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # a sandbox, or no descriptor left
+        raise DeliveryFailed(f"no unix socket is to be had ({error.strerror})") from error
     try:
         connection.setblocking(False)
         connection.connect(str(path))

@@ -30,7 +30,7 @@ from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.adapters.mcp.tools import ToolContext
 from agentbus.adapters.mcp.transport import Stdio
-from agentbus.core import process
+from agentbus.core import eventloop, process
 from agentbus.core.adapter import Manifest
 from agentbus.core.bus import PULL, Bus
 from agentbus.core.config import Settings
@@ -39,6 +39,7 @@ from agentbus.core.model import Arrival, Peer
 from agentbus.core.ports import Trigger
 from agentbus.core.process import Process
 from agentbus.core.session import Checkpoints, Session
+from agentbus.core.shadows import unexpected
 from agentbus.core.stderr import say
 
 __all__ = ["serve"]
@@ -111,7 +112,7 @@ def _run(stdio: Stdio, main: Callable[..., Awaitable[int]], *arguments: Any) -> 
     """Run `main` in an event loop, then end the process."""
     code = 1
     try:
-        code = anyio.run(main, *arguments, backend="asyncio")
+        code = eventloop.run(main, *arguments)
     except KeyboardInterrupt:
         code = 0  # a SIGINT came before the loop could take it: a later claim reaps everything that is left
     except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, never a traceback
@@ -128,7 +129,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, AgentbusError):
         say(str(error))
         return error.exit_code
-    say(f"internal error, {type(error).__name__}: {error}")
+    say(unexpected(error))
     return 1
 
 

@@ -64,11 +64,12 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
     assert done.stdout == "registered agentbus with Claude Code for all projects\n"
     entry = claude.entry()
     assert entry is not None
-    assert entry["args"] == ["serve", "claude-mcp"]
+    assert entry["args"] == ["-E", "-P", "-m", "agentbus", "serve", "claude-mcp"]
     assert entry["alwaysLoad"] is True
     assert os.path.isabs(entry["command"])
     # The command works from anywhere, with no PATH at all.
-    shown = subprocess.run([entry["command"], "--version"], cwd="/", env={"PATH": ""}, capture_output=True, text=True)
+    command = [entry["command"], *entry["args"][:-2], "--version"]
+    shown = subprocess.run(command, cwd="/", env={"PATH": ""}, capture_output=True, text=True)
     assert shown.stdout.startswith("agentbus ")
     assert standing(home, claude)[0] == "enabled"
 
@@ -259,19 +260,12 @@ def test_without_claude_it_says_what_to_type_and_what_to_paste(home: Path, stand
     subprocess.run(["/bin/sh", "-c", typed], env={**os.environ, **stand_in.variables}, check=True, capture_output=True)
     assert standing(home, stand_in)[0] == "enabled"
     pasted = json.loads(done.stdout.split("configuration:\n")[1])
-    assert pasted["mcpServers"]["agentbus"]["args"] == ["serve", "claude-mcp"]
+    assert pasted["mcpServers"]["agentbus"]["args"] == ["-E", "-P", "-m", "agentbus", "serve", "claude-mcp"]
 
 
 @pytest.mark.spec("REG-1")
-def test_the_command_survives_every_way_of_installing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    scripts = tmp_path / "bin"
-    scripts.mkdir()
-    monkeypatch.setattr(adapter.sysconfig, "get_path", lambda _name, _scheme=None: str(scripts))
-    # There is no script (run from a source tree, or a zip), so the interpreter runs the module.
-    assert adapter.own_command() == [os.path.abspath(sys.executable), "-m", "agentbus"]
-    scripts.joinpath("agentbus").write_text("#!/bin/sh\n")
-    scripts.joinpath("agentbus").chmod(0o755)
-    assert adapter.own_command() == [str(scripts / "agentbus")]
+def test_the_command_survives_every_way_of_installing() -> None:
+    assert adapter.own_command() == [os.path.abspath(sys.executable), "-E", "-P", "-m", "agentbus"]
     for once in (
         "/home/u/.cache/uv/archive-v0/Xy12/",
         "/home/u/.cache/uv/environments-v2/x-1",
@@ -312,6 +306,11 @@ def test_what_a_name_on_path_leads_to_counts(stand_in: ClaudeOnPath, monkeypatch
         ({"enabledMcpjsonServers": ["agentbus"]}, True, Standing.SHADOWED),
         ({"enabledMcpjsonServers": ["agentbus"]}, False, Standing.ENABLED),
         ({"disabledMcpServers": ["agentbus"]}, False, Standing.SHADOWED),
+        (
+            {"mcpServers": {"agentbus": {"command": "/usr/bin/agentbus", "args": ["serve", "claude-mcp"]}}},
+            False,
+            Standing.ENABLED,
+        ),
         ({"mcpServers": "nonsense", "enabledMcpjsonServers": 7}, True, Standing.ENABLED),
     ],
 )
