@@ -30,7 +30,7 @@ from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.model import normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
-from agentbus.core.process import Life
+from agentbus.core.process import Life, one_look
 from agentbus.doctor.checks import safely
 from agentbus.doctor.database import check_database
 from agentbus.doctor.environment import (
@@ -59,7 +59,8 @@ def run(peer: str | None, *, as_json: bool) -> int:
     """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
     name = None if peer is None else normalise_name(peer)
     here = settings()
-    found = list(_examine(here) if name is None else _examine_peer(here, name))
+    with one_look():
+        found = list(_examine(here) if name is None else _examine_peer(here, name))
     out = output.console()
     for one in found:
         if as_json:
@@ -147,7 +148,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
 
 
 async def _ping(trigger: Trigger) -> Finding:
-    endpoint = trigger.endpoint("doctor" + os.urandom(3).hex())
+    endpoint = trigger.endpoint(os.urandom(6).hex())
     times_ms: list[float] = []
     try:
         async with trigger.arm(endpoint) as wakes:
