@@ -201,3 +201,24 @@ def test_a_database_put_back_in_an_older_state_is_said_and_brought_forward(
     assert "was put back in an older state, schema" in session.refuse("send_message", to="bob", text="x")
     agentbus(home, "peers")
     assert session.call("send_message", to="bob", text="x").startswith("queued")
+
+
+# -- a disk that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("ERR-2", "READ-1")
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="nothing here can make the writes of a process fail")
+def test_marks_that_meet_an_io_error_are_sentences(home: Path, start: Callable[..., RawClient]) -> None:
+    session = start("bob", AGENTBUS_DELIVERY="pull")
+    session.handshake()
+    assert agentbus(home, "send", "bob", "hello").returncode == 0
+    # From here on, its writes into files fail: SQLite calls that an I/O error.
+    subprocess.run(["prlimit", "--pid", str(session.process.pid), "--fsize=1000:"], check=True)
+    assert "hello" in session.call("check_messages")
+    until(lambda: "messages could not be marked as read: " in session.stderr)
+    assert "disk I/O error" in session.refuse("send_message", to="x", text="y")
+    assert "hello" in session.call("check_messages"), "it is unread, and comes again"
+    session.end()
+    assert "Traceback" not in session.stderr
+    assert all(line.startswith("agentbus: ") for line in session.stderr.splitlines())
+    assert rows(home, "SELECT read_at FROM messages") == [(None,)]
