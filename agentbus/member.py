@@ -20,7 +20,7 @@ import anyio.lowlevel
 from agentbus import registry
 from agentbus.core import config, process
 from agentbus.core.bus import Sent, retry_while_busy
-from agentbus.core.errors import Refused, TryAgain
+from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.model import Arrival, Envelope, Peer
 from agentbus.core.names import session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
@@ -217,6 +217,7 @@ async def _close(session: Session, say: Callable[[str], None]) -> None:
     with anyio.CancelScope(shield=True):
         try:
             await retry_while_busy(session.close, patience_s=_CLOSE_PATIENCE_S)
-        except TryAgain as error:
-            # The messages that were not marked are delivered again. The row is reaped when this process is gone.
+        except AgentbusError as error:
+            # What the block has done is done, so this is no failure of it. The messages that were not marked are
+            # delivered again. The row is reaped when this process is gone.
             say(f"could not leave cleanly: {error}")

@@ -30,6 +30,7 @@ __all__ = [
     "TRIGGERS",
     "Triggers",
     "folders",
+    "leftovers",
     "manifest",
     "manifests",
     "open_bus",
@@ -185,6 +186,14 @@ def folders(settings: Settings) -> list[str]:
     of_triggers = [trigger.folder for trigger in Triggers(settings).values()]
     of_adapters = [one.folder for one in manifests()[0]]
     return [name for name in dict.fromkeys([FOLDER, *of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
+
+
+def leftovers(of: Manifest, folder: Path) -> list[str]:
+    """The names in the adapter's folder of the home that are its own."""
+    try:
+        return list(_part(of, of.leftovers)(folder)) if of.leftovers else []
+    except BrokenSetup:
+        return []  # nobody knows what is its own, and that it cannot be loaded is reported elsewhere
 
 
 def registration(of: Manifest) -> Registration:

@@ -12,6 +12,7 @@ import typer
 
 from agentbus import __version__
 from agentbus.cli import common
+from agentbus.core.config import SHARED
 from agentbus.core.errors import AgentbusError, InvalidRequest
 
 __all__ = ["app", "run"]
@@ -180,7 +181,7 @@ def history(
     as_json: _Json = False,
     as_a2a: Annotated[bool, typer.Option("--a2a", help="One A2A Message per line, as JSON.")] = False,
 ) -> None:
-    """Show past messages of all mailboxes. Delivered ones are kept for AGENTBUS_RETENTION_HOURS (default: 24).
+    """Show past messages of all mailboxes. Delivered ones are kept for 30 days: see agentbus config.
 
     Example: agentbus history --peer backend --since 2h --grep port
     """
@@ -336,6 +337,23 @@ def doctor(
             raise InvalidRequest("--set-aside takes no PEER", hint="agentbus doctor --set-aside")
         raise typer.Exit(looks.set_aside())
     raise typer.Exit(looks.run(peer, as_json=as_json))
+
+
+@app.command(rich_help_panel=_SETUP)
+def config(
+    key: Annotated[
+        str | None, typer.Argument(help="The setting. Default: show all.", autocompletion=lambda: list(SHARED))
+    ] = None,
+    value: Annotated[str | None, typer.Argument(help="The new value. Default: show the present one.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show or set what holds for everybody on the bus. It is kept in the database.
+
+    Example: agentbus config retention-hours 2160
+    """
+    from agentbus.cli import config
+
+    config.config(key, value, as_json=as_json)
 
 
 @app.command(rich_help_panel=_SETUP)

@@ -30,6 +30,8 @@ __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
 # A leftover of a database that was put there before it used a WAL.
 _JOURNAL = "bus.db-journal"
+# So many files that are not ours are named.
+_MOST_LEFT = 20
 _STYLES = {Standing.ENABLED: "green", Standing.DISABLED: "dim", Standing.STALE: "red", Standing.SHADOWED: "red"}
 
 
@@ -175,10 +177,13 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
             print("\n".join(said))
     removed = list(_remove(settings, keep_mail=keep_mail))
     with reported():
-        _show_removed(home, removed, live, waiting, keep_mail=keep_mail)
+        _show_removed(settings, removed, live, waiting, keep_mail=keep_mail)
 
 
-def _show_removed(home: Path, removed: list[Path], live: list[Peer], waiting: int, *, keep_mail: bool) -> None:
+def _show_removed(
+    settings: config.Settings, removed: list[Path], live: list[Peer], waiting: int, *, keep_mail: bool
+) -> None:
+    home = settings.home
     for path in removed:
         lost = f" ({waiting:,} {'message' if waiting == 1 else 'messages'} waited in it)" if waiting else ""
         print(f"removed {path}{lost if path.name == config.HOME_FILES[0] else ''}")
@@ -186,9 +191,11 @@ def _show_removed(home: Path, removed: list[Path], live: list[Peer], waiting: in
         print(f"nothing to remove in {home}")
     if keep_mail and (home / "bus.db").exists():
         print(f"kept {home / 'bus.db'}: mailboxes and history")
-    elif home.exists():
-        left = ", ".join(sorted(entry.name for entry in home.iterdir()))
-        print(f"kept {home}: it holds files that are not from agentbus ({left})")
+    left = list(_left(settings)) if home.exists() else []
+    if left:
+        more = f" and {len(left) - _MOST_LEFT:,} more" if len(left) > _MOST_LEFT else ""
+        shown = output.printable(", ".join(left[:_MOST_LEFT]), lines=False)
+        print(f"kept {home}: it holds files that are not from agentbus ({shown}{more})")
     if live:
         print("sessions are still running: until you end them, they create a new, empty bus when they need one")
     print("to remove the program itself: pipx uninstall agentbus-local, or uv tool uninstall agentbus-local")
@@ -219,7 +226,7 @@ def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Ite
     for manifest in registry.manifests()[0]:
         if manifest.folder:
             folder = settings.home / manifest.folder
-            yield folder, partial(os.listdir, folder)
+            yield folder, partial(registry.leftovers, manifest, folder)
 
 
 def _remove(settings: config.Settings, *, keep_mail: bool) -> Iterator[Path]:
@@ -241,6 +248,19 @@ def _remove(settings: config.Settings, *, keep_mail: bool) -> Iterator[Path]:
     with suppress(OSError):
         home.rmdir()
         yield home
+
+
+def _left(settings: config.Settings) -> Iterator[str]:
+    """What is in the home and in our folders of it beside the database, as paths from the home."""
+    ours = registry.folders(settings)
+    for entry in sorted(settings.home.iterdir()):
+        if entry.name in config.HOME_FILES:
+            continue
+        names: list[str] = []
+        if entry.name in ours and entry.is_dir() and not entry.is_symlink():
+            with suppress(OSError):  # it cannot be read: then it is named itself
+                names = sorted(os.listdir(entry))
+        yield from (f"{entry.name}/{name}" for name in names) if names else (entry.name,)
 
 
 def _unlink(path: Path) -> Iterator[Path]:

@@ -66,7 +66,8 @@ class Manifest:
     with which the client is started. `folder_variable` is the client's variable that holds the folder of its project.
     `folder` is the folder in the home in which the adapter keeps its own files. Both can be empty. `variables` are the
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
-    that has ended, at a place that the adapter has named; empty if it keeps no record.
+    that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
+    `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Manifest:
     folder: str
     variables: Mapping[str, Variable]
     record: str = ""
+    leftovers: str = ""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:

@@ -20,10 +20,13 @@ from agentbus.core.names import address, folder_wish, session_name
 
 __all__ = [
     "HOME_FILES",
+    "RETENTION",
+    "SHARED",
     "UNKNOWN_FOLDER",
     "VARIABLES",
     "WATCH_FOLDER",
     "Settings",
+    "Shared",
     "check_private",
     "choice",
     "expanded",
@@ -43,7 +46,6 @@ DEFAULT_MAX_BYTES = 65_536
 # A tool call and its channel event hold the text as JSON, escaped; much more would choke a client's line reader.
 HIGHEST_MAX_BYTES = 1_048_576
 DEFAULT_POLL_MS = 1_000
-DEFAULT_RETENTION_HOURS = 24
 SYNC_MODES = ("normal", "full")
 # The database, and the files that SQLite puts beside it. The folders of the home belong to triggers, watchers and
 # adapters.
@@ -62,10 +64,42 @@ VARIABLES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """A setting that concerns everybody on a bus, so it is kept in its database: a whole number from `low` to `high`.
+
+    `variable` can raise it for the bus when a session starts, and never lowers it. `meaning` is for people. [CONF-5]
+    """
+
+    key: str
+    default: int
+    low: int
+    high: int
+    variable: str
+    meaning: str
+
+    def check(self, raw: str) -> int:
+        """The number in `raw`. Raises InvalidRequest."""
+        return _whole(f"the value of {self.key}", raw, self.low, self.high, "use")
+
+
+# For how long a delivered message is kept, in hours: 30 days, as long as it is known who a session was. [STATE-4]
+RETENTION = Shared(
+    key="retention-hours",
+    default=720,
+    low=1,
+    high=8_760,
+    variable="AGENTBUS_RETENTION_HOURS",
+    meaning="how long delivered messages are kept, in hours",
+)
+SHARED = {one.key: one for one in (RETENTION,)}
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Every `AGENTBUS_*` variable, checked. `name` is the name that the session wishes for; a person's can be empty.
 
     `name_note` says, in one sentence, why `name` is not what AGENTBUS_NAME asked for; empty when it is.
+    `retention_hours` is 0 if AGENTBUS_RETENTION_HOURS is unset: the setting of the bus holds.
     """
 
     home: Path
@@ -110,7 +144,7 @@ def load(
         poll_ms=_integer(env, "AGENTBUS_POLL_MS", DEFAULT_POLL_MS, 10, 60_000),
         sync=_choice(env, "AGENTBUS_SYNC", SYNC_MODES),
         max_bytes=_integer(env, "AGENTBUS_MAX_BYTES", DEFAULT_MAX_BYTES, 1, HIGHEST_MAX_BYTES),
-        retention_hours=_integer(env, "AGENTBUS_RETENTION_HOURS", DEFAULT_RETENTION_HOURS, 1, 8_760),
+        retention_hours=_integer(env, RETENTION.variable, 0, RETENTION.low, RETENTION.high),
         cwd=cwd,
         folder=folder or cwd,
     )
@@ -194,17 +228,16 @@ def _wished_name(asked: str, folder: str, *, is_person: bool) -> tuple[str, str]
 
 def _integer(env: Mapping[str, str], variable: str, default: int, low: int, high: int) -> int:
     raw = env.get(variable, "").strip()
-    if not raw:
-        return default
+    return _whole(variable, raw, low, high, "set it to", ", or unset it") if raw else default
+
+
+def _whole(what: str, raw: str, low: int, high: int, do: str, otherwise: str = "") -> int:
     try:
         value = int(raw)
     except ValueError:
         value = low - 1
     if not low <= value <= high:
-        raise InvalidRequest(
-            f"{variable} is {raw[:40]!r}",
-            hint=f"set it to a whole number from {low:,} to {high:,}, or unset it",
-        )
+        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint=f"{do} a whole number from {low:,} to {high:,}{otherwise}")
     return value
 
 

@@ -21,11 +21,32 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Database", "Transaction", "checkpoint", "connect", "explain", "explained", "latest_version", "migrations"]
+__all__ = [
+    "SCHEMA",
+    "Database",
+    "Transaction",
+    "check_version",
+    "checkpoint",
+    "connect",
+    "explain",
+    "explained",
+    "migrations",
+]
 
+# The schema that this program knows. A constant, and not what the folder holds: an upgrade replaces the files below a
+# program that runs, and that program still knows only this one.
+SCHEMA = 7
 _MIGRATIONS = Path(__file__).with_name("migrations")
-# From this many pages (4 KiB each) in the WAL on, a checkpoint is due: SQLite's own default.
+# From this many pages (4 KiB each) in the WAL on, a session does a checkpoint: SQLite's own default.
 CHECKPOINT_PAGES = 1_000
+# From this many pages on, 16 MiB, the sessions do not manage it, or there is none: then a command does a checkpoint
+# too, and writers wait for it for some milliseconds.
+LARGE_WAL_PAGES = 4_000
+# A file that was larger once is cut to this with the next commit after a whole checkpoint.
+_WAL_LIMIT_BYTES = LARGE_WAL_PAGES * 4_096
+# How long a checkpoint waits for readers and writers. They need far less; a program that reads for longer, or was
+# stopped while it read, is not waited for.
+_MERGE_PATIENCE_MS = 100
 # How long opening waits for other processes that open, migrate or recover the same file.
 _OPEN_PATIENCE_S = 10.0
 
@@ -34,13 +55,13 @@ def migrations() -> list[tuple[int, str]]:
     """The numbered migrations of this package, in ascending order, each with its SQL."""
     found = []
     for path in sorted(_MIGRATIONS.glob("[0-9]*.sql")):
-        found.append((int(path.name.split("_", 1)[0]), path.read_text(encoding="utf-8")))
+        number = int(path.name.split("_", 1)[0])
+        # An upgrade can have put newer files there since this program was started.
+        if number <= SCHEMA:
+            found.append((number, path.read_text(encoding="utf-8")))
+    if not found or found[-1][0] != SCHEMA:
+        raise BrokenSetup(f"the files of schema {SCHEMA} are no longer in {_MIGRATIONS}", hint="start this again")
     return found
-
-
-def latest_version() -> int:
-    """The schema version of this package, without reading the files."""
-    return max(int(name.split("_", 1)[0]) for name in os.listdir(_MIGRATIONS) if name.endswith(".sql"))
 
 
 def connect(
@@ -49,12 +70,14 @@ def connect(
     busy_ms: int,
     sync: str = "normal",
     on_wal: Callable[[int], None] | None = None,
+    is_running: bool = False,
 ) -> apsw.Connection:
     """Open the mailbox at `path`, creating and migrating it as needed. [STORE-1]
 
     `busy_ms` is how long a statement waits inline for another writer, 0 to 60,000. `sync` is "normal" (a commit
     survives the death of any process) or "full" (it also survives a power cut). `on_wal` is called after each commit
-    with the number of pages in the WAL. If `on_wal` is given, the caller does the checkpoints.
+    with the number of pages in the WAL. The caller does the checkpoints. `is_running`: this program has had the mailbox
+    open before, and the error for a newer file says what that means.
 
     Raises BrokenSetup when the file is not an agentbus mailbox, is newer than this package, or cannot be opened.
     Raises TryAgain when other processes keep it locked for 10 s.
@@ -63,7 +86,7 @@ def connect(
         files.settle(path, lambda fresh: _build(fresh, sync))
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
-            _prepare(connection, path, sync)
+            _prepare(connection, path, sync, is_running=is_running)
             connection.set_busy_timeout(busy_ms)
             if on_wal is not None:
                 callback = on_wal
@@ -88,9 +111,19 @@ def checkpoint(path: Path) -> None:
         try:
             # Read first: a connection that has read nothing does not know about the WAL yet, and merges nothing.
             connection.pragma("user_version")
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            _merge(connection)
         finally:
             connection.close()
+
+
+def _merge(connection: apsw.Connection) -> None:
+    """Move the WAL into the database. Raises BusyError when another process does so, or does not let it happen."""
+    frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    if frames >= LARGE_WAL_PAGES:
+        # Others write so much that a passive checkpoint never ends as the last one: the WAL would grow for as long as
+        # they do. So what is left of it, which is little now, is moved while they wait.
+        connection.set_busy_timeout(_MERGE_PATIENCE_MS)
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
 
 
 def _build(path: Path, sync: str) -> None:
@@ -102,7 +135,7 @@ def _build(path: Path, sync: str) -> None:
         connection.close()
 
 
-def _prepare(connection: apsw.Connection, path: Path, sync: str) -> None:
+def _prepare(connection: apsw.Connection, path: Path, sync: str, *, is_running: bool = False) -> None:
     give_up_at = time.monotonic() + _OPEN_PATIENCE_S
     connection.set_busy_timeout(1_000)
     while True:
@@ -114,9 +147,10 @@ def _prepare(connection: apsw.Connection, path: Path, sync: str) -> None:
             connection.pragma("synchronous", sync)
             connection.pragma("foreign_keys", 1)
             # A checkpoint costs 11 ms, a send 0.1 ms, so a session does checkpoints off the send path. A command
-            # ends too soon for that: closing its connection does the checkpoint.
+            # does one at its end, when its message is sent and said to be.
             connection.pragma("wal_autocheckpoint", 0)
-            _migrate(connection, path)
+            connection.pragma("journal_size_limit", _WAL_LIMIT_BYTES)
+            _migrate(connection, path, is_running=is_running)
             return
         except apsw.BusyError:
             if time.monotonic() > give_up_at:
@@ -125,16 +159,15 @@ def _prepare(connection: apsw.Connection, path: Path, sync: str) -> None:
             time.sleep(0.001 + os.urandom(1)[0] / 255 * 0.02)
 
 
-def _migrate(connection: apsw.Connection, path: Path) -> None:
-    latest = latest_version()
-    if _version(connection, path, latest) == latest:
+def _migrate(connection: apsw.Connection, path: Path, *, is_running: bool) -> None:
+    if check_version(connection, path, is_running=is_running) >= SCHEMA:
         return
     from agentbus.core.upgrade import STEPS  # only a database that is brought forward needs it
 
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Read again: another process can have migrated while we waited for the lock.
-        version = _version(connection, path, latest)
+        version = check_version(connection, path, is_running=is_running)
         if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             raise BrokenSetup(
                 f"{path} is a database of another program", hint="set AGENTBUS_HOME to a folder of its own"
@@ -147,19 +180,40 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
                 connection.execute(f"PRAGMA user_version = {number:d}")
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
 
 
-def _version(connection: apsw.Connection, path: Path, latest: int) -> int:
+def _roll_back(connection: apsw.Connection) -> None:
+    # SQLite has often done so by itself. What fails here is what failed before, and that is reported.
+    with suppress(apsw.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def check_version(connection: apsw.Connection, path: Path, *, is_running: bool = False) -> int:
+    """The schema of the database, if this program can go on with it. See 0007_settings.sql. [STORE-9]
+
+    Raises BrokenSetup when it is newer, and does not name this program's schema as one that can go on with it.
+    `is_running`: this program could, before.
+    """
     version = int(str(connection.pragma("user_version")))
-    if version > latest:
-        raise BrokenSetup(
-            f"{path} has schema {version}, this agentbus knows up to {latest}",
-            hint="upgrade agentbus, or set AGENTBUS_HOME to another folder",
-        )
-    return version
+    if version <= SCHEMA or _oldest(connection) <= SCHEMA:
+        return version
+    if is_running:
+        raise BrokenSetup("agentbus was upgraded while this session ran", hint="restart it (/mcp reconnect)")
+    raise BrokenSetup(
+        f"{path} has schema {version}, this agentbus knows up to {SCHEMA}",
+        hint="upgrade agentbus, or set AGENTBUS_HOME to another folder",
+    )
+
+
+def _oldest(connection: apsw.Connection) -> int:
+    """The oldest schema whose programs can go on with a newer database; one that nobody knows if it does not say."""
+    try:
+        return int(str(connection.execute("SELECT oldest FROM bus").get))
+    except (apsw.SQLError, ValueError):
+        return SCHEMA + 1
 
 
 @contextmanager
@@ -199,32 +253,34 @@ class Transaction:
     """
 
     # A class, not @contextmanager: it is twice as fast, and every message enters it.
-    __slots__ = ("_connection", "_path")
+    __slots__ = ("_connection", "_database")
 
-    def __init__(self, connection: apsw.Connection, path: Path) -> None:
+    def __init__(self, database: Database, connection: apsw.Connection) -> None:
+        self._database = database
         self._connection = connection
-        self._path = path
 
     def __enter__(self) -> Callable[..., Any]:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-        except apsw.Error as error:
-            raise explain(error, self._path) from error
+            # Behind the lock: from here to the end, no other process can migrate.
+            self._database.check()
+        except BaseException as error:
+            _roll_back(self._connection)
+            if isinstance(error, apsw.Error):
+                raise self._database.explain(error) from error
+            raise
         return self._connection.execute
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
+        if error is None:
+            try:
                 self._connection.execute("COMMIT")
                 return
-        except apsw.Error as failure:
-            error = failure
-            raise explain(failure, self._path) from failure
-        finally:
-            if error is not None and self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            except apsw.Error as failure:
+                error = failure
+        _roll_back(self._connection)
         if isinstance(error, apsw.Error):
-            raise explain(error, self._path) from error
+            raise self._database.explain(error) from error
 
 
 class Database:
@@ -239,13 +295,52 @@ class Database:
         self._busy_ms = busy_ms
         self._sync = sync
         self._on_wal = on_wal
+        self._pages = 0
         self.generation = 0
         self._connection = self._connect()
 
-    def _connect(self) -> apsw.Connection:
-        connection = connect(self.path, busy_ms=self._busy_ms, sync=self._sync, on_wal=self._on_wal)
+    def _connect(self, *, is_running: bool = False) -> apsw.Connection:
+        connection = connect(
+            self.path,
+            busy_ms=self._busy_ms,
+            sync=self._sync,
+            on_wal=self._on_wal or self._note_pages,
+            is_running=is_running,
+        )
         self._file = files.file_at(self._name)
+        self._version = SCHEMA
         return connection
+
+    def _note_pages(self, pages: int) -> None:
+        self._pages = pages
+
+    def check(self) -> None:
+        """See to it that this program still knows the schema, which another can have brought forward. [STORE-9]
+
+        Raises BrokenSetup, and apsw.Error.
+        """
+        # Costs 1 us in a transaction, and 3 us without one. A look at each heartbeat would let an old program write
+        # by the old rules until then.
+        if self._connection.execute("PRAGMA user_version").get == self._version:
+            return
+        version = check_version(self._connection, self.path, is_running=True)
+        if version < SCHEMA:
+            raise BrokenSetup(
+                f"{self.path} was put back in an older state, schema {version}",
+                hint="agentbus peers brings it forward",
+            )
+        self._version = version
+
+    def explain(self, error: apsw.Error) -> AgentbusError:
+        """The agentbus error that explains an SQLite error of this database to people."""
+        if isinstance(error, apsw.SQLError):
+            try:
+                self.check()  # what was read can have been brought forward between the check and the read
+            except BrokenSetup as upgraded:
+                return upgraded
+            except apsw.Error:
+                pass  # the first error says more
+        return explain(error, self.path)
 
     def is_replaced(self) -> bool:
         """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
@@ -253,24 +348,32 @@ class Database:
 
     def reopen(self) -> None:
         """Open the file that is at `path` now, creating it as needed, and close the old one."""
-        old, self._connection = self._connection, self._connect()
+        old, self._connection = self._connection, self._connect(is_running=True)
         self.generation += 1
         old.close()
 
     def close(self) -> None:
-        """Close the connection. Closing the last one merges the WAL into the database."""
+        """Close the connection. Closing the last one merges the WAL into the database.
+
+        If nobody else was given the duty to merge it, and it is large, this merges it: others can have it open for
+        long, and a command that only reads never learns how large it is. [STORE-5]
+        """
+        if self._pages >= LARGE_WAL_PAGES:
+            with suppress(apsw.Error):  # what was done is committed, and the next command tries again
+                _merge(self._connection)
         self._connection.close()
 
     def read(self, sql: str, *values: Any) -> list[Any]:
         """All rows of a query."""
         try:
+            self.check()
             return self._connection.execute(sql, values).fetchall()
         except apsw.Error as error:
-            raise explain(error, self.path) from error
+            raise self.explain(error) from error
 
     def writing(self) -> Transaction:
         """A new transaction, to be used in a `with` statement."""
-        return Transaction(self._connection, self.path)
+        return Transaction(self, self._connection)
 
     def executemany(self, sql: str, values: list[tuple[Any, ...]]) -> None:
         """Run one statement for many rows, inside a transaction that was entered."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -86,7 +87,12 @@ def set_aside(path: Path) -> list[Path]:
 
 def leftovers(path: Path) -> list[Path]:
     """What a killed process has left of a database that it was building. Nobody else knows these files."""
-    return sorted(path.parent.glob(f"{path.name}{_FRESH}*"))
+    ours = re.compile(f"{re.escape(path.name)}({re.escape(OWNER)})?{re.escape(_FRESH)}[0-9]+(-wal|-shm|-journal)?")
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return []  # no folder, or it cannot be read: nothing there can be told
+    return sorted(path.with_name(name) for name in names if ours.fullmatch(name))
 
 
 def _owner(path: Path) -> int | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agentbus.core import database
@@ -19,7 +19,7 @@ from agentbus.core.errors import BrokenSetup, Refused
 from agentbus.core.model import Arrival, Peer, Renamed, storable
 from agentbus.core.names import is_kept, numbered_name
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
-from agentbus.core.process import Life, Process, domain
+from agentbus.core.process import IS_SLOW, Life, Process, domain, one_look
 from agentbus.core.process import life as process_life
 from agentbus.core.queries import Queries
 
@@ -145,6 +145,15 @@ class Peers:
     def _judge_host(self, host: Process, of: str) -> Life:
         return process_life(host) if of == self.here != "" else Life.UNKNOWN
 
+    @contextmanager
+    def _judging(self) -> Iterator[Callable[..., Any]]:
+        """A transaction that judges the peers. Where that takes a `ps`, it has run before the transaction begins."""
+        with one_look():
+            if IS_SLOW:
+                self.live()
+            with self._writing() as execute:
+                yield execute
+
     def life(self, peer: Peer) -> Life:
         """What can be told about `peer`. Changes nothing. [PRES-1]"""
         return self._life(peer)
@@ -209,7 +218,7 @@ class Peers:
         """
         taken_lock: Held | None = None
         try:
-            with self._writing() as execute:
+            with self._judging() as execute:
                 self._end_ended(execute, now)
                 known, is_there = (again, False) if again is not None else self._predecessor(execute, arrival)
                 if is_there and not join_crowd:
@@ -495,7 +504,8 @@ class Peers:
 
     def live(self) -> list[Peer]:
         """The peers that are present and have not ended, as far as can be told. Writes nothing. [PRES-4]"""
-        return [peer for peer in self.present() if self._life(peer) is not Life.ENDED]
+        with one_look():
+            return [peer for peer in self.present() if self._life(peer) is not Life.ENDED]
 
     @staticmethod
     def _present(execute: Callable[..., Any]) -> list[Peer]:
@@ -507,21 +517,22 @@ class Peers:
         `silent` are the sessions that this process has watched stay silent: they are ended too, unless more can be told
         about them. Returns the peers whose presence ended.
         """
-        # Reading is cheap, writing is not, and most of the time there is nobody to reap.
-        is_due = any(self._has_ended(peer, silent) for peer in self.present())
-        if not is_due and not self._past_aliases() and not self._read(_FORGOTTEN, now - SESSIONS_KEPT_MS):
-            return []
-        with self._writing() as execute:
-            ended = self._end_ended(execute, now, silent)
-            for alias in self._past_aliases():
-                execute("DELETE FROM aliases WHERE alias = ?", (alias,))
-            # Deleting the row deletes its aliases too. [NAME-6]
-            execute("DELETE FROM peers WHERE left_at < ?", (now - SESSIONS_KEPT_MS,))
-            return ended
+        with one_look():
+            # Reading is cheap, writing is not, and most of the time there is nobody to reap.
+            is_due = any(self._has_ended(peer, silent) for peer in self.present())
+            if not is_due and not self._past_aliases() and not self._read(_FORGOTTEN, now - SESSIONS_KEPT_MS):
+                return []
+            with self._writing() as execute:
+                ended = self._end_ended(execute, now, silent)
+                for alias in self._past_aliases():
+                    execute("DELETE FROM aliases WHERE alias = ?", (alias,))
+                # Deleting the row deletes its aliases too. [NAME-6]
+                execute("DELETE FROM peers WHERE left_at < ?", (now - SESSIONS_KEPT_MS,))
+                return ended
 
     def end(self, peer: Peer, *, now: int) -> bool:
         """End the presence of `peer`, if it has ended; whether that was so. [PRES-2]"""
-        with self._writing() as execute:
+        with self._judging() as execute:
             return any(one.session == peer.session for one in self._end_ended(execute, now))
 
     def _has_ended(self, peer: Peer, silent: Collection[str] = ()) -> bool:

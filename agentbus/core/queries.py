@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from agentbus.core.config import Shared
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import COLUMNS, Status
 
@@ -16,9 +17,19 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["OLD_MS", "Counts", "Old", "Queries"]
+__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "Counts", "Old", "Queries"]
 
-_MESSAGE = ", ".join(COLUMNS)
+# What stands in `body` when the text is in the table `bodies`: see 0007_settings.sql. A message can have these words.
+ELSEWHERE = (
+    "(a long message, its text is in the table bodies; a session that shows this line was started before agentbus was"
+    " upgraded: restart it)"
+)
+_TEXT = (
+    f"CASE m.body WHEN '{ELSEWHERE}' THEN coalesce((SELECT text FROM bodies WHERE bodies.id = m.id), m.body)"
+    " ELSE m.body END"
+)
+# COLUMNS, for a query that calls the table m.
+MESSAGE = ", ".join(_TEXT if column == "body" else f"m.{column}" for column in COLUMNS)
 # Rows per read of a long history: enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
 # Mail that waits for longer is old: who starts after a day away does not want it as if it were new. [OLD-1]
@@ -58,9 +69,15 @@ class Queries:
     def __init__(self, read: Callable[..., list[Any]]) -> None:
         self._read = read
 
+    def setting(self, of: Shared) -> int:
+        """What holds for everybody on the bus. [CONF-5]"""
+        rows = self._read("SELECT value FROM settings WHERE key = ?", of.key)
+        # Whatever was written there by hand: a retention of 0 would remove all history.
+        return min(max(int(rows[0][0]), of.low), of.high) if rows else of.default
+
     def status(self, row_id: int) -> Status:
         """A message. Raises InvalidRequest if its id was never used, or if it has been pruned. [LEDGER-3]"""
-        rows = self._read(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", row_id)
+        rows = self._read(f"SELECT {MESSAGE} FROM messages m WHERE id = ?", row_id)
         if not rows:
             raise InvalidRequest(f"there is no message #{row_id}", hint="it was never sent, or it has been pruned")
         return Status.from_row(rows[0])
@@ -80,7 +97,7 @@ class Queries:
     def inbox(self, mailbox: str, limit: int) -> list[Status]:
         """The oldest `limit` messages to `mailbox` that are not known to be read, ascending. [LEDGER-1]"""
         rows = self._read(
-            f"SELECT {_MESSAGE} FROM messages WHERE recipient = ? AND read_at IS NULL ORDER BY id LIMIT ?",
+            f"SELECT {MESSAGE} FROM messages m WHERE recipient = ? AND read_at IS NULL ORDER BY id LIMIT ?",
             mailbox,
             limit,
         )
@@ -91,7 +108,7 @@ class Queries:
         below = 2**63 - 1
         while True:
             rows = self._read(
-                f"SELECT {_MESSAGE} FROM messages WHERE id < ?1 AND sent_at >= ?2"
+                f"SELECT {MESSAGE} FROM messages m WHERE id < ?1 AND sent_at >= ?2"
                 " AND (?3 IS NULL OR sender = ?3 OR recipient = ?3) ORDER BY id DESC LIMIT ?4",
                 *(below, since, peer, _PAGE),
             )
@@ -210,20 +227,20 @@ class Queries:
     def unsettled(self, limit: int) -> list[Status]:
         """The newest `limit` messages that are not known to be read, ascending. [WATCH-2]"""
         rows = self._read(
-            f"SELECT {_MESSAGE} FROM messages WHERE read_at IS NULL ORDER BY id DESC LIMIT ?",
+            f"SELECT {MESSAGE} FROM messages m WHERE read_at IS NULL ORDER BY id DESC LIMIT ?",
             limit,
         )
         return [Status.from_row(row) for row in reversed(rows)]
 
     def after(self, row_id: int, limit: int) -> list[Status]:
         """The oldest `limit` messages with a higher id than `row_id`, ascending. [WATCH-2]"""
-        rows = self._read(f"SELECT {_MESSAGE} FROM messages WHERE id > ? ORDER BY id LIMIT ?", row_id, limit)
+        rows = self._read(f"SELECT {MESSAGE} FROM messages m WHERE id > ? ORDER BY id LIMIT ?", row_id, limit)
         return [Status.from_row(row) for row in rows]
 
     def among(self, ids: Collection[int]) -> list[Status]:
         """The messages with these ids that still exist, ascending. [WATCH-2]"""
         listed = f"[{','.join(map(str, ids))}]"
         rows = self._read(
-            f"SELECT {_MESSAGE} FROM messages WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", listed
+            f"SELECT {MESSAGE} FROM messages m WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", listed
         )
         return [Status.from_row(row) for row in rows]

@@ -21,14 +21,14 @@ import anyio.to_thread
 
 from agentbus.core import database
 from agentbus.core.bus import PULL, Bus, Claimed, Sent, retry_while_busy
-from agentbus.core.config import prepare_home
+from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
 from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timestamp
 from agentbus.core.names import BUS_NAME
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
-from agentbus.core.process import Life, life
+from agentbus.core.process import Life, life, one_look
 from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
@@ -87,7 +87,7 @@ class Session:
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
     known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
     client took can still not reach the model. Not so for a program, which has a message when the delivery has
-    returned it.
+    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages; 0 does not.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Session:
         )
         self._checkpoints = checkpoints
         self._say = say
-        self._retention_ms = retention_hours * 3_600_000
+        self._retention_hours = retention_hours
         self._pace = pace
         self._heartbeat_s = heartbeat_s
         # Whether much old mail is not pushed; up to which id it is held back; the line that says so. [OLD-4]
@@ -198,6 +198,7 @@ class Session:
                     return None
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
+        await self._lengthen_retention()
         await self._begin_proofs()
         try:
             await self._settle()
@@ -217,6 +218,13 @@ class Session:
             raise Refused("the main agent of this session is not on the bus", hint="let it send for you")
         self._claimed = Claimed(peer=peer, wished_holder=None)
         self.is_guest = True
+
+    async def _lengthen_retention(self) -> None:
+        """Let everybody keep the history for as long as this session was told to, if that is longer. [CONF-5]"""
+        store, hours = self.bus.store, self._retention_hours
+        if hours > store.queries.setting(RETENTION):
+            await retry_while_busy(lambda: store.set_setting(RETENTION, hours, may_lower=False))
+            self._say(f"{RETENTION.variable}: delivered messages of this bus are kept for {hours:,} h from now on")
 
     async def _hold_old(self) -> None:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
@@ -445,10 +453,11 @@ class Session:
         silent = self._silent()
         await retry_while_busy(lambda: self.bus.reap(silent))
         await self._settle()
-        store, clock = self.bus.store, self.bus.clock
-        while await retry_while_busy(lambda: store.prune(clock() - self._retention_ms, _PRUNE_ROWS)) == _PRUNE_ROWS:
+        store = self.bus.store
+        before = self.bus.clock() - store.queries.setting(RETENTION) * 3_600_000
+        while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
-        await retry_while_busy(lambda: store.forget_conversations(clock() - self._retention_ms))
+        await retry_while_busy(lambda: store.forget_conversations(before))
 
     async def _follow_conversation(self) -> None:
         """Record the conversation that the client has turned to, as by `/clear`: it keeps this name. [NAME-8]"""
@@ -474,13 +483,16 @@ class Session:
         """The other sessions that this one has watched stay silent for too long, where no lock can tell. [PRES-3]"""
         store = self.bus.store
         beats = {}
-        for peer in store.present():
-            if peer.session != self.peer.session and store.life(peer) is Life.UNKNOWN:
-                if peer.presence == BEAT:
-                    beats[peer.session] = peer.last_seen
-                elif store.presence.is_missing(peer.session):
-                    # A live session makes its lock file again with its next beat.
-                    beats[peer.session] = 0
+        with one_look():
+            unknown = [peer for peer in store.present() if store.life(peer) is Life.UNKNOWN]
+        for peer in unknown:
+            if peer.session == self.peer.session:
+                continue
+            if peer.presence == BEAT:
+                beats[peer.session] = peer.last_seen
+            elif store.presence.is_missing(peer.session):
+                # A live session makes its lock file again with its next beat.
+                beats[peer.session] = 0
         return self._silence.watch(beats, anyio.current_time())
 
     async def _arm_anew(self, wakes: SharedWakes) -> None:
@@ -514,6 +526,7 @@ class Session:
         self._held, self._first = 0, None
         self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
+        await self._lengthen_retention()
 
     async def _reclaim_name(self) -> None:
         """Be present again: in another file, or after others took this session for ended. [PRES-3], [STORE-6]"""
@@ -523,9 +536,8 @@ class Session:
         assert claimed is not None, "a claim that joins the crowd does not wait"
         self._claimed = claimed
         await self._begin_proofs()
-        if self._armed is not None:
-            # Messages that came while it was away are due now, not at the next safety poll.
-            self._armed.notify(claimed.peer.endpoint)
+        # The messages that came while it was away are due now, not at the next safety poll.
+        self._wake_itself()
         if claimed.peer.name != before.name:
             await self._tell_new_name(before.name, claimed.peer.name)
 
@@ -578,9 +590,15 @@ class Session:
             renamed = await retry_while_busy(lambda: self.bus.rename(self.peer, name))
             assert self._claimed is not None
             self._claimed = replace(self._claimed, peer=replace(self.peer, name=renamed.name), note="")
+        # What waits under the new name is due now, not at the next safety poll.
+        self._wake_itself()
         if renamed.kept:
             self._say(renamed.kept_note)
         return renamed
+
+    def _wake_itself(self) -> None:
+        if self._armed is not None:
+            self._armed.notify(self.peer.endpoint)
 
     def count_unread(self, limit: int) -> int:
         """How many messages this session is not known to have read; counting stops at `limit`."""

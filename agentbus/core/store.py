@@ -8,13 +8,16 @@ Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from agentbus.core.config import Shared
 from agentbus.core.errors import MailboxFull
-from agentbus.core.model import COLUMNS, Address, Ended, Envelope, Peer, Status, Unread
+from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread
 from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
-from agentbus.core.process import Life, Process
+from agentbus.core.process import IS_SLOW, Life, Process, one_look
+from agentbus.core.queries import ELSEWHERE, MESSAGE
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -28,9 +31,8 @@ MAX_PENDING = 10_000
 # a subagent that took the messages has mostly ended by then. [READ-6]
 AGAIN_MS = 60_000
 
-_COLUMNS = ", ".join(COLUMNS)
-# The columns that `Envelope.from_row` takes, for a query that calls the table m.
-_MESSAGE = ", ".join(f"m.{column}" for column in COLUMNS)
+# A text of more bytes has a row of its own. With all that can stand beside it, a shorter one fits into a page of 4,096.
+_LARGE_BYTES = 3_000
 # A message that is still pending becomes delivered too: by the pull, or by the reply to it.
 _MARK_READ = (
     "UPDATE messages SET read_at = ?1, delivered_at = coalesce(delivered_at, ?1), read_by = ?2,"
@@ -38,17 +40,25 @@ _MARK_READ = (
 )
 # A message is on its way to the model: its client took it, and nothing shows that the model has it.
 _OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
-# The unread messages of a present session: pending under its name, or pushed to it, or to the sessions in the list ?4,
-# and not known to be read.
+# The unread messages of a present session: pending under its name, pushed to it, or pushed to the sessions in the list
+# ?4; and not known to be read. In parts, so that each stops at its limit, however many there are: an index has them in
+# the order of their ids.
+_SEAT = "FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL"
 _UNREAD = (
-    " FROM (SELECT name, session FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL) p"
-    " JOIN messages m ON m.id IN ("
-    "   SELECT id FROM messages WHERE recipient = p.name AND delivered_at IS NULL"
-    "   UNION ALL"
-    f"   SELECT id FROM messages WHERE delivered_to = p.session AND {_OPEN}"
-    "   UNION ALL"
-    f"   SELECT id FROM messages WHERE delivered_to IN (SELECT value FROM json_each(?4)) AND {_OPEN})"
-    " AND m.kept_from IS NOT p.session"  # [NAME-12]
+    f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1",  # [NAME-12]
+    f"delivered_to = (SELECT session {_SEAT}) AND {_OPEN}",
+    f"delivered_to IN (SELECT value FROM json_each(?4)) AND {_OPEN} AND kept_from IS NOT ?1",
+)
+_COUNT_UNREAD = "SELECT count(*) FROM ({} LIMIT ?3)".format(
+    " UNION ALL ".join(f"SELECT * FROM (SELECT 1 FROM messages WHERE {part} LIMIT ?3)" for part in _UNREAD)
+)
+
+
+# The oldest ?3 of each part, of those with an id above ?5 and of the others.
+_UNREAD_IDS = " UNION ALL ".join(
+    f"SELECT * FROM (SELECT id FROM messages WHERE {part} AND id {bound} ?5 ORDER BY id LIMIT ?3)"
+    for part in _UNREAD
+    for bound in (">", "<=")
 )
 
 
@@ -94,7 +104,8 @@ class Store(Peers):
         Raises MailboxFull.
         """
         while True:
-            row_id, address = self._send(sender, to, body, now, reply_to, sender_session)
+            with self._looking_for(to) if IS_SLOW else nullcontext():
+                row_id, address = self._send(sender, to, body, now, reply_to, sender_session)
             # The file can be replaced while the row is written. Then that row is in no bus, so it is sent to the one
             # that is there now.
             if not self.is_replaced():
@@ -129,7 +140,7 @@ class Store(Peers):
 
         Raises MailboxFull; then nothing was sent to anybody.
         """
-        with self._writing() as execute:
+        with self._judging() as execute:
             self._end_ended(execute, now)
             peers = [peer for peer in self._present(execute) if peer.name != sender]
             return [(self._insert(execute, sender, peer.name, body, None, now, sender_session), peer) for peer in peers]
@@ -144,11 +155,14 @@ class Store(Peers):
         now: int,
         sender_session: str | None,
     ) -> int:
+        is_large = len(body.encode()) > _LARGE_BYTES
         row = execute(
             "INSERT INTO messages (sender, recipient, body, reply_to, sent_at, sender_session)"
             " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            (sender, recipient, body, reply_to, now, sender_session),
+            (sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session),
         ).fetchone()
+        if is_large:
+            execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
         self._check_room(execute, recipient, row[0])
         return int(row[0])
 
@@ -166,6 +180,18 @@ class Store(Peers):
                 f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
                 hint=f'start a session named "{mailbox}", to receive them, then send again',
             )
+
+    @contextmanager
+    def _looking_for(self, to: str) -> Iterator[None]:
+        """Look at the process that decides where `to` leads, if one does: before the transaction, which asks again."""
+        with one_look():
+            for pid, started, of in self._read(
+                "SELECT host_pid, host_started, domain FROM aliases JOIN peers USING (session)"
+                " WHERE alias = ? AND left_at IS NOT NULL",
+                to,
+            ):
+                self._host_life(Process(pid, started), of)
+            yield
 
     def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
         row = execute(f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (to,)).fetchone()
@@ -188,7 +214,7 @@ class Store(Peers):
         Empty if `session` is not present in process `pid`: a session that was taken for dead no longer drains.
         """
         rows = self._read(
-            f"SELECT {_MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
+            f"SELECT {MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
             " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL AND m.id > ?"
             " AND m.kept_from IS NOT p.session ORDER BY m.id LIMIT ?",
             session,
@@ -212,23 +238,21 @@ class Store(Peers):
 
         Those with an id up to `held` come last: old mail does not block what is new. [OLD-4]
         """
-        order = "m.id <= ?5, m.id" if held else "m.id"  # the first cannot use the index
         rows = self._read(
-            f"SELECT {_MESSAGE}, m.delivered_at IS NOT NULL, coalesce(m.delivered_to, p.session) != p.session{_UNREAD}"
-            f" ORDER BY {order} LIMIT ?3",
-            *(session, pid, limit, self._earlier(session, pid), *((held,) if held else ())),
+            f"SELECT {MESSAGE}, m.delivered_at IS NOT NULL, coalesce(m.delivered_to, ?1) != ?1 FROM messages m"
+            f" WHERE m.id IN ({_UNREAD_IDS}) ORDER BY m.id <= ?5, m.id LIMIT ?3",
+            *(session, pid, limit, self._earlier(session, pid), held),
         )
         return [Unread(Envelope.from_row(row), was_pushed=bool(row[-2]), was_earlier=bool(row[-1])) for row in rows]
 
     def count_unread(self, session: str, pid: int, limit: int) -> int:
         """How many messages `session` has not read; counting stops at `limit`."""
-        values = (session, pid, limit, self._earlier(session, pid))
-        return int(self._read(f"SELECT count(*) FROM (SELECT 1{_UNREAD} LIMIT ?3)", *values)[0][0])
+        return int(self._read(_COUNT_UNREAD, session, pid, limit, self._earlier(session, pid))[0][0])
 
     def shown(self, session: str, pid: int, limit: int, *, now: int) -> list[Unread]:
         """The oldest `limit` messages that were handed out to `session`, and are due once more, ascending. [READ-6]"""
         rows = self._read(
-            f"SELECT {_MESSAGE}, m.shown_at FROM peers p JOIN messages m ON m.delivered_to = p.session"
+            f"SELECT {MESSAGE}, m.shown_at FROM peers p JOIN messages m ON m.delivered_to = p.session"
             " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.shown_at IS NOT NULL AND m.shown_at <= ?"
             " ORDER BY m.id LIMIT ?",
             session,
@@ -290,11 +314,12 @@ class Store(Peers):
             "SELECT session, runtime, proof, host_pid, host_started, domain FROM peers"
             " WHERE left_at IS NOT NULL AND proof IS NOT NULL AND proof != ''"
         )
-        return [
-            Ended(session, runtime, proof)
-            for session, runtime, proof, pid, started, of in rows
-            if self._host_life(Process(pid, started), of) is Life.ENDED
-        ]
+        with one_look():
+            return [
+                Ended(session, runtime, proof)
+                for session, runtime, proof, pid, started, of in rows
+                if self._host_life(Process(pid, started), of) is Life.ENDED
+            ]
 
     def settle(self, ended: Ended, shown: Collection[int], *, is_whole: bool, now: int) -> tuple[str, list[int]]:
         """Close the account of a session that has ended, in one transaction. [STATE-6], [STATE-7]
@@ -342,12 +367,23 @@ class Store(Peers):
         )
         # A session whose agent process lives can still be given its mail. One whose record can be read is settled
         # first, unless nobody can tell whether it has ended.
+        with one_look():
+            lives = [self._host_life(Process(host, started), of) for _, _, host, started, of in rows]
         offered = [
-            f'"{one}"'
-            for one, proof, host, started, of in rows
-            if self._host_life(Process(host, started), of) in ((Life.UNKNOWN,) if proof else (Life.UNKNOWN, Life.ENDED))
+            f'"{row[0]}"'
+            for row, life in zip(rows, lives, strict=True)
+            if life is Life.UNKNOWN or (life is Life.ENDED and not row[1])
         ]
         return f"[{','.join(offered)}]"
+
+    def set_setting(self, of: Shared, value: int, *, may_lower: bool) -> None:
+        """Set what holds for everybody on the bus. Unless `may_lower`, it is only ever raised. [CONF-5]"""
+        with self._writing() as execute:
+            execute(
+                "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT (key)"
+                " DO UPDATE SET value = CASE WHEN ?3 THEN ?2 ELSE max(value, ?2) END",
+                (of.key, value, may_lower),
+            )
 
     def prune(self, before: int, limit: int) -> int:
         """Delete at most `limit` messages delivered before the instant `before`; return how many. [STATE-4]"""
@@ -364,11 +400,10 @@ class Store(Peers):
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete what is not known to be read in `mailbox` and was sent before the instant; return it. [OLD-2]"""
         with self._writing() as execute:
-            rows = execute(
-                f"DELETE FROM messages WHERE recipient = ? AND read_at IS NULL AND sent_at < ? RETURNING {_COLUMNS}",
-                (mailbox, before),
-            ).fetchall()
-        return sorted((Status.from_row(row) for row in rows), key=lambda one: one.id)
+            found = "FROM messages AS m WHERE recipient = ? AND read_at IS NULL AND sent_at < ?"
+            rows = execute(f"SELECT {MESSAGE} {found} ORDER BY id", (mailbox, before)).fetchall()
+            execute(f"DELETE {found}", (mailbox, before))
+        return [Status.from_row(row) for row in rows]
 
     def cancel(self, row_id: int) -> bool:
         """Delete a message that is still pending; whether it was. [OLD-3]"""

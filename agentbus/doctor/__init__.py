@@ -30,7 +30,7 @@ from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.names import normalise_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
-from agentbus.core.process import Life
+from agentbus.core.process import Life, one_look
 from agentbus.core.stdout import reported
 from agentbus.doctor.checks import safely
 from agentbus.doctor.database import check_database
@@ -59,13 +59,14 @@ _PING_PATIENCE_S = 2.0
 def run(peer: str | None, *, as_json: bool) -> int:
     """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
     name = None if peer is None else normalise_name(peer)
-    if name is None:
-        here = None
-        with suppress(AgentbusError):  # there is no home to look at, and the finding `settings` says why
-            here = settings()
-        found = list(_examine(here))
-    else:
-        found = list(_examine_peer(settings(), name))
+    with one_look():
+        if name is None:
+            here = None
+            with suppress(AgentbusError):  # there is no home to look at, and the finding `settings` says why
+                here = settings()
+            found = list(_examine(here))
+        else:
+            found = list(_examine_peer(settings(), name))
     out = output.console()
     for one in found:
         if as_json:
@@ -157,7 +158,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
 
 
 async def _ping(trigger: Trigger) -> Finding:
-    endpoint = trigger.endpoint("doctor" + os.urandom(3).hex())
+    endpoint = trigger.endpoint(os.urandom(6).hex())
     times_ms: list[float] = []
     try:
         async with trigger.arm(endpoint) as wakes:

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from agentbus.core import database, process
+from agentbus.core import config, database, process
+from agentbus.core.errors import InvalidRequest
 from agentbus.core.findings import Finding, Level
 from agentbus.doctor.checks import safely
 from agentbus.doctor.readonly import ReadOnlyDatabase
 
 __all__ = ["check_database"]
 
-# A WAL that gets merged has 4 MiB. A WAL of this size is no longer merged.
-_LARGE_WAL_BYTES = 64 << 20
+# So many pages that are not merged, 64 MiB, mean that something keeps them from being merged: others have tried.
+_UNMERGED_PAGES = 4 * database.LARGE_WAL_PAGES
+_PAGE_KIB = 4
 
 
 def check_database(home: Path) -> Iterator[Finding]:
@@ -29,6 +31,7 @@ def check_database(home: Path) -> Iterator[Finding]:
         yield from safely("schema", lambda: _check_schema(readonly))
         yield from safely("wal", lambda: _check_wal(readonly))
         yield from safely("lock", lambda: _check_lock(readonly))
+        yield from safely("settings", lambda: _check_shared(readonly))
 
 
 def _check_integrity(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
@@ -47,13 +50,14 @@ def _check_integrity(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
 
 
 def _check_schema(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
-    version, latest = readonly.schema(), database.latest_version()
     if readonly.is_foreign():
         remedy = "set AGENTBUS_HOME to a folder of its own"
         yield Finding("schema", Level.WRONG, f"{readonly.path} is a database of another program", remedy)
-    elif version > latest:
-        remedy = "upgrade agentbus, or set AGENTBUS_HOME to another folder"
-        yield Finding("schema", Level.WRONG, f"schema {version}, this agentbus knows up to {latest}", remedy)
+        return
+    version, latest = readonly.schema(), database.SCHEMA
+    if version > latest:
+        seen = f"schema {version} is newer than this agentbus, which knows up to {latest} and can go on with it"
+        yield Finding("schema", Level.NOTE, seen, "upgrade agentbus when you can")
     elif version < latest:
         seen = f"schema {version}, the next message or session upgrades it to {latest}"
         yield Finding("schema", Level.NOTE, seen, "agentbus peers upgrades it too")
@@ -63,9 +67,12 @@ def _check_schema(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
 
 def _check_wal(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     size = readonly.wal_bytes()
-    if size > _LARGE_WAL_BYTES:
-        seen = f"the WAL has {size / (1 << 20):,.0f} MiB and is not merged: a program keeps an old state open"
-        yield Finding("wal", Level.WRONG, seen, f"find that program with lsof '{readonly.path}', and end it")
+    pages, merged = readonly.wal_pages()
+    left_kib = (pages - merged) * _PAGE_KIB
+    if pages - merged > _UNMERGED_PAGES:
+        seen = f"{left_kib / 1_024:,.0f} MiB in the WAL are not merged: a program keeps an old state open"
+        remedy = f"find that program with lsof '{readonly.path}', and end it; the next message merges the WAL"
+        yield Finding("wal", Level.WRONG, seen, remedy)
     elif not readonly.is_settled and size:
         seen = "the WAL beside the database belongs to another bus.db: it is not read"
         yield Finding("wal", Level.NOTE, seen, "agentbus peers moves it aside")
@@ -73,7 +80,8 @@ def _check_wal(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
         seen = "no process has the database open, and its WAL is not merged: the findings below leave it out"
         yield Finding("wal", Level.NOTE, seen, "agentbus peers merges it")
     else:
-        yield Finding("wal", Level.OK, f"the WAL has {size / 1024:,.0f} KiB")
+        left = f"{left_kib:,} KiB of it wait to be merged" if left_kib else "all of it is merged"
+        yield Finding("wal", Level.OK, f"the WAL has {size / 1024:,.0f} KiB, {left}" if size else "the WAL is empty")
 
 
 def _check_lock(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
@@ -92,3 +100,28 @@ def _check_lock(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     yield Finding(
         "lock", Level.WRONG, f"{seen}; process {holder} holds it ({words})", f"let it finish, or kill {holder}"
     )
+
+
+def _check_shared(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
+    """What holds for everybody on the bus, and what the environment says about the same. [CONF-5]"""
+    if readonly.schema() < database.SCHEMA:
+        return  # nothing is set there yet
+    for one in config.SHARED.values():
+        now = readonly.queries.setting(one)
+        said = config.other_program(one.variable)
+        seen = f"{one.key} is {now:,} on this bus"
+        if not said:
+            yield Finding("settings", Level.OK, seen)
+            continue
+        try:
+            here = one.check(said)
+        except InvalidRequest:
+            continue  # reported with the other variables
+        if here < now:
+            seen += f", and {one.variable} is {here:,} here: it does not cut that short"
+            yield Finding("settings", Level.NOTE, seen, f"agentbus config {one.key} {here} does, for everybody")
+        elif here > now:
+            seen += f", and {one.variable} is {here:,} here: a session that starts with it raises that for everybody"
+            yield Finding("settings", Level.NOTE, seen, f"agentbus config {one.key} {here} does so now")
+        else:
+            yield Finding("settings", Level.OK, f"{seen}, and {one.variable} says the same")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -15,6 +17,7 @@ from urllib.parse import quote
 import apsw
 
 from agentbus.core import database, files
+from agentbus.core.errors import BrokenSetup
 from agentbus.core.model import Peer
 from agentbus.core.peers import peer_rows
 from agentbus.core.queries import Queries
@@ -71,11 +74,21 @@ class ReadOnlyDatabase:
 
     def _read(self, sql: str, *values: apsw.SQLiteValue) -> list[tuple[apsw.SQLiteValue, ...]]:
         with database.explained(self.path):
-            return self._connection.execute(sql, values).fetchall()
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except apsw.SQLError as error:
+                version = database.check_version(self._connection, self.path)
+                if version >= database.SCHEMA:
+                    raise
+                raise BrokenSetup(
+                    f"{self.path} has schema {version}, and this cannot be looked up in it",
+                    hint="agentbus peers brings it forward",
+                ) from error
 
     def schema(self) -> int:
-        """The version of the schema."""
-        return int(str(self._read("PRAGMA user_version")[0][0]))
+        """The version of the schema. It can be newer than this program's. Raises as `database.check_version`."""
+        with database.explained(self.path):
+            return database.check_version(self._connection, self.path)
 
     def is_foreign(self) -> bool:
         """Whether the database has tables, but not ours."""
@@ -88,6 +101,28 @@ class ReadOnlyDatabase:
             return self._wal.stat().st_size
         except OSError:
             return 0
+
+    def wal_pages(self) -> tuple[int, int]:
+        """How many pages are in the WAL, and how many of these are in the database too. Asks SQLite, merges nothing.
+
+        Not what the size of the file says: SQLite writes into it again from its beginning once all of it is merged.
+        """
+        if not self.is_shared:
+            return 0, 0
+        with database.explained(self.path), self._writer() as connection:
+            connection.pragma("user_version")  # a connection that has read nothing does not know about the WAL yet
+            return connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+
+    @contextmanager
+    def _writer(self) -> Iterator[apsw.Connection]:
+        """A connection that could write, for what SQLite tells no other. It writes nothing, and merges nothing."""
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            connection.set_busy_timeout(_LOCK_MS)
+            yield connection
+        finally:
+            connection.close()
 
     def unmerged(self) -> bool:
         """Whether there is a WAL that is not read here, because no process has the database open."""
@@ -127,17 +162,12 @@ class ReadOnlyDatabase:
         """Whether another process prevents all writes. Takes the lock for an instant, and writes nothing."""
         if not self.is_shared:
             return False
-        with database.explained(self.path):
-            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        with database.explained(self.path), self._writer() as connection:
             try:
-                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                connection.set_busy_timeout(_LOCK_MS)
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("ROLLBACK")
             except apsw.BusyError:
                 return True
-            finally:
-                connection.close()
         return False
 
     def lock_holder(self) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import threading
 import time
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["FileWatchTrigger", "make"]
 
 _SUFFIX = ".wake"
+# What the file of a session is called.
+_OURS = re.compile(r"[0-9a-f]{8,12}\.wake")
 # watchfiles sleeps this long between two looks at the events from inotify. It reports a change when a second look finds
 # no more, so a wake takes 1.5 steps. Measured on 2 slow cores; for each step: CPU of an idle listener, its wake-ups per
 # second, median latency of a wake. 1 ms: 2.7 %, 910, 1.8 ms; 5 ms: 1.1 %, 194, 7.7 ms; 10 ms: 0.8 %, 98, 17 ms;
@@ -339,13 +342,13 @@ class FileWatchTrigger:
         file.close()
 
     def leftovers(self) -> Iterator[str]:
-        """The files in the folder that have the suffix of wake files."""
+        """The files in the folder that are called like those of sessions."""
         try:
             found = sorted(os.scandir(self._folder), key=lambda entry: entry.name)
         except OSError:
             return  # there is no folder, or it cannot be read: report nothing
         for entry in found:
-            if entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False):
+            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 yield entry.name
 
     def close(self) -> None:

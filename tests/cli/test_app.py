@@ -307,3 +307,32 @@ def test_a_demo_that_cannot_happen_says_why(home: Path) -> None:
     assert "agentbus demo: step 1 FAILED: " in done.stderr
     assert "Traceback" not in done.stderr
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.spec("CONF-5", "CLI-4", "ERR-1")
+def test_a_setting_of_the_bus_is_shown_and_set(home: Path) -> None:
+    assert agentbus(home, "config").stdout.startswith("retention-hours  720  how long delivered messages are kept")
+    assert agentbus(home, "config", "retention-hours").stdout == "720\n"
+    done = agentbus(home, "config", "retention-hours", "8760")
+    assert (done.returncode, done.stdout) == (0, "retention-hours is 8,760 now, it was 720\n")
+    cut = agentbus(home, "config", "retention-hours", "48", AGENTBUS_RETENTION_HOURS="1")
+    assert cut.stdout.endswith("it was 8,760; what is older is removed by the next heartbeat of a session\n")
+    shown = agentbus(home, "config", "--json", AGENTBUS_RETENTION_HOURS="1")
+    assert json.loads(shown.stdout) == {
+        "key": "retention-hours",
+        "value": 48,
+        "default": 720,
+        "low": 1,
+        "high": 8_760,
+        "variable": "AGENTBUS_RETENTION_HOURS",
+        "variable_value": "1",
+    }
+    for arguments, sentence in (
+        (["retention-hours", "0"], "the value of retention-hours is '0': use a whole number from 1 to 8,760"),
+        (["retention-hours", "long"], "the value of retention-hours is 'long': use a whole number from 1 to 8,760"),
+        (["colour"], "there is no setting 'colour': use retention-hours"),
+        (["colour", "red"], "there is no setting 'colour': use retention-hours"),
+    ):
+        done = agentbus(home, "config", *arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"agentbus: {sentence}\n")
+    assert agentbus(home, "config", "retention-hours").stdout == "48\n"

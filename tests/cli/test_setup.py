@@ -150,7 +150,7 @@ def test_uninstall_removes_what_is_ours_and_says_what(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("removed agentbus from Claude Code")
     assert f"removed {home / 'bus.db'} (1 message waited in it)" in done.stdout.splitlines()
-    assert f"kept {home}: it holds files that are not from agentbus (sock)" in done.stdout.splitlines()
+    assert f"kept {home}: it holds files that are not from agentbus (sock/notes.txt)" in done.stdout.splitlines()
     assert claude.entry() is None
     assert sorted(path.name for path in home.rglob("*")) == ["notes.txt", "sock"]
 
@@ -219,3 +219,35 @@ def test_what_is_not_ours_is_not_touched(home: Path, claude: ClaudeOnPath, tmp_p
     assert (done.returncode, done.stdout) == (1, "")
     assert f"{linked} is a symlink" in done.stderr
     assert os.path.exists(home / "bus.db")
+
+
+@pytest.mark.spec("UNINST-2")
+def test_what_others_put_into_our_folders_is_left_and_named(home: Path, claude: ClaudeOnPath) -> None:
+    run(home, claude, "send", "nobody", "hi")
+    count = f"{1:12.6f} {2:20.6f}\n"
+    ours = {
+        "wake/0123456789ab.wake": "",
+        "rate/4711-8282": count,
+        "rate/4711-Fri_Nov_27_10_36_42_2026": count,
+        "bus.db-owner.new-4711": "",
+        "bus.db.new-4711-wal": "",
+    }
+    theirs = {
+        "wake/calendar.ics": "BEGIN:VCALENDAR",
+        "wake/thesis.wake": "chapter 1",
+        "rate/thesis.txt": "chapter 1",
+        "rate/2026-11": "the bills of November",
+        "rate/2026-calendar": "a month",
+        "bus.db.new-year.txt": "plans",
+    }
+    for name, text in {**ours, **theirs}.items():
+        (home / name).parent.mkdir(exist_ok=True, mode=0o700)
+        (home / name).write_text(text)
+    (home / "rate" / "4712-1").mkdir()
+    done = run(home, claude, "uninstall")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()} == set(theirs)
+    named = sorted([*theirs, "rate/4712-1"])
+    assert f"it holds files that are not from agentbus ({', '.join(named)})" in done.stdout
+    kept = run(home, claude, "uninstall", "--keep-mail")
+    assert f"({', '.join(named)})" in kept.stdout

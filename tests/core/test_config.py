@@ -22,7 +22,7 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = config.load(env)
         assert settings.home == Path.home() / ".agentbus"
         assert (settings.trigger, settings.poll_ms, settings.sync) == (None, 1_000, "normal")
-        assert (settings.max_bytes, settings.retention_hours) == (65_536, 24)
+        assert (settings.max_bytes, settings.retention_hours) == (65_536, 0)
         assert (settings.name, settings.name_note) == (names.fit_name(tmp_path.name), "")
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from agentbus.core import database, process
 from agentbus.core.bus import Bus, Sent, retry_while_busy
-from agentbus.core.config import prepare_home
+from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import BrokenSetup, Busy
 from agentbus.core.process import Process
@@ -53,7 +53,7 @@ class World:
             delivery=delivery,
             checkpoints=self.checkpoints,
             say=self.said.append,
-            retention_hours=24,
+            retention_hours=options.pop("retention_hours", 0),
             # The safety poll is so slow that no test passes because of it.
             pace=Pace(safety_s=600.0),
             heartbeat_s=options.pop("heartbeat_s", 0.01),
@@ -172,19 +172,50 @@ async def test_a_session_ends_those_that_it_has_watched_stay_silent(
 
 
 @pytest.mark.spec("STATE-4")
-async def test_heartbeats_prune_what_was_delivered_a_day_ago(world: World) -> None:
+async def test_heartbeats_prune_what_was_delivered_30_days_ago(world: World) -> None:
     async with world.running("web") as (_, delivery):
         world.bus.send("alice", "web", "old news")
         world.bus.send("alice", "nobody", "waits")
         await until(lambda: len(delivery.handed) == 1)
         await until(lambda: world.store.queries.waiting() == {"nobody": 1})
         count = "SELECT count(*) FROM messages"
-        world.clock.now += 23 * HOUR_MS
+        world.clock.now += 719 * HOUR_MS
         await anyio.sleep(0.1)  # some ten heartbeats
         assert world.store._read(count) == [(2,)]
         world.clock.now += 2 * HOUR_MS
         await until(lambda: world.store._read(count) == [(1,)])
         assert world.store.queries.waiting() == {"nobody": 1}
+
+
+@pytest.mark.spec("CONF-5")
+async def test_how_long_history_is_kept_holds_for_all_and_a_session_can_only_lengthen_it(world: World) -> None:
+    world.store.set_setting(RETENTION, 48, may_lower=True)
+    async with world.running("short", retention_hours=1), world.running("plain") as (_, _delivery):
+        assert world.said == []
+        world.bus.send("alice", "plain", "history")
+        await until(lambda: world.store.queries.waiting() == {})
+        world.clock.now += 47 * HOUR_MS
+        await anyio.sleep(0.1)  # some ten heartbeats of each
+        assert world.store.queries.newest_id() == 1
+        async with world.running("long", retention_hours=100):
+            assert world.said == [
+                "AGENTBUS_RETENTION_HOURS: delivered messages of this bus are kept for 100 h from now on"
+            ]
+            world.clock.now += 50 * HOUR_MS
+            await anyio.sleep(0.1)
+        await anyio.sleep(0.1)
+        assert world.store.queries.newest_id() == 1, "nor after that session has left"
+        world.clock.now += 5 * HOUR_MS
+        await until(lambda: world.store.queries.newest_id() == 0)
+
+
+@pytest.mark.spec("DRAIN-5")
+async def test_a_rename_takes_what_waits_under_the_new_name_at_once(world: World) -> None:
+    """The safety poll of these sessions takes 600 s."""
+    world.bus.send("alice", "api", "waits under the new name")
+    async with world.running("web") as (session, delivery):
+        await session.rename("api")
+        await until(lambda: [one.text for one in delivery.handed] == ["waits under the new name"])
 
 
 @pytest.mark.spec("WAKE-5")
@@ -503,7 +534,7 @@ async def test_a_heartbeat_records_the_conversation_that_the_client_has_turned_t
         delivery=None,
         checkpoints=world.checkpoints,
         say=world.said.append,
-        retention_hours=24,
+        retention_hours=0,
         heartbeat_s=0.01,
         conversation=lambda: now[0],
     )

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from agentbus.core import peers as peers_module
+from agentbus.core import process
+from agentbus.core import store as store_module
 from agentbus.core.bus import Bus
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import MailboxFull, Refused
@@ -13,6 +16,7 @@ from agentbus.core.model import Peer, Renamed
 from agentbus.core.peers import SESSIONS_KEPT_MS
 from agentbus.core.presence import BEAT, Held
 from agentbus.core.process import Life, Process, current, parent
+from agentbus.core.queries import ELSEWHERE
 from agentbus.core.store import Store
 from tests.support.fakes import FakeTrigger, arrival
 
@@ -510,3 +514,94 @@ def test_a_name_that_was_asked_for_is_taken_with_its_mail(bench: Bench) -> None:
     bench.leave(bench.claim("web", host=Process(3, "x"), cwd="/a/web"), now=1)
     bench.store.send("ci", "web", "waits", now=2)
     assert bench.pending(bench.claim("web", host=Process(4, "x"), cwd="/b/web")) == ["waits"]
+
+
+@pytest.mark.spec("BODY-2", "STORE-10")
+def test_a_long_text_is_written_once_and_not_with_every_mark(home: Path) -> None:
+    pages: list[int] = []
+    store = Store(prepare_home(home), busy_ms=0, on_wal=pages.append)
+    texts = ["x" * 3_000, "é" * 1_501, "y" * 1_000_000, ELSEWHERE]
+    ids = [store.send("alice", "bob", text, now=1)[0] for text in texts]
+    before = pages[-1]
+    store.mark_delivered(ids, session="s", carrier="c", now=2)
+    store.mark_read(ids, session="s", now=3)
+    assert pages[-1] - before < 20, "the long one alone has 245 pages"
+    assert [one.text for one in store.queries.newest_first()] == texts[::-1]
+    assert store.discard("bob", 2**60) == []
+    again, _ = store.send("alice", "bob", "z" * 5_000, now=4)
+    assert [one.text for one in store.discard("bob", 2**60)] == ["z" * 5_000]
+    assert store.prune(10, 100) == 4
+    assert store._read("SELECT count(*) FROM bodies") == [(0,)], f"nor is the text of #{again} left"
+    store.close()
+
+
+@pytest.mark.spec("VOID-1", "READ-1")
+def test_counting_and_taking_unread_mail_is_bounded_work(bench: Bench) -> None:
+    """Counts the steps of SQLite's virtual machine, not the time."""
+    bob = bench.claim("bob")
+
+    def steps(count: int) -> list[int]:
+        with bench.store._writing() as execute:
+            execute("DELETE FROM messages")
+            execute(
+                "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+                " INSERT INTO messages (sender, recipient, body, sent_at, delivered_at, carrier, delivered_to)"
+                " SELECT 'a', 'bob', 'x', 1, 1, 'c', ? FROM n",
+                (count, bob.session),
+            )
+        taken = []
+        for look in (
+            lambda: bench.store.count_unread(bob.session, bob.process.pid, 100),
+            lambda: len(bench.store.unread(bob.session, bob.process.pid, 100)),
+            lambda: len(bench.store.unread(bob.session, bob.process.pid, 100, held=50)),
+        ):
+            seen = [0]
+
+            def step(seen: list[int] = seen) -> bool:
+                seen[0] += 1
+                return False
+
+            bench.store._database._connection.set_progress_handler(step, 10)
+            assert look() == 100
+            bench.store._database._connection.set_progress_handler(None)
+            taken.append(seen[0])
+        return taken
+
+    few = steps(200)
+    assert all(many < 2 * before for many, before in zip(steps(20_000), few, strict=True))
+
+
+@pytest.mark.spec("PRES-1")
+def test_where_only_ps_tells_it_is_run_once_for_all_and_outside_of_any_transaction(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs the code for systems without /proc on this system."""
+    bench.lose_locks()
+    bench.store._host_life = bench.store._judge_host
+    for number in range(5):
+        bench.claim(f"peer-{number}")
+    left = bench.claim("old")
+    bench.store.rename(left.session, left.process.pid, "new")
+    bench.store.leave(left.session, left.process.pid, now=1)
+    ran: list[bool] = []
+    ps = process._ps
+
+    def counted(*arguments: str) -> str:
+        ran.append(bench.store._database._connection.in_transaction)
+        return ps(*arguments)
+
+    monkeypatch.setattr(process, "_ps", counted)
+    monkeypatch.setattr(process, "_HAS_PROC", False)
+    for module in (store_module, peers_module):
+        monkeypatch.setattr(module, "IS_SLOW", True)
+    me = bench.store.here
+    for deed in (
+        lambda: bench.store.live(),
+        lambda: bench.store.send("ci", "old", "x", now=2),
+        lambda: bench.store.broadcast("ci", "x", now=3),
+        lambda: bench.store.reap(now=4),
+        lambda: bench.store.claim(arrival("api", domain=me), now=5, endpoint=str, join_crowd=True),
+    ):
+        ran.clear()
+        deed()
+        assert ran == [False]

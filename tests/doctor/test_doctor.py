@@ -17,12 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from agentbus import doctor, registry
-from agentbus.core import config
-from agentbus.core.findings import Level
+from agentbus.core import config, database
+from agentbus.core.config import prepare_home
+from agentbus.core.findings import Finding, Level
+from agentbus.core.store import Store
+from agentbus.doctor import database as doctor_database
 from agentbus.doctor import environment
+from agentbus.doctor.database import check_database
 from tests.e2e.test_reading import CLAUDE
 from tests.support.client import RawClient
 from tests.support.command import ClaudeOnPath, agentbus, claude_on_path, clean_env, until
@@ -96,7 +101,7 @@ def test_a_healthy_bus_is_looked_at_and_left_as_it_is(
     codes = [row["code"] for row in report.rows]
     assert codes == [
         *("python", "packages", "sqlite", "settings", "home", "path", "file-system", "disk", "presence"),
-        *("database", "schema", "wal", "lock", "trigger", "client", "claude", "registration", "permission"),
+        *("database", "schema", "wal", "lock", "settings", "trigger", "client", "claude", "registration", "permission"),
         "command",
         *("wake", "delivery", "peer", "proof", "mailbox", "mailbox"),
     ]
@@ -272,7 +277,11 @@ def test_5_the_database_is_locked(home: Path, claude: ClaudeOnPath) -> None:
     ("break_it", "code", "sentence"),
     [
         (lambda path: path.write_bytes(b"no database " * 1_000), "database", "is not a healthy SQLite database"),
-        (lambda path: _execute(path, "PRAGMA user_version = 99"), "schema", "schema 99, this agentbus knows up to"),
+        (
+            lambda path: (_execute(path, "UPDATE bus SET oldest = 99"), _execute(path, "PRAGMA user_version = 99")),
+            "schema",
+            "schema 99, this agentbus knows up to",
+        ),
         (lambda path: _execute(path, "DROP TABLE messages"), "schema", "is a database of another program"),
         (lambda path: path.chmod(0o666), "home", "can be written by other users (mode 0666)"),
     ],
@@ -522,3 +531,51 @@ def test_the_permission_that_an_unattended_session_needs_is_named(home: Path, cl
     for settings, level in (("{}", "note"), ("[", "note"), ('{"permissions": {"allow": ["mcp__agentbus"]}}', "ok")):
         (folder / "settings.json").write_text(settings)
         assert examine(home, claude).one("permission")["level"] == level
+
+
+@pytest.mark.spec("DOCTOR-1", "DOCTOR-2", "STORE-5")
+def test_whether_the_wal_is_merged_is_asked_and_not_guessed_from_its_size(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(prepare_home(home), busy_ms=1_000, on_wal=lambda _pages: None)
+    reader = apsw.Connection(str(home / "bus.db"))
+    reader.execute("BEGIN; SELECT count(*) FROM messages").fetchall()
+    for _ in range(3):
+        store.send("a", "b", "x" * 1_000_000, now=1)
+
+    def finding() -> Finding:
+        (found,) = (one for one in check_database(home) if one.code == "wal")
+        return found
+
+    database.checkpoint(home / "bus.db")
+    assert finding().level is Level.OK
+    monkeypatch.setattr(doctor_database, "_UNMERGED_PAGES", 500)
+    assert finding().level is Level.WRONG
+    assert "3 MiB in the WAL are not merged" in finding().seen
+    reader.execute("COMMIT")
+    before = everything(home)
+    assert "a program keeps an old state open" in finding().seen, "looking merges nothing"
+    assert everything(home) == before
+    database.checkpoint(home / "bus.db")
+    assert (finding().level, finding().seen.endswith("KiB, all of it is merged")) == (Level.OK, True)
+    assert (home / "bus.db-wal").stat().st_size > 3_000_000
+    reader.close()
+    store.close()
+
+
+@pytest.mark.spec("CONF-5")
+def test_how_long_history_is_kept_by_the_bus_and_by_the_environment(home: Path, claude: ClaudeOnPath) -> None:
+    agentbus(home, "config", "retention-hours", "48")
+    for said, level, seen in (
+        ("", "ok", "retention-hours is 48 on this bus"),
+        ("24", "note", "AGENTBUS_RETENTION_HOURS is 24 here: it does not cut that short"),
+        (
+            "100",
+            "note",
+            "AGENTBUS_RETENTION_HOURS is 100 here: a session that starts with it raises that for everybody",
+        ),
+    ):
+        report = examine(home, claude, AGENTBUS_RETENTION_HOURS=said)
+        (found,) = (row for row in report.rows if row["seen"].startswith("retention-hours"))
+        assert (found["code"], found["level"]) == ("settings", level)
+        assert found["seen"].endswith(seen)

@@ -30,7 +30,7 @@ PROMISES = [
     ("NAME-8", "waits up to {} ms", records._PATIENCE_S * 1_000),
     ("BODY-1", "1 to {} bytes", config.DEFAULT_MAX_BYTES),
     ("BODY-1", "1 to {})", config.HIGHEST_MAX_BYTES),
-    ("STATE-4", "for {} hours", config.DEFAULT_RETENTION_HOURS),
+    ("STATE-4", "for {} hours", config.RETENTION.default),
     ("SEND-3", "{} pending messages", store.MAX_PENDING),
     ("DRAIN-5", "every {} seconds", PACE.safety_s),
     ("DRAIN-6", "start at {} ms", PACE.retry_s[0] * 1_000),

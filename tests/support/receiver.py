@@ -92,7 +92,7 @@ async def main(name: str, fate: Fate) -> None:
         delivery=ChannelDelivery(stdio, gate),
         checkpoints=checkpoints,
         say=lambda line: print(line, file=sys.stderr),
-        retention_hours=24,
+        retention_hours=0,
     )
     cursed(stdio, session, fate)
     async with anyio.create_task_group() as tasks:

@@ -563,12 +563,12 @@ async def test_a_file_of_the_same_name_is_not_the_listeners(listeners: Trigger, 
 
 async def test_what_listens_is_in_its_folder_and_what_is_others_is_not(listeners: Trigger, home: Path) -> None:
     """Home checks, doctor and uninstall ask every trigger for its folder, and for its own files in that folder."""
-    endpoint = listeners.endpoint("one")
+    endpoint = listeners.endpoint("0123456789ab")
     assert list(listeners.leftovers()) == []
     async with listeners.arm(endpoint):
         assert list(listeners.leftovers()) == [endpoint]
         (folder,) = home.rglob(str(listeners.folder))
-        for other in ("notes.txt", endpoint.replace("one", "folder")):
+        for other in ("notes.txt", endpoint.replace("0123456789ab", "ba9876543210")):
             (folder / other).mkdir()
         assert list(listeners.leftovers()) == [endpoint]
         assert listeners.notify(endpoint) is Wake.WOKEN

@@ -30,7 +30,7 @@ from agentbus.core.model import Envelope, timestamp
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose"]
+__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose", "leftovers"]
 
 # The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
@@ -50,7 +50,8 @@ _TROUBLE_S = 5.0
 _MAX_SIBLINGS = 64
 # A count that was not changed for this long is removed. It is full after 50 s already.
 _FORGET_S = 3_600.0
-_COUNT = re.compile(r"\d+-\w+")
+# What a count is called: a pid and a start time, as a number or as `ps` says it. And how long it is: see `_record`.
+_COUNT = re.compile(r"[0-9]{1,10}-([0-9]*|[A-Z][a-z]{2}_[A-Z][a-z]{2}_[0-9]{1,2}_[0-9]{2}_[0-9]{2}_[0-9]{2}_[0-9]{4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class PostBudget:
             # A fixed-width record, so one pwrite replaces all of it: a crash must never leave an empty file, because
             # empty means a full bucket. Also written if no post can go out: if the clock went back, the count
             # continues from the new time.
-            os.pwrite(fd, f"{left - may:12.6f} {now:20.6f}\n".encode(), 0)
+            os.pwrite(fd, _record(left - may, now), 0)
             return may
         except OSError as error:
             raise DeliveryFailed(f"the count of posts cannot be saved in {self._path} ({error.strerror})") from error
@@ -152,10 +153,32 @@ class PostBudget:
         # Not by whether a process lives: in another pid namespace, or short of descriptors, nobody can tell.
         if self._path.exists():
             return
-        for path in self._folder.iterdir():
-            with suppress(OSError):  # removed by somebody else just now, or a folder of somebody's
-                if _COUNT.fullmatch(path.name) and time.time() - path.stat().st_mtime > _FORGET_S:
+        for name in leftovers(self._folder):
+            path = self._folder / name
+            with suppress(OSError):  # removed by somebody else just now
+                if time.time() - path.stat().st_mtime > _FORGET_S:
                     path.unlink()
+
+
+def _record(left: float, now: float) -> bytes:
+    return f"{left:12.6f} {now:20.6f}\n".encode()
+
+
+def leftovers(folder: Path) -> list[str]:
+    """The names of the counts in `folder`. Everything else there is somebody else's."""
+    try:
+        with os.scandir(folder) as entries:
+            return [one.name for one in entries if _COUNT.fullmatch(one.name) and _is_count(one)]
+    except OSError:
+        return []  # no folder, or it cannot be read: nothing there can be told
+
+
+def _is_count(entry: os.DirEntry[str]) -> bool:
+    try:
+        # Empty: its server was killed before it wrote.
+        return entry.is_file(follow_symlinks=False) and entry.stat().st_size in (0, len(_record(0, 0)))
+    except OSError:
+        return False  # removed just now
 
 
 def _file_name(host: Process) -> str:

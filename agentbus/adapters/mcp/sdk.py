@@ -23,7 +23,7 @@ from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.mcp.transport import Stdio
-from agentbus.core.errors import DeliveryClosed, TryAgain
+from agentbus.core.errors import AgentbusError, DeliveryClosed
 from agentbus.core.stderr import say
 
 __all__ = ["serve_mcp"]
@@ -64,7 +64,7 @@ class _Settling:
         if settle is not None:
             try:
                 await settle(reached)
-            except TryAgain as error:
+            except AgentbusError as error:
                 # The client has the messages, but they are not marked as read: it will get them once more.
                 say(f"messages could not be marked as read: {error}")
 

@@ -244,7 +244,7 @@ async def _check_messages(context: ToolContext, session: Session, arguments: Map
         return ToolResult("no unread messages")
     again = sum(one.shown_at is not None for one in unread[: len(shown)])
     new = len(shown) - again
-    left = session.count_unread(_MAX_COUNTED) - new
+    left = _count_unread(session) - new
     head = _messages(new) if new else "no unread messages"
     lines = [f"{head}, and {again:,} shown before and not answered, for the last time:" if again else f"{head}:"]
     lines += shown
@@ -482,12 +482,16 @@ def _messages(count: int) -> str:
 
 def _unread_line(session: Session) -> str:
     """The end of every result where messages are not surely pushed. [VOID-1]"""
+    count = _count_unread(session)
+    return f"\n{_messages(count)}: call check_messages" if count else ""
+
+
+def _count_unread(session: Session) -> int:
     try:
-        count = session.count_unread(_MAX_COUNTED)
+        return session.count_unread(_MAX_COUNTED)
     except AgentbusError:
         # The call is done: an error here would be taken for its failure, and the call would be made again. [SEND-6]
-        return ""
-    return f"\n{_messages(count)}: call check_messages" if count else ""
+        return 0
 
 
 def _earlier(session: Session) -> str:

@@ -161,12 +161,28 @@ def test_the_budget_is_kept_over_a_restart_and_forgotten_when_it_is_full(home: P
     # Whose process cannot be seen may live in another pid namespace, and one post too many is lost.
     unseen, old, notes = (home / "rate" / name for name in (f"{2**22 + 1}-1", f"{2**22 + 1}-2", "notes.txt"))
     for one in (unseen, old, notes):
-        one.write_text("0 0")
+        one.write_bytes(file.read_bytes() if one.suffix else f"{0:12.6f} {0:20.6f}\n".encode())
         os.utime(one, (1, 1) if one is not unseen else None)
     file.unlink()
     assert bucket().take()
     assert sorted((home / "rate").iterdir()) == sorted([file, unseen, notes]), "only a full count is removed"
     assert oct((home / "rate").stat().st_mode)[-3:] == "700"
+
+
+@pytest.mark.spec("INBOX-4")
+def test_whatever_else_is_in_the_folder_of_the_counts_ends_no_post(home: Path) -> None:
+    folder = home / "rate"
+    folder.mkdir(mode=0o700, parents=True)
+    home.chmod(0o700)
+    for name in ("12", "12-", "-1", "x-1", "99999999999999999999-1", "1-\u0661", "two\nlines", "n" * 255):
+        (folder / name).write_text("odd")
+        os.utime(folder / name, (1, 1))
+    (folder / os.fsdecode(b"12-\xff")).write_text("odd")
+    (folder / "13-1").mkdir()
+    (folder / "14-1").symlink_to(folder / "nowhere")
+    before = sorted(os.listdir(folder))
+    assert PostBudget(home, current()).take()
+    assert len(os.listdir(folder)) == len(before) + 1
 
 
 @pytest.mark.spec("INBOX-4")
