@@ -5,10 +5,13 @@ What concerns one process alone is a variable of its environment. Implements [CO
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from agentbus.cli import common, output
 from agentbus.core import config as settings
 from agentbus.core.config import RETENTION, SHARED, Shared
 from agentbus.core.errors import InvalidRequest
+from agentbus.core.stdout import reported
 
 __all__ = ["config"]
 
@@ -23,15 +26,16 @@ def config(key: str | None, value: str | None, *, as_json: bool) -> None:
         before = [bus.store.queries.setting(one) for one in chosen]
         if wanted is not None:
             bus.store.set_setting(chosen[0], wanted, may_lower=True)
-    for one, now in zip(chosen, before if wanted is None else [wanted], strict=True):
-        if as_json:
-            _print_json(one, now)
-        elif wanted is not None:
-            _print_change(one, before[0], wanted)
-        elif key is not None:
-            print(now)
-        else:
-            _print_line(one, now)
+    with nullcontext() if wanted is None else reported():
+        for one, now in zip(chosen, before if wanted is None else [wanted], strict=True):
+            if as_json:
+                _print_json(one, now)
+            elif wanted is not None:
+                _print_change(one, before[0], wanted)
+            elif key is not None:
+                print(now)
+            else:
+                _print_line(one, now)
 
 
 def _print_json(one: Shared, now: int) -> None:

@@ -211,9 +211,11 @@ async def test_how_long_history_is_kept_holds_for_all_and_a_session_can_only_len
 
 @pytest.mark.spec("DRAIN-5")
 async def test_a_rename_takes_what_waits_under_the_new_name_at_once(world: World) -> None:
-    """The safety poll of these sessions takes 600 s."""
+    """The safety poll of these sessions takes 600 s, and one conversation has both names."""
+    async with world.running("api", arrival=arrival("api", conversation="one")):
+        pass
     world.bus.send("alice", "api", "waits under the new name")
-    async with world.running("web") as (session, delivery):
+    async with world.running("web", arrival=arrival("web", conversation="one")) as (session, delivery):
         await session.rename("api")
         await until(lambda: [one.text for one in delivery.handed] == ["waits under the new name"])
 

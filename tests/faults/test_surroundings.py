@@ -147,6 +147,7 @@ def test_a_home_that_would_be_another_one_in_each_folder_is_refused(tmp_path: Pa
 # -- outputs -----------------------------------------------------------------------------------------------
 
 DEEDS = ["broadcast x", "cancel 1", "inbox bob --discard --yes", "enable mcp", "disable mcp", "doctor --set-aside"]
+DEEDS += ["config retention-hours 800"]
 LOOKS = ["--help", "send --help", "--version", "peers --json", "inbox bob", "history", "history --json", "status 1"]
 LOOKS += ["list", "list --json", "doctor --json", "launch claude-mcp x", "--show-completion bash"]
 
