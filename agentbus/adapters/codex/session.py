@@ -48,6 +48,8 @@ _FIND_PAUSE_S = 0.05
 _FIRST_CALL_S = 1.0
 # How long a session that is left has to say that it has heard it.
 _LEAVE_S = 2.0
+# How long a session that is left waits for what was pushed and has not arrived: usually that takes 20 to 50 ms.
+_SETTLE_S = 0.25
 # How often the terminal is looked for, where its end is not told: one read of /proc.
 _LOOK_S = 0.5
 
@@ -289,6 +291,9 @@ class CodexSession:
                 await self._look_at_begun()
                 if not self._ended:
                     await changed.wait()
+            # What the last turn was given still counts, and is not given to the next session again.
+            if self._thread is not None:
+                await self._thread.settle(_SETTLE_S)
             tasks.cancel_scope.cancel()
         return self._ended
 

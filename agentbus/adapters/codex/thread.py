@@ -84,6 +84,12 @@ class Thread:
         told, self._changed = self._changed, anyio.Event()
         told.set()
 
+    async def settle(self, patience_s: float) -> None:
+        """Wait up to `patience_s` seconds until all that was pushed is known to be taken."""
+        with anyio.move_on_after(patience_s):
+            while self._out:
+                await self._changed.wait()
+
     def _wait_s(self) -> float:
         """How long no push is allowed, in seconds; 0 if it is allowed now. [CODEX-5]"""
         now = self._clock()
