@@ -17,7 +17,7 @@ from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 
-__all__ = ["CARRIER", "AppServerDelivery", "compose"]
+__all__ = ["CARRIER", "AppServerDelivery", "compose", "line"]
 
 CARRIER = "app-server"
 # The size of one push: enough for a burst.
@@ -59,10 +59,11 @@ def compose(batch: Sequence[Envelope], frames: Frames = CHANNEL) -> tuple[str, l
             else:
                 pieces.append(one)
         count += 1
-    return _line(batch[:count]), pieces, count
+    return line(batch[:count]), pieces, count
 
 
-def _line(batch: Sequence[Envelope]) -> str:
+def line(batch: Sequence[Envelope]) -> str:
+    """What the person sees of a batch: how many messages, from whom, which, and how long they are."""
     names = list(dict.fromkeys(one.sender for one in batch))
     others = len(names) - _MOST_NAMED
     said = ", ".join(names[:_MOST_NAMED]) + (f" and {others} more" if others > 0 else "")

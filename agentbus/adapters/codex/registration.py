@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agentbus.adapters.codex.app_server import codex_home
+from agentbus.adapters.codex.queue import CARRIER as QUEUE
 from agentbus.adapters.mcp.registration import (
     Unreadable,
     check_command,
@@ -294,7 +295,7 @@ class CodexRegistration:
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. Without its app server, a session of Codex reads when it calls check_messages."""
         seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
-        if peer.delivery != PULL:
+        if peer.delivery not in (PULL, QUEUE):
             return Finding("delivery", Level.OK, seen)
         remedy = ""
         if "was started with" in peer.delivery_reason:

@@ -60,10 +60,15 @@ def _is_of_model(payload: dict[str, Any]) -> bool:
 
 def _given(payload: dict[str, Any]) -> set[Message]:
     """The messages in an item of context that agentbus has pushed; of those in parts, the ones that are whole."""
-    if payload.get("type") != "function_call_output" or payload.get("name") != "agentbus":
-        return set()
+    if payload.get("type") == "function_call_output" and payload.get("name") == "agentbus":
+        text = str(payload.get("output"))
+    else:
+        # So before 0.160. A person can type that, too, but then the person says that it was given.
+        content = payload.get("content")
+        parts = [str(one.get("text")) for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+        text = "".join(part for part in parts if part.startswith("<external_agentbus-"))
     found: set[Message] = set()
-    for words in _ELEMENT.findall(str(payload.get("output"))):
+    for words in _ELEMENT.findall(text):
         said = dict(_ATTRIBUTE.findall(words))
         number, _, count = said.get("part", "").partition("/")
         if said.get("msg_id", "").isdecimal() and "ts" in said and number == count:

@@ -9,6 +9,7 @@ is its own. Implements [CODEX-1] to [CODEX-3], [CODEX-9].
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ import anyio.abc
 
 from agentbus.adapters.codex.app_server import AppServer, codex_home, control_socket
 from agentbus.adapters.codex.delivery import CARRIER, AppServerDelivery
+from agentbus.adapters.codex.queue import CARRIER as QUEUE
+from agentbus.adapters.codex.queue import QueueDelivery, own_thread
 from agentbus.adapters.codex.rollout import Rollout
 from agentbus.adapters.codex.thread import Thread
 from agentbus.adapters.codex.watching import origin, terminal
@@ -85,6 +88,7 @@ class CodexSession:
         self._asked = asked
         self._host = host or find_host(is_codex)
         self._nonce = uuid.uuid4().hex
+        self._started_ms = time.time_ns() // 1_000_000
         self._greeted = anyio.Event()
         self._first_call = anyio.Event()
         self._is_of_a_session = False
@@ -182,7 +186,7 @@ class CodexSession:
             mode=Mode.PULL,
             delivery=PULL,
             reason="AGENTBUS_DELIVERY is pull",
-            settings=self._own_settings(),
+            settings=self._settings_of(self._terminal),
             conversation=self._own_thread,
         )
         if self._asked == PULL:
@@ -248,21 +252,42 @@ class CodexSession:
             await self._first_call.wait()
         if self._is_subagents():
             return self._guest(str(_turn(self._meta).get("session_id") or self._meta.get("sessionId") or ""))
-        return Choice(
+        thread_id = str(self._meta.get("threadId") or "")
+        is_one = self._host.is_client and "app-server" not in self._host.arguments
+        choice = Choice(
             host=self._host.process,
             mode=Mode.PULL,
             delivery=PULL,
             reason=reason,
-            conversation=str(self._meta.get("threadId") or ""),
+            # A process with one session has the environment of that session.
+            settings=self._settings_of(self._host.process) if is_one else None,
+            conversation=thread_id,
         )
+        if not self._is_terminal():
+            return choice
+        thread_id = thread_id or own_thread(self._host.process, self._started_ms)
+        choice = replace(choice, conversation=thread_id)
+        if not thread_id or self._asked == PULL:
+            return choice
+        return replace(
+            choice,
+            delivery=QUEUE,
+            reason=f"{reason}; it is told within 10 s that mail waits",
+            make=lambda _link: QueueDelivery(self._host.process, thread_id),
+        )
+
+    def _is_terminal(self) -> bool:
+        """Whether the process that started this server is a terminal program itself: then it has one session."""
+        words = [word for word in self._host.arguments[1:] if not word.startswith("-")]
+        return self._host.is_client and words[:1] not in (["exec"], ["e"], ["review"], ["app-server"])
 
     def _guest(self, root: str) -> Choice:
         reason = "it is the server of a subagent"
         return Choice(host=self._host.process, mode=Mode.PULL, delivery=PULL, reason=reason, guest_of=root)
 
-    def _own_settings(self) -> Settings:
+    def _settings_of(self, terminal: Process | None) -> Settings:
         """The settings of this session: what its terminal says, else the name of its thread, else our own. [CODEX-9]"""
-        environment = process.environment(self._terminal) if self._terminal is not None else {}
+        environment = process.environment(terminal) if terminal is not None else {}
         said = {name: value for name, value in environment.items() if name.startswith("AGENTBUS_")}
         home = said.get("AGENTBUS_HOME") or self._settings.home
         theirs = config.load(said, home=home, folder=self._settings.cwd)
@@ -280,6 +305,8 @@ class CodexSession:
         name = self._name
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_terminal)
+            if self._server is None and self._is_terminal():
+                tasks.start_soon(self._watch_siblings, session)
             while not self._left():
                 changed = self._changed
                 if self._name and self._name != name:
@@ -315,6 +342,27 @@ class CodexSession:
         while True:
             if self._left():
                 return
+            await anyio.sleep(_LOOK_S)
+
+    async def _watch_siblings(self, session: Session) -> None:
+        """Without an app server, the newest session of a terminal is the one that it shows. [CODEX-3]
+
+        The former one leaves, and the newest has its name.
+        """
+        former = ""
+        while True:
+            own = session.peer
+            with suppress(AgentbusError):
+                others = [
+                    peer for peer in await session.peers() if peer.host == own.host and peer.session != own.session
+                ]
+                if any(peer.started_at > own.started_at for peer in others):
+                    self._end("its terminal has turned to another conversation")
+                elif others:
+                    former = others[0].name
+                elif former:
+                    await session.rename(former)
+                    former = ""
             await anyio.sleep(_LOOK_S)
 
     async def _look_at_begun(self) -> None:
