@@ -47,6 +47,7 @@ _TURN = "x-codex-turn-metadata"
 # How long the own thread is looked for; it takes 25 to 85 ms.
 _FIND_S = 30.0
 _FIND_PAUSE_S = 0.05
+_TRIES_HERE = 20
 # A subagent's server is started by its first call. A server without a call after this time belongs to no subagent.
 _FIRST_CALL_S = 1.0
 # How long a session that is left has to say that it has heard it.
@@ -218,12 +219,15 @@ class CodexSession:
     async def _find(self, server: AppServer) -> dict[str, Any] | None:
         """What the app server says about our own thread; None if it cannot be found. [CODEX-2]"""
         with anyio.move_on_after(_FIND_S):
+            tries = 0
             while not self._own_thread:
                 changed = self._changed
+                tries += 1
                 if self._is_subagents():
                     return None
                 with suppress(DeliveryFailed):
-                    for thread_id in await _loaded(server, self._settings.cwd):
+                    # Nearly always it is one of our folder; a thread that was resumed elsewhere can say another.
+                    for thread_id in await _loaded(server, self._settings.cwd if tries <= _TRIES_HERE else ""):
                         await server.send("mcpServer/tool/call", _own_call(thread_id, {_NONCE: self._nonce}))
                 with anyio.move_on_after(_FIND_PAUSE_S):
                     await changed.wait()
@@ -377,8 +381,9 @@ async def _loaded(server: AppServer, cwd: str = "") -> list[str]:
     found = []
     for thread_id in map(str, rows if isinstance(rows, list) else ()):
         about = await Thread(server, thread_id).read()
+        is_here = not cwd or os.path.realpath(str(about.get("cwd"))) == os.path.realpath(cwd)
         # A title is asked for in a thread of its own. A subagent's servers are started by the first call.
-        if not about.get("ephemeral") and not about.get("parentThreadId") and cwd in ("", about.get("cwd")):
+        if not about.get("ephemeral") and not about.get("parentThreadId") and is_here:
             found.append(thread_id)
     return sorted(found, reverse=True)  # UUIDv7: in the order of time
 
