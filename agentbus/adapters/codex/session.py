@@ -381,11 +381,15 @@ async def _loaded(server: AppServer, cwd: str = "") -> list[str]:
     found = []
     for thread_id in map(str, rows if isinstance(rows, list) else ()):
         about = await Thread(server, thread_id).read()
-        is_here = not cwd or os.path.realpath(str(about.get("cwd"))) == os.path.realpath(cwd)
+        is_here = not cwd or _is_same_folder(str(about.get("cwd")), cwd)
         # A title is asked for in a thread of its own. A subagent's servers are started by the first call.
         if not about.get("ephemeral") and not about.get("parentThreadId") and is_here:
             found.append(thread_id)
     return sorted(found, reverse=True)  # UUIDv7: in the order of time
+
+
+def _is_same_folder(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _own_call(thread_id: str, meta: dict[str, str]) -> dict[str, Any]:
