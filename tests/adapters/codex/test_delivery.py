@@ -191,6 +191,14 @@ async def test_nothing_goes_into_a_thread_that_nobody_watches(near: Near) -> Non
     assert near.there.requests == []
 
 
+@pytest.mark.spec("CODEX-7")
+async def test_the_same_context_is_given_again_when_it_is_pushed_again(near: Near) -> None:
+    for _ in range(2):
+        push = await near.thread.push("a line", ["the same"])
+        await near.until(lambda push=push: push.is_taken)
+    assert near.there.requests == [["the same", "a line"]] * 2
+
+
 # -- the form ----------------------------------------------------------------------------------------------
 
 
