@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentbus.core.adapter import Manifest, Registration
 
 __all__ = [
+    "CONVERSATIONS",
     "TRIGGERS",
     "Triggers",
     "folders",
@@ -46,6 +47,9 @@ TRIGGERS = {
     "file-watch": "agentbus.triggers.file_watch:make",
     "poll": "agentbus.triggers.poll:make",
 }
+# The variables in which a client tells its shell commands which conversation they belong to. [CLI-2]
+# The second one is that of the main agent, whose subagent's shell it may be.
+CONVERSATIONS = ("CODEX_THREAD_ID", "CODEX_SESSION_ID")
 _ADAPTERS = Path(__file__).with_name("adapters")
 
 

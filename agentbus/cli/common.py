@@ -6,6 +6,7 @@ loop, and waits inline for a busy database. Implements [CLI-1] to [CLI-5], [WAKE
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from agentbus import registry
 from agentbus.core import config, process
 from agentbus.core.bus import PULL, Bus, Sent
-from agentbus.core.errors import InvalidRequest, Refused
+from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
 from agentbus.core.names import address, folded, is_kept, login_name
 from agentbus.core.stderr import say
@@ -45,12 +46,26 @@ _BUSY_MS = 10_000
 def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
     """The bus of AGENTBUS_HOME, open until the block ends. Raises what `config.load` and `registry.open_bus` raise."""
     settings = config.load(is_person=True)
-    bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
     try:
-        yield bus, settings
-    finally:
-        bus.store.close()
-        triggers.close()
+        bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
+        try:
+            yield bus, settings
+        finally:
+            bus.store.close()
+            triggers.close()
+    except BrokenSetup as error:
+        raise _in_sandbox(settings) or error from error
+
+
+def _in_sandbox(settings: config.Settings) -> BrokenSetup | None:
+    """What to say in a shell of an agent that may not write the home; None in any other shell. [CLI-8]"""
+    is_agents = any(config.other_program(variable) for variable in registry.CONVERSATIONS)
+    if not is_agents or os.access(settings.home if settings.home.exists() else settings.home.parent, os.W_OK):
+        return None
+    return BrokenSetup(
+        f"this shell of an agent is in a sandbox that may not write {settings.home}, and nothing was done",
+        hint="use the tools of agentbus instead: send_message, check_messages, list_peers; no sandbox holds them",
+    )
 
 
 def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
@@ -66,7 +81,11 @@ def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, s
     name = None if asked is None else address(asked)
     if name is not None and not is_kept(name):
         return name, None
-    peer = bus.sender_among(process.ancestors())
+    said = [config.other_program(variable) for variable in registry.CONVERSATIONS]
+    peer = next(filter(None, map(bus.of_conversation, filter(None, said))), None)
+    # A client that names the conversation can have many sessions in one process: who its ancestor is says nothing then.
+    if peer is None and not any(said):
+        peer = bus.sender_among(process.ancestors())
     if name is not None and peer is not None:
         raise Refused(
             f'this shell belongs to the session "{peer.name}", and no session can have the name "{name}"',

@@ -21,6 +21,7 @@ __all__ = [
     "arguments",
     "current",
     "domain",
+    "environment",
     "is_stopped",
     "life",
     "look_up",
@@ -233,3 +234,13 @@ def arguments(of: Process) -> list[str]:
     except OSError:
         return []
     return [os.fsdecode(word) for word in words[:-1]]
+
+
+def environment(of: Process) -> dict[str, str]:
+    """The environment with which a process was started; empty where it cannot be read, as without /proc."""
+    try:
+        with open(f"/proc/{of.pid}/environ", "rb") as file:
+            pairs = [pair.partition(b"=") for pair in file.read().split(b"\0")]
+    except OSError:
+        return {}
+    return {os.fsdecode(name): os.fsdecode(value) for name, found, value in pairs if found}

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import agentbus as package
-from agentbus.cli import app
+from agentbus.cli import app, common
+from agentbus.core.errors import BrokenSetup
 from tests.support.client import RawClient
 from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
@@ -125,7 +126,7 @@ def test_as_whom_a_shell_sends(home: Path, start: Callable[..., RawClient]) -> N
         (["send", "a"], b"\xff\xfe", 2, "stdin is not UTF-8 (byte 1): put binary data in a file"),
         (["send", "a", "x" * 65_537], "", 2, "message is 65,537 bytes, the limit is 65,536: put the bulk in a file"),
         (["send", "a", "b", "--from", "!!"], "", 2, '"!!" is not a name'),
-        (["serve", "carrier-pigeon"], "", 2, "there is no module 'carrier-pigeon': use claude-mcp or mcp"),
+        (["serve", "carrier-pigeon"], "", 2, "there is no module 'carrier-pigeon': use claude-mcp or codex or mcp"),
         (["serve"], "", 2, "Missing argument"),
         (["frobnicate"], "", 2, "No such command 'frobnicate': see agentbus --help"),
         (["peers", "--frobnicate"], "", 2, "No such option: --frobnicate: see agentbus peers --help"),
@@ -336,3 +337,19 @@ def test_a_setting_of_the_bus_is_shown_and_set(home: Path) -> None:
         done = agentbus(home, "config", *arguments)
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"agentbus: {sentence}\n")
     assert agentbus(home, "config", "retention-hours").stdout == "48\n"
+
+
+@pytest.mark.spec("CLI-8")
+def test_in_a_sandboxed_shell_of_an_agent_the_tools_are_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTBUS_HOME", str(home))
+    monkeypatch.setattr("agentbus.cli.common.os.access", lambda *_: False)
+
+    def fail() -> None:
+        with common.bus_and_settings():
+            raise BrokenSetup("bus.db is read-only", hint="chmod u+w")
+
+    with pytest.raises(BrokenSetup, match="chmod"):
+        fail()
+    monkeypatch.setenv("CODEX_THREAD_ID", "t1")
+    with pytest.raises(BrokenSetup, match=r"in a sandbox that may not write .*: use the tools of agentbus instead"):
+        fail()

@@ -67,7 +67,7 @@ def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, 
 def test_a_module_that_is_none_is_exit_2(home: Path, claude: ClaudeOnPath, verb: str) -> None:
     done = run(home, claude, verb, "carrier-pigeon")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "agentbus: there is no module 'carrier-pigeon': use claude-mcp or mcp\n"
+    assert done.stderr == "agentbus: there is no module 'carrier-pigeon': use claude-mcp or codex or mcp\n"
     assert claude.calls() == []
 
 
@@ -80,6 +80,10 @@ def test_list_says_how_each_stands(home: Path, claude: ClaudeOnPath) -> None:
         "  An MCP server over stdio: tools to send, channel events to receive.",
         f"  not registered in {claude.home / '.claude.json'}",
         "  fix it: agentbus enable claude-mcp",
+        "codex  Codex: not enabled",
+        "  An MCP server over stdio: tools to send, Codex's own app server to receive.",
+        f"  not registered in {claude.home / '.codex' / 'config.toml'}",
+        "  fix it: agentbus enable codex",
         "mcp  any MCP client: unknown",
         "  An MCP server over stdio for any client: tools to send, check_messages to receive.",
         "  agentbus cannot see which clients start it",

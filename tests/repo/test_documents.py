@@ -61,7 +61,14 @@ def test_readme_has_each_command_and_no_option_that_there_is_not() -> None:
     for name in COMMANDS:
         assert re.search(rf"`(?:agentbus )?{name}\b|agentbus {name}\b", README), name
     known = set().union(*(options(command) for command in COMMANDS.values())) | {"--version", "--install-completion"}
-    theirs = {"--dangerously-load-development-channels", "--allowedTools", "--allowed", "--help", "--against"}
+    theirs = {
+        "--dangerously-load-development-channels",
+        "--allowedTools",
+        "--allowed",
+        "--help",
+        "--against",
+        "--no-daemon",
+    }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - known <= theirs
     # Each command that README shows takes the options that README gives it.
     for line in re.findall(r"^\$ agentbus (.*)$", README, re.MULTILINE):

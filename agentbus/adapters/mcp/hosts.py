@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
+from anyio.abc import TaskGroup
 
 from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.gate import ReadyGate
@@ -21,6 +22,7 @@ from agentbus.core import process
 from agentbus.core.config import Settings
 from agentbus.core.ports import Delivery, Record
 from agentbus.core.process import Process
+from agentbus.core.session import Session
 
 __all__ = ["Choice", "Host", "Link", "Mode", "Newcomer", "Wire", "find_host"]
 
@@ -141,8 +143,11 @@ class Newcomer(Protocol):
     def called(self, meta: Mapping[str, Any]) -> None:
         """The client has called a tool, with this `_meta`. The call is carried out when `over` is set."""
 
-    async def arrive(self) -> Choice:
-        """How the session receives, once that is known. Raises AgentbusError."""
+    async def arrive(self, tasks: TaskGroup) -> Choice:
+        """How the session receives, once that is known. What it starts in `tasks` runs as long as the server.
 
-    async def left(self) -> str:
-        """Wait until the session has ended although its server goes on; return why, in a sentence without an end."""
+        Raises AgentbusError.
+        """
+
+    async def attend(self, session: Session) -> str:
+        """Stay beside the session until it has ended although its server goes on. Returns why, without a full stop."""

@@ -241,7 +241,7 @@ async def _serve_late(
     async with anyio.create_task_group() as tasks:
         await tasks.start(_watch_for_end, context, stdio)
         tasks.start_soon(stdio.run)
-        tasks.start_soon(_arrive, context, settings, open_bus, stdio, gate, newcomer)
+        tasks.start_soon(_arrive, context, settings, open_bus, stdio, gate, newcomer, tasks)
         await _speak(context, stdio, gate)
     return 1
 
@@ -253,10 +253,11 @@ async def _arrive(
     stdio: Stdio,
     gate: ReadyGate,
     newcomer: Newcomer,
+    beside: anyio.abc.TaskGroup,
 ) -> None:
     """Be the peer that `newcomer` finds, until it has left. What fails is what every tool then answers. [LATE-1]"""
     try:
-        choice = context.choice = await newcomer.arrive()
+        choice = context.choice = await newcomer.arrive(beside)
         if choice.mode is Mode.HEALTH_CHECK:
             return
         opened = _Opened(choice.settings or settings, open_bus)
@@ -275,7 +276,7 @@ async def _arrive(
             if watched is not None:
                 tasks.start_soon(watched.watch)
             newcomer.over.set()
-            reason = await newcomer.left()
+            reason = await newcomer.attend(session)
             say(reason)
             context.session, context.choice = None, replace(choice, mode=Mode.HEALTH_CHECK, reason=reason)
             await session.stop()

@@ -35,7 +35,7 @@ class Newcomer:
         self.meta = meta if "where" in meta else self.meta
         self.gone = self.gone or "gone" in meta
 
-    async def arrive(self):
+    async def arrive(self, tasks):
         while self.meta is None:
             await anyio.sleep(0.001)
         mode = Mode.HEALTH_CHECK if self.meta["where"] == "nowhere" else Mode.PULL
@@ -44,7 +44,7 @@ class Newcomer:
             conversation=self.meta["where"], guest_of=self.meta.get("of", ""),
         )
 
-    async def left(self):
+    async def attend(self, session):
         while not self.gone:
             await anyio.sleep(0.001)
         return "the session is over"
