@@ -68,9 +68,11 @@ def run(peer: str | None, *, as_json: bool) -> int:
         else:
             found = list(_examine_peer(settings(), name))
     out = output.console()
+    former = dict(_FORMER_CODES)
     for one in found:
         if as_json:
-            for code in (one.code, *_FORMER_CODES.get(one.code, ())):
+            # Claude Code's is the first: the clients that came later have had no former names.
+            for code in (one.code, *former.pop(one.code, ())):
                 output.json_line(
                     {"code": code, "level": one.level.value, "seen": one.seen, "remedy": one.remedy or None}
                 )
