@@ -47,7 +47,7 @@ class Door:
         self._at = at
         self._host = host
         self._connection: socket.socket | None = None
-        self._tried_at = 0.0
+        self._tried_at = -_AGAIN_S
         self._unsent = bytearray()
         self._unread = b""
         # A key is that of one post of one server: another one begins anew.
@@ -67,7 +67,7 @@ class Door:
     def open(self) -> None:
         """Connect, and wait a moment for what the plugin says first. Raises DeliveryFailed."""
         give_up_at = time.monotonic() + _HELLO_S
-        self._connect()
+        self.poll()
         while self._connection is not None and not self._has_said and time.monotonic() < give_up_at:
             select.select([self._connection], [], [], max(0.0, give_up_at - time.monotonic()))
             self.poll()
@@ -105,6 +105,11 @@ class Door:
             self.gone = ""
             # The plugin forgot what was not in a session yet, and knows the rest by its key.
             self._unsent[:] = _line({"token": self._at.token}) + b"".join(line for line, _ in self._posts.values())
+
+    def close(self) -> None:
+        """Let go of the connection. What was not given to the model yet is forgotten by both ends."""
+        self._posts.clear()
+        self._lose("it was closed")
 
     def _lose(self, why: str) -> None:
         if self._connection is not None:

@@ -6,8 +6,9 @@
 // gets. Lines of JSON, from the server:
 //   {"token": T}                      first; answered with {"state": {"session": ID or "", "held": WHY or ""}}
 //   {"post": KEY, "text": TEXT}       answered with {"taken": KEY} once the model is given it; KEY makes it safe to repeat
+import { execFileSync } from "node:child_process"
 import { randomBytes } from "node:crypto"
-import { chmodSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, rmSync, unlinkSync } from "node:fs"
+import { chmodSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, unlinkSync } from "node:fs"
 import net from "node:net"
 import { homedir, tmpdir } from "node:os"
 import { join, resolve } from "node:path"
@@ -37,6 +38,16 @@ function newId(prefix) {
   return `${prefix}_${at.toString(16).padStart(12, "0")}${randomBytes(7).toString("hex")}`
 }
 
+// The words with which OpenCode was started. The screen runs plugins in a thread, which has an argv of its own.
+function started() {
+  try {
+    if (process.platform === "linux") return readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(1, -1)
+    return execFileSync("/bin/ps", ["-ww", "-o", "args=", "-p", String(process.pid)], { encoding: "utf8" }).trim().split(/\s+/).slice(1)
+  } catch {
+    return process.argv.slice(2)
+  }
+}
+
 function option(words, ...names) {
   for (const [at, word] of words.entries()) {
     if (names.includes(word)) return words[at + 1] ?? ""
@@ -59,17 +70,25 @@ function folder() {
   return Buffer.byteLength(doors) + 32 <= MAX_PATH_BYTES ? doors : mkdtempSync(join(tmpdir(), "agentbus-"))
 }
 
-// Remove the sockets of processes that have died. Only a refused connection says so.
+function isDead(pid) {
+  try {
+    process.kill(pid, 0)
+    return false
+  } catch (error) {
+    return error.code === "ESRCH"
+  }
+}
+
+// Remove the sockets of processes that have died: nobody answers, and there is no such process. Both are needed: a pid
+// means nothing in another container, and the runtime does not say why a connection failed.
 function clear(doors) {
   for (const name of readdirSync(doors)) {
-    if (!/^\d+-[0-9a-f]{6}\.sock$/.test(name)) continue
-    const path = join(doors, name)
-    const asking = net.connect(path)
+    const pid = /^(\d+)-[0-9a-f]{6}\.sock$/.exec(name)?.[1]
+    if (!pid || !isDead(Number(pid))) continue
+    const asking = net.connect(join(doors, name))
     asking.unref()
     asking.on("connect", () => asking.destroy())
-    asking.on("error", (error) => {
-      if (error.code === "ECONNREFUSED") rmSync(path, { force: true })
-    })
+    asking.on("error", () => rmSync(join(doors, name), { force: true }))
   }
 }
 
@@ -352,8 +371,9 @@ class Door {
 }
 
 export const Agentbus = async ({ client, directory }) => {
-  const words = process.argv.slice(2)
-  const command = words.find((word) => !word.startsWith("-")) ?? ""
+  const words = started()
+  // Run from its source, an interpreter's words come first.
+  const command = words.find((word) => !word.startsWith("-") && !/\.[cm]?[jt]s$/.test(word)) ?? ""
   // A plugin can be loaded twice for one folder: both share one door.
   const doors = (globalThis[Symbol.for(`${NAME}.opencode`)] ??= new Map())
   let door = doors.get(directory)
