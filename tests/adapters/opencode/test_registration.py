@@ -28,7 +28,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of OpenCode's configuration, with a file of the user's, and a `opencode` on PATH that says its version."""
+    """The folder of OpenCode's configuration, with a file of the user's, and an `opencode` on PATH."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("OPENCODE_PURE", raising=False)
     made = tmp_path / "config" / "opencode"
