@@ -102,7 +102,7 @@ def test_a_new_adapter_is_found_with_its_variables_and_its_folder(home: Path, mo
     assert [one.id for one in registry.manifests()[0]] == ["claude-mcp", "mcp", "opencode", "zed"]
     assert "AGENTBUS_ZED" in registry.variables()
     assert "zed" in registry.folders(config.load({}, home=home))
-    with pytest.raises(InvalidRequest, match="use claude-mcp or mcp or zed"):
+    with pytest.raises(InvalidRequest, match="use claude-mcp or mcp or opencode or zed"):
         registry.serve("owl")
     monkeypatch.setenv("AGENTBUS_ZED", "shrill")
     found = [one for one in check_settings() if "AGENTBUS_ZED" in one.seen]

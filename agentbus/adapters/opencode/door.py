@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,17 +29,27 @@ from agentbus.core.model import Envelope, timestamp
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["Door", "PluginDelivery", "Requests"]
+__all__ = ["Door", "PluginDelivery", "Requests", "leftovers"]
 
 # How long a start waits for the plugin's first line. It comes within some ms, unless OpenCode is busy starting itself.
 _HELLO_S = 1.0
 # How long to wait before a connection that was lost is made again.
 _AGAIN_S = 1.0
 _READ_BYTES = 65_536
+# How plugin.js names its sockets: the process, and six digits that no other has.
+_SOCKET = re.compile(r"\d+-[0-9a-f]{6}\.sock")
 # OpenCode takes a text of any length (200 kB measured), so no message is only announced.
 _ANY_LENGTH = 1 << 30
 # The place where it is seen what a model was given; `doctor` shows it.
 _PLACE = "the requests that OpenCode builds for its model"
+
+
+def leftovers(folder: Path) -> list[str]:
+    """The names in `folder` of the home that are sockets of our plugin. [UNINST-2]"""
+    try:
+        return sorted(name for name in os.listdir(folder) if _SOCKET.fullmatch(name))
+    except OSError:
+        return []
 
 
 class Door:

@@ -164,10 +164,11 @@ class OpenCodeRegistration:
         """See Registration. [DOCTOR-4], [DOCTOR-7]"""
         stands = self.registered()
         is_there = shutil.which(self._manifest.client) is not None
+        if not is_there and stands.standing is Standing.DISABLED:
+            return [self._absent()]
         found = [self._version()] if is_there else [self._absent()]
         is_enabled = stands.standing is Standing.ENABLED
-        is_wrong = not is_enabled and (is_there or stands.standing is not Standing.DISABLED)
-        level = Level.WRONG if is_wrong else Level.OK if is_enabled else Level.NOTE
+        level = Level.OK if is_enabled else Level.WRONG
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
         entry = self._entry()
         if entry is not None:

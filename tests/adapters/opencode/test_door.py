@@ -12,7 +12,7 @@ import pytest
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.inbox import Address
 from agentbus.adapters.opencode import door as door_module
-from agentbus.adapters.opencode.door import Door, PluginDelivery, Requests
+from agentbus.adapters.opencode.door import Door, PluginDelivery, Requests, leftovers
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import timestamp
 from agentbus.core.process import Process, current
@@ -144,3 +144,11 @@ async def test_a_line_that_is_no_line_of_ours_ends_the_connection(far: DoorStand
         while far.connections < 2:
             door.poll()
             await anyio.sleep(0.001)
+
+
+@pytest.mark.spec("UNINST-2")
+def test_only_its_sockets_are_its_own(tmp_path: Path) -> None:
+    for name in ("12-0a1b2c.sock", "notes.txt", "12-0a1b2c.sock.txt"):
+        (tmp_path / name).touch()
+    assert leftovers(tmp_path) == ["12-0a1b2c.sock"]
+    assert leftovers(tmp_path / "none") == []
