@@ -22,12 +22,15 @@ from agentbus.adapters.mcp.channel import ChannelDelivery
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.inbox import Address, InboxDelivery, PostBudget
 from agentbus.adapters.mcp.transport import Stdio
+from agentbus.adapters.opencode.door import Door, PluginDelivery
 from agentbus.core.errors import DeliveryClosed, DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt
 from agentbus.core.process import current
 from agentbus.member import _HandOver
 from tests.support.app_server_stand_in import AppServerStandIn
+from tests.support.door_stand_in import TOKEN as DOOR_TOKEN
+from tests.support.door_stand_in import DoorStandIn
 from tests.support.fakes import FakeDelivery, envelope
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
 
@@ -177,6 +180,32 @@ async def app_server() -> AsyncIterator[FarEnd]:
                 await anyio.sleep(0.001)
             yield FarEnd(Retried(AppServerDelivery(server, thread)), take, None)
             tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def plugin() -> AsyncIterator[FarEnd]:
+    seen = 0
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        far = DoorStandIn(Path(folder, "door", "1.sock"), gives=False)
+        door = Door(Address(far.path, DOOR_TOKEN), current())
+        door.open()
+        gate = ReadyGate(settle_s=0)
+        gate.initialized()
+        gate.listed()
+
+        async def report(_trouble: str) -> None:
+            pass
+
+        def take() -> list[str]:
+            nonlocal seen
+            posts = list(far.posts.items())
+            new, seen = posts[seen:], len(posts)
+            far.give(*[key for key, _ in new]) if new else None
+            door.poll()
+            return re.findall(r'msg_id="(\d+)"', "".join(text for _, text in new))
+
+        yield FarEnd(PluginDelivery(door, gate, report), take, None)
+        door.close()
         far.close()
 
 
@@ -190,6 +219,7 @@ DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
     "program": hand_over,
     "inbox": inbox,
     "app-server": app_server,
+    "plugin": plugin,
     "channel, pipe": lambda: channel(os.pipe),
     "channel, socketpair": lambda: channel(socket_pair),
 }
@@ -256,7 +286,7 @@ async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -
 @pytest.mark.spec("DELIV-3")
 async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end: FarEnd) -> None:
     """It waits once the far end can hold no more. When it is cancelled, it lets go at once."""
-    if isinstance(far_end.delivery, FakeDelivery | InboxDelivery | Retried):
+    if isinstance(far_end.delivery, FakeDelivery | InboxDelivery | PluginDelivery | Retried):
         pytest.skip("holds any number")
     huge = [envelope(number, "x" * 65_536) for number in range(1, 101)]
     with anyio.fail_after(10):

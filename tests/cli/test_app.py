@@ -126,7 +126,12 @@ def test_as_whom_a_shell_sends(home: Path, start: Callable[..., RawClient]) -> N
         (["send", "a"], b"\xff\xfe", 2, "stdin is not UTF-8 (byte 1): put binary data in a file"),
         (["send", "a", "x" * 65_537], "", 2, "message is 65,537 bytes, the limit is 65,536: put the bulk in a file"),
         (["send", "a", "b", "--from", "!!"], "", 2, '"!!" is not a name'),
-        (["serve", "carrier-pigeon"], "", 2, "there is no module 'carrier-pigeon': use claude-mcp or codex or mcp"),
+        (
+            ["serve", "carrier-pigeon"],
+            "",
+            2,
+            "there is no module 'carrier-pigeon': use claude-mcp or codex or mcp or opencode",
+        ),
         (["serve"], "", 2, "Missing argument"),
         (["frobnicate"], "", 2, "No such command 'frobnicate': see agentbus --help"),
         (["peers", "--frobnicate"], "", 2, "No such option: --frobnicate: see agentbus peers --help"),

@@ -67,7 +67,7 @@ def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, 
 def test_a_module_that_is_none_is_exit_2(home: Path, claude: ClaudeOnPath, verb: str) -> None:
     done = run(home, claude, verb, "carrier-pigeon")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "agentbus: there is no module 'carrier-pigeon': use claude-mcp or codex or mcp\n"
+    assert done.stderr == "agentbus: there is no module 'carrier-pigeon': use claude-mcp or codex or mcp or opencode\n"
     assert claude.calls() == []
 
 
@@ -88,6 +88,10 @@ def test_list_says_how_each_stands(home: Path, claude: ClaudeOnPath) -> None:
         "  An MCP server over stdio for any client: tools to send, check_messages to receive.",
         "  agentbus cannot see which clients start it",
         "  fix it: agentbus enable mcp prints what to paste into its configuration",
+        "opencode  OpenCode: not enabled",
+        "  An MCP server over stdio, and a plugin that puts messages into the session.",
+        f"  there is no {claude.home / '.config' / 'opencode' / 'plugin' / 'agentbus.js'}",
+        "  fix it: agentbus enable opencode",
     ]
     run(home, claude, "install")
     assert "claude-mcp  Claude Code: enabled\n" in run(home, claude, "list").stdout

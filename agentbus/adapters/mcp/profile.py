@@ -30,5 +30,7 @@ class Profile:
     frames: Frames = CHANNEL
     # The first paragraph of the instructions, for a client that may show no more than their beginning.
     lead: str = ""
+    # Arguments that the client adds to every call, and that are not for us. [ARG-2]
+    ignored_arguments: frozenset[str] = frozenset()
     # What the instructions add for this client: sentences, or nothing.
     more_instructions: str = ""

@@ -410,7 +410,7 @@ _BY_NAME = {tool.name: tool for tool in TOOLS}
 
 def _checked(tool: Tool, arguments: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
     for name in arguments:
-        if name not in tool.arguments:
+        if name not in tool.arguments and name not in profile.ignored_arguments:
             takes = ", ".join(tool.arguments) or "no arguments"
             raise InvalidRequest(f"{tool.name} has no argument {name[:_MAX_QUOTED_CHARS]!r}", hint=f"it takes {takes}")
     checked: dict[str, Any] = {}

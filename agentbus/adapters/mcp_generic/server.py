@@ -19,7 +19,13 @@ from agentbus.core.config import Settings
 __all__ = ["choose", "registration", "serve"]
 
 # For a client that does not know the capability, it costs nothing. A client that shows such events needs it. [MCP-2]
-PROFILE = Profile(experimental=channel.CAPABILITY)
+PROFILE = Profile(
+    experimental=channel.CAPABILITY,
+    # Gemini CLI adds this one to every tool, and sends it to the server. [ARG-2]
+    ignored_arguments=frozenset({"wait_for_previous"}),
+    # OpenCode and others give up a call after 60 s.
+    max_wait_s=50,
+)
 
 
 def choose(asked: str) -> Choice:

@@ -41,9 +41,19 @@ def test_mail_waits_until_it_is_asked_for(home: Path, start: Callable[..., RawCl
 def test_a_check_waits_for_mail(home: Path, start: Callable[..., RawClient]) -> None:
     bob = start("bob", AGENTBUS_DELIVERY="auto")
     bob.handshake()
-    check = bob.post_call("check_messages", wait_s=60)
+    check = bob.post_call("check_messages", wait_s=50)
     agentbus(home, "send", "bob", "here it is")
     assert "here it is" in bob.result(check)[0]
+
+
+@pytest.mark.spec("ARG-2")
+def test_what_a_client_adds_to_every_call_is_ignored(start: Callable[..., RawClient]) -> None:
+    bob = start("bob", AGENTBUS_DELIVERY="auto")
+    bob.handshake()
+    assert "sent #1" in bob.call("send_message", to="bob", text="to myself", wait_for_previous=True)
+    assert bob.call("whoami", wait_for_previous=False).startswith('you are "bob"')
+    assert "no argument 'other'" in bob.refuse("whoami", other=1)
+    assert bob.refuse("check_messages", wait_s=51).startswith("'wait_s' is 51: use 0 to 50")
 
 
 @pytest.mark.spec("CONF-1")
