@@ -20,6 +20,7 @@ import anyio
 import anyio.lowlevel
 
 from agentbus import __version__
+from agentbus.core.config import expanded
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import Process
 
@@ -43,9 +44,11 @@ class Refusal(DeliveryFailed):
 
 
 def codex_home(environment: Mapping[str, str]) -> Path:
-    """The folder of Codex's settings for a process with this environment."""
-    asked = environment.get("CODEX_HOME", "")
-    return Path(asked) if asked else Path(environment.get("HOME") or "~").expanduser() / ".codex"
+    """The folder of Codex's settings for a process with this environment. Raises BrokenSetup as `expanded` does."""
+    asked, home = environment.get("CODEX_HOME", ""), environment.get("HOME", "")
+    if asked:
+        return Path(asked)
+    return Path(home, ".codex") if home else expanded("~/.codex", "CODEX_HOME")
 
 
 def control_socket(home: Path) -> Path:

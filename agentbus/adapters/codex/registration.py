@@ -34,7 +34,7 @@ from agentbus.adapters.mcp.registration import (
 from agentbus.core import config
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
 from agentbus.core.bus import PULL
-from agentbus.core.config import other_program, prepare_folder
+from agentbus.core.config import other_program, prepare_folder, working_folder
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
@@ -68,12 +68,16 @@ class CodexRegistration:
         patience_s: float = _PATIENCE_S,
     ) -> None:
         self._manifest = manifest
-        self._cwd = cwd or Path.cwd()
+        # Without a folder (it was removed, say) there is none whose entries could take precedence.
+        self._cwd = cwd or (Path(working_folder()) if working_folder() else None)
         self._own = own
         self._patience_s = patience_s
         self._name = manifest.server_name
-        home = codex_home({name: other_program(name) for name in ("CODEX_HOME", "HOME")})
-        self._file = home / "config.toml"
+
+    @property
+    def _file(self) -> Path:
+        """Codex's settings. Raises BrokenSetup as `codex_home` does."""
+        return codex_home({name: other_program(name) for name in ("CODEX_HOME", "HOME")}) / "config.toml"
 
     # -- its state -----------------------------------------------------------------------------------------
 
@@ -85,6 +89,8 @@ class CodexRegistration:
             shadow = self._shadow(state)
         except Unreadable as error:
             return Registered(Standing.UNKNOWN, str(error), "start codex once: it says what is wrong with that file")
+        except BrokenSetup as error:
+            return Registered(Standing.UNKNOWN, str(error))
         if shadow is not None:
             return shadow
         if entry is None:
@@ -114,7 +120,7 @@ class CodexRegistration:
     def _shadow(self, state: dict[str, Any]) -> Registered | None:
         """The entry of a trusted project that takes precedence in our folder, unless it runs this same agentbus."""
         projects = state.get("projects")
-        for folder in (self._cwd, *self._cwd.parents):
+        for folder in (self._cwd, *self._cwd.parents) if self._cwd is not None else ():
             about = projects.get(str(folder)) if isinstance(projects, dict) else None
             path = folder / ".codex" / "config.toml"
             if not isinstance(about, dict) or about.get("trust_level") != "trusted" or path == self._file:

@@ -21,7 +21,7 @@ from agentbus import __version__
 from agentbus.adapters.mcp.registration import check_command, command_of, launch_line, paste, run_program
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
 from agentbus.core.bus import PULL
-from agentbus.core.config import other_program
+from agentbus.core.config import expanded, other_program
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
@@ -51,9 +51,15 @@ class OpenCodeRegistration:
     def __init__(self, manifest: Manifest, *, own: Callable[[], list[str]] = own_command) -> None:
         self._manifest = manifest
         self._own = own
-        configured = other_program("XDG_CONFIG_HOME") or "~/.config"
-        self._folder = Path(configured).expanduser() / "opencode"
-        self._file = self._folder / "plugin" / f"{manifest.server_name}.js"
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of OpenCode's settings. Raises BrokenSetup as `expanded` does."""
+        return expanded(other_program("XDG_CONFIG_HOME") or "~/.config", "XDG_CONFIG_HOME") / "opencode"
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "plugin" / f"{self._manifest.server_name}.js"
 
     # -- its state -----------------------------------------------------------------------------------------
 
@@ -63,6 +69,8 @@ class OpenCodeRegistration:
             text = self._text()
         except OSError as error:
             return Registered(Standing.UNKNOWN, f"{self._file} cannot be read ({error.strerror})")
+        except BrokenSetup as error:
+            return Registered(Standing.UNKNOWN, str(error))
         if text is None:
             return Registered(Standing.DISABLED, f"there is no {self._file}", self._mend)
         if not text.startswith(_OURS):
