@@ -25,6 +25,7 @@ from agentbus.core.model import Arrival, Envelope, Peer
 from agentbus.core.names import session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
+from agentbus.core.text import one_line
 
 __all__ = ["Member", "join", "peer_session"]
 
@@ -192,8 +193,9 @@ async def peer_session(
                 say(settings.name_note)
             holder = session.wished_holder
             if holder is not None and not other_name:
+                there = f"{one_line(holder.cwd)} (process {holder.process.pid})"
                 raise Refused(
-                    f'the name "{holder.name}" is held by the session in {holder.cwd} (process {holder.process.pid})',
+                    f'the name "{holder.name}" is held by the session in {there}',
                     hint="choose another, agentbus peers shows those in use",
                 )
             async with anyio.create_task_group() as tasks:

@@ -19,6 +19,7 @@ from agentbus.core.model import Peer, timestamp
 from agentbus.core.names import address, folded, is_kept, login_name
 from agentbus.core.stderr import say
 from agentbus.core.stdout import reported
+from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
     rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER")]
     for peer in present:
         pending = str(waiting.get(peer.name, 0))
-        rows.append((peer.name, peer.runtime, peer.delivery, peer.trigger, pending, str(peer.process.pid), peer.cwd))
+        runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
+        rows.append((peer.name, runtime, delivery, trigger, pending, str(peer.process.pid), one_line(peer.cwd)))
     from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
 
     widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -208,7 +210,8 @@ def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
         print("  ".join(cells).rstrip())
     for peer in present:
         if peer.delivery == PULL:
-            print(f"nothing can be pushed to {peer.name}, it reads with check_messages: {peer.delivery_reason}")
+            why = one_line(peer.delivery_reason, MAX_REASON_CHARS)
+            print(f"nothing can be pushed to {peer.name}, it reads with check_messages: {why}")
 
 
 async def when_signalled(act: Callable[[int], None], *, task_status: TaskStatus[None]) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from agentbus.core import eventloop
 from agentbus.core.stdout import ReaderGone
+from agentbus.core.text import escaped
 
 __all__ = ["run"]
 
@@ -211,7 +212,7 @@ def run() -> int:
     except Exception as error:  # noqa: BLE001 - after any error the demo has failed, and says why in one line
         reason = _innermost(error)
         name = "" if isinstance(reason, _StepFailed) else f"{type(reason).__name__}: "
-        print(f"\nagentbus demo: step {show.step_count} FAILED: {name}{reason}", file=sys.stderr)
+        print(f"\nagentbus demo: step {show.step_count} FAILED: {name}{escaped(str(reason))}", file=sys.stderr)
         return 1
     times = sorted(show.times_ms)
     print(

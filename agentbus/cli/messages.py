@@ -23,6 +23,7 @@ from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
 from agentbus.core.names import normalise_name
 from agentbus.core.stdout import reported
+from agentbus.core.text import one_line, word
 
 __all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_whole", "status"]
 
@@ -156,7 +157,7 @@ def _heading(one: Status, former: Sequence[str]) -> Text:
     text.append(f", {output.age(one.sent_at, now_ms())} ago, ")
     text.append(one.state.value, output.STYLES[one.state])
     if one.state is MessageState.DELIVERED:
-        text.append(f" by {one.carrier}, whether it was read is not known")
+        text.append(f" by {word(one.carrier)}, whether it was read is not known")
     if one.reply_to is not None:
         text.append(f", answers #{one.reply_to}")
     return text
@@ -202,10 +203,10 @@ def status(row_id: int, *, as_json: bool) -> None:
     out.print(str(found))
     if found.sender_session is not None:
         name, runtime, folder = by or (found.sender, "forgotten", "")
-        where = f"{runtime} in {folder}" if folder else runtime
+        where = f"{word(runtime)} in {one_line(folder)}" if folder else word(runtime)
         where += f", {output.was(former[found.id])}" if found.id in former else ""
         now = "" if name == found.sender else f', "{name}" since'
-        out.print(Text(output.printable(f"    sent by session {found.sender_session} ({where}{now})", lines=False)))
+        out.print(f"    sent by session {found.sender_session} ({where}{now})")
     if found.reply_to is not None:
         out.print(f"    answers #{found.reply_to}")
     out.print(_indented(found.text))

@@ -64,8 +64,14 @@ def line(to: Console, text: Text) -> None:
 
 
 def json_line(row: dict[str, Any]) -> None:
-    """Print one object on its own line, in UTF-8 and at once, because the reader of a pipe waits for it. [CLI-3]"""
-    _write(json.dumps(row, ensure_ascii=False))
+    """Print one object on its own line, in UTF-8 and at once, because the reader of a pipe waits for it. [CLI-3]
+
+    Control and format characters are escaped as JSON does: the value is the same, and it steers no terminal. [CLI-7]
+    """
+    text = json.dumps(row, ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    _write(text)
 
 
 def exactly(text: str) -> None:

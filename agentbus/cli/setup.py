@@ -25,6 +25,7 @@ from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
 from agentbus.core.model import Peer
 from agentbus.core.presence import Presence
 from agentbus.core.stdout import OutputFailed, reported
+from agentbus.core.text import escaped, one_line
 
 __all__ = ["disable", "enable", "install", "launch", "show", "uninstall"]
 
@@ -137,14 +138,14 @@ def show(*, as_json: bool) -> int:
         text.append(stands.standing.value, _STYLES.get(stands.standing, "yellow"))
         out.print(text)
         out.print(f"  {manifest.summary}")
-        out.print(f"  {output.printable(stands.seen)}")
+        out.print(f"  {escaped(stands.seen)}")
         if stands.remedy:
-            out.print(f"  fix it: {output.printable(stands.remedy)}")
+            out.print(f"  fix it: {escaped(stands.remedy)}")
     for module, failure in failures:
         if as_json:
             output.json_line({"id": module, "title": None, "standing": "broken", "seen": str(failure), "remedy": None})
         else:
-            out.print(Text(f"{module}: ").append("broken", "red").append(f"\n  {failure}"))
+            out.print(Text(f"{module}: ").append("broken", "red").append(f"\n  {escaped(str(failure))}"))
     return 1 if failures else 0
 
 
@@ -194,7 +195,7 @@ def _show_removed(
     left = list(_left(settings)) if home.exists() else []
     if left:
         more = f" and {len(left) - _MOST_LEFT:,} more" if len(left) > _MOST_LEFT else ""
-        shown = output.printable(", ".join(left[:_MOST_LEFT]), lines=False)
+        shown = ", ".join(map(one_line, left[:_MOST_LEFT]))
         print(f"kept {home}: it holds files that are not from agentbus ({shown}{more})")
     if live:
         print("sessions are still running: until you end them, they create a new, empty bus when they need one")

@@ -24,6 +24,7 @@ from agentbus.core.bus import PULL
 from agentbus.core.changes import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
+from agentbus.core.text import escaped, one_line, word
 
 __all__ = ["watch"]
 
@@ -52,9 +53,8 @@ def _event_line(event: MessageEvent | PeerEvent) -> Text:
         if event.what == "renamed":
             text.append(f", was {event.was}")
         elif event.what == "online":
-            text.append(
-                f"  ({peer.runtime}, {peer.delivery}, woken by {peer.trigger}, process {peer.process.pid})", "dim"
-            )
+            runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
+            text.append(f"  ({runtime}, {delivery}, woken by {trigger}, process {peer.process.pid})", "dim")
         return text
     message = event.message
     text.append(f"{event.state.value:<9}", output.STYLES[event.state])
@@ -62,7 +62,7 @@ def _event_line(event: MessageEvent | PeerEvent) -> Text:
     if event.state is MessageState.PENDING:
         text.append(output.contents(message))
     else:
-        how = f"by {message.carrier}, " if event.state is MessageState.DELIVERED else ""
+        how = f"by {word(message.carrier)}, " if event.state is MessageState.DELIVERED else ""
         text.append(f"  {how}{output.span(max(0, event.at - message.sent_at))} after it was sent", "dim")
     return text
 
@@ -128,7 +128,7 @@ class _Screen:
         self.live.update(_standing(peers, waiting), refresh=True)
 
     def say(self, line: str) -> None:
-        output.line(self._out, Text(f"agentbus: {line}", "yellow"))
+        output.line(self._out, Text(f"agentbus: {escaped(line)}", "yellow"))
 
 
 def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
@@ -140,10 +140,9 @@ def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
     for peer in sorted(peers, key=lambda one: one.name):
         pending = waiting.get(peer.name, 0)
         style = "yellow" if peer.delivery == PULL else "green"
-        cells = (Text(peer.name, "bold"), peer.runtime, Text(peer.delivery, style), peer.trigger)
-        table.add_row(
-            *cells, Text(str(pending), "yellow" if pending else "dim"), output.printable(peer.cwd, lines=False)
-        )
+        runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
+        cells = (Text(peer.name, "bold"), runtime, Text(delivery, style), trigger)
+        table.add_row(*cells, Text(str(pending), "yellow" if pending else "dim"), one_line(peer.cwd))
     names = {peer.name for peer in peers}
     for name, count in waiting.items():
         if name not in names:

@@ -13,6 +13,7 @@ from typing import Any
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import Envelope, check_body
 from agentbus.core.names import NAME_RULE, normalise_name
+from agentbus.core.text import one_line
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
 
@@ -36,7 +37,7 @@ def split_id(text: object) -> tuple[str, int]:
     """Split the text that `message_id` made into bus and id; the bus is "" if none is named. Raises InvalidRequest."""
     found = _ID.fullmatch(text) if isinstance(text, str) else None
     if found is None or int(found[2]) > _HIGHEST:
-        raise InvalidRequest(f"{str(text)[:_MAX_QUOTED_CHARS]!r} is not a message id", hint="use BUS.NUMBER or NUMBER")
+        raise InvalidRequest(f"{_quoted(text)} is not a message id", hint="use BUS.NUMBER or NUMBER")
     return found[1] or "", int(found[2])
 
 
@@ -95,7 +96,11 @@ def _name(value: object, what: str) -> str:
     with suppress(InvalidRequest):
         if isinstance(value, str) and normalise_name(value) == value:
             return value
-    raise InvalidRequest(f"{what!r} is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint=NAME_RULE)
+    raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint=NAME_RULE)
+
+
+def _quoted(value: object) -> str:
+    return f"'{one_line(str(value), _MAX_QUOTED_CHARS)}'"
 
 
 def _text(parts: object) -> str:
@@ -111,7 +116,5 @@ def _instant(value: object) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST:
-        raise InvalidRequest(
-            f"'sentAt' is {str(value)[:_MAX_QUOTED_CHARS]!r}", hint="use milliseconds since 1970 UTC, as a whole number"
-        )
+        raise InvalidRequest(f"'sentAt' is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
     return value

@@ -11,6 +11,7 @@ from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.process import Process
+from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Status(Envelope):
         line = f'#{self.id} from "{self.sender}" to "{self.recipient}" is {self.state.value}: '
         line += f"sent {timestamp(self.sent_at)}"
         if self.delivered_at is not None:
-            line += f", delivered {timestamp(self.delivered_at)} by {self.carrier}"
+            line += f", delivered {timestamp(self.delivered_at)} by {word(self.carrier)}"
         if self.read_at is not None:
             line += f", read {timestamp(self.read_at)}"
         elif self.state is MessageState.DELIVERED:
@@ -138,6 +139,11 @@ class Peer:
     delivery_reason: str = ""
     presence: str = "lock"
     domain: str = ""
+
+    @property
+    def receives(self) -> str:
+        """How it receives and why, as it is shown to a person or a model. [VOID-2], [TRUST-5]"""
+        return f"{word(self.delivery)}: {one_line(self.delivery_reason, MAX_REASON_CHARS)}"
 
 
 @dataclass(frozen=True, slots=True)

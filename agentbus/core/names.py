@@ -10,6 +10,7 @@ import re
 from functools import cache
 
 from agentbus.core.errors import InvalidRequest
+from agentbus.core.text import one_line
 
 __all__ = [
     "BUS_NAME",
@@ -266,6 +267,4 @@ def _too_long(raw: str, length: int) -> InvalidRequest:
 
 
 def _quoted(raw: str) -> str:
-    shown = raw if len(raw) <= _MAX_QUOTED_CHARS else raw[:_MAX_QUOTED_CHARS] + "..."
-    # repr() of lone surrogates and control characters is printable; the raw text might not be.
-    return f'"{shown}"' if shown.isprintable() else repr(shown)
+    return f'"{one_line(raw, _MAX_QUOTED_CHARS)}"'

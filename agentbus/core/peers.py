@@ -22,6 +22,7 @@ from agentbus.core.presence import BEAT, LOCK, Held, Presence
 from agentbus.core.process import IS_SLOW, Life, Process, domain, one_look
 from agentbus.core.process import life as process_life
 from agentbus.core.queries import Queries
+from agentbus.core.text import one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class Peers:
                 where = "" if is_its or name in taken else self._waits_for(execute, name, arrival)
                 if where:
                     note = (
-                        f'mail waits under "{name}" for a session of {where}; '
+                        f'mail waits under "{name}" for a session of {one_line(where)}; '
                         f"a start with AGENTBUS_NAME={name} takes both, if they are yours"
                     )
                 while name in taken or where or (number > 1 and is_kept(name)):
@@ -243,7 +244,8 @@ class Peers:
                     name = numbered_name(_base(wished, arrival.launch_name), number)
                     where = "" if known or name == former else self._waits_for(execute, name, arrival)
                 if wished == former and former in taken:
-                    note = f'this conversation was "{former}" before, as the session in {taken[former].cwd} is now'
+                    there = one_line(taken[former].cwd)
+                    note = f'this conversation was "{former}" before, as the session in {there} is now'
                 peer = Peer(
                     session=session,
                     name=name,
@@ -425,7 +427,7 @@ class Peers:
             row = execute(f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (name,)).fetchone()
             if row:
                 raise Refused(
-                    f'the name "{name}" is held by the session in {row[8]} (process {row[5]})',
+                    f'the name "{name}" is held by the session in {one_line(str(row[8]))} (process {row[5]})',
                     hint="choose another, list_peers shows those in use",
                 )
             kept = self._keep(execute, session, conversation, name)

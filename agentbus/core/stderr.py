@@ -1,12 +1,14 @@
 """One line to stderr that never stops a session: not by a full pipe, a closed reader, or no stderr at all.
 
-A client that starts a server often reads its stderr late or never. Implements [LIFE-5].
+A client that starts a server often reads its stderr late or never. Implements [LIFE-5], [TRUST-5].
 """
 
 from __future__ import annotations
 
 import os
 import select
+
+from agentbus.core.text import escaped
 
 __all__ = ["Stderr", "line", "say"]
 
@@ -39,8 +41,9 @@ class Stderr:
             self._lost += 1
 
     def _write(self, line: str) -> bool:
-        # Line breaks and what is not text come from others: a line stays one line, and is written in any locale.
-        data = " ".join(line.splitlines()).encode(errors="backslashreplace") + b"\n"
+        # Line breaks and what is not text come from others: a line stays one line, steers no terminal, and is written
+        # in any locale.
+        data = escaped(" ".join(line.splitlines())).encode() + b"\n"
         if len(data) > _MOST_BYTES:
             data = data[: _MOST_BYTES - len(_CUT)] + _CUT
         try:

@@ -32,6 +32,7 @@ from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life, one_look
 from agentbus.core.stdout import reported
+from agentbus.core.text import escaped
 from agentbus.doctor.checks import safely
 from agentbus.doctor.database import check_database
 from agentbus.doctor.environment import (
@@ -79,9 +80,9 @@ def run(peer: str | None, *, as_json: bool) -> int:
             continue
         text = Text()
         text.append(f"{one.level.value:<6}", _STYLES[one.level])
-        out.print(text.append(f"{one.code:<13} {output.printable(one.seen, lines=False)}"))
+        out.print(text.append(f"{one.code:<13} {escaped(one.seen)}"))
         if one.remedy and one.level is not Level.OK:
-            out.print(Text(" " * 20 + "-> ", "dim").append(output.printable(one.remedy, lines=False), "bold"))
+            out.print(Text(" " * 20 + "-> ", "dim").append(escaped(one.remedy), "bold"))
     wrong = sum(one.level is Level.WRONG for one in found)
     if not as_json and name is None:
         out.print(f"{wrong or 'nothing'} {'thing is' if wrong == 1 else 'things are' if wrong else 'is'} wrong")

@@ -27,6 +27,7 @@ from agentbus.core.process import Life
 from agentbus.core.queries import OLD_MS, Counts
 from agentbus.core.session import MOST_OLD
 from agentbus.core.store import MAX_PENDING
+from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 from agentbus.doctor.readonly import ReadOnlyDatabase
 from agentbus.registry import Triggers
 
@@ -70,7 +71,7 @@ def _check_peer(
     home: Path, peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers
 ) -> Iterator[Finding]:
     """What doctor reports about one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
-    whom = f'"{peer.name}" (process {peer.process.pid}, {peer.runtime}, {peer.cwd})'
+    whom = f'"{peer.name}" (process {peer.process.pid}, {word(peer.runtime)}, {one_line(peer.cwd)})'
     life = judge(peer, Presence(home), process.domain())
     if life is Life.ENDED:
         yield Finding("peer", Level.NOTE, f"{whom} has ended without leaving; its mail is safe", _CLEARED)
@@ -116,19 +117,20 @@ def _check_wake(peer: Peer, triggers: Triggers) -> Iterator[Finding]:
     wake = trigger.notify(peer.endpoint) if trigger is not None else Wake.ABSENT
     match wake:
         case Wake.WOKEN:
-            yield Finding("wake", Level.OK, f'"{peer.name}" is woken by {peer.trigger}')
+            yield Finding("wake", Level.OK, f'"{peer.name}" is woken by {word(peer.trigger)}')
         case Wake.PENDING:
-            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, it checks by itself ({peer.trigger})')
+            yield Finding("wake", Level.OK, f'"{peer.name}" is not woken, it checks by itself ({word(peer.trigger)})')
         case Wake.FULL:
             seen = f'"{peer.name}" does not read its wakes: it is busy, or it hangs'
             yield Finding("wake", Level.NOTE, seen, f"if this goes on: kill {peer.process.pid}, and start it again")
         case _:
-            seen = f'"{peer.name}" cannot be woken: its {peer.trigger} is {wake.value}; it checks every 3 s by itself'
+            its = f"its {word(peer.trigger)} is {wake.value}"
+            seen = f'"{peer.name}" cannot be woken: {its}; it checks every 3 s by itself'
             yield Finding("wake", Level.WRONG, seen, "wait 15 s: a live session listens again by then")
     if peer.trigger != triggers.usual:
         remedy = "if you did not choose that: agentbus doctor says under `trigger` why it cannot use a socket"
         yield Finding(
-            "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {peer.trigger}, which is slower', remedy
+            "trigger", Level.NOTE, f'"{peer.name}" has fallen back to {word(peer.trigger)}, which is slower', remedy
         )
 
 
@@ -137,7 +139,7 @@ def _check_delivery(peer: Peer) -> Finding:
     adapter = _adapter(peer.runtime)
     if adapter is not None:
         return adapter.delivery(peer)
-    return Finding("delivery", Level.OK, f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}')
+    return Finding("delivery", Level.OK, f'"{peer.name}" receives by {peer.receives}')
 
 
 def _check_kept(readonly: ReadOnlyDatabase, peer: Peer) -> Iterator[Finding]:
@@ -151,7 +153,7 @@ def _check_kept(readonly: ReadOnlyDatabase, peer: Peer) -> Iterator[Finding]:
 def _check_proof(peer: Peer, proof: str | None) -> Iterator[Finding]:
     """What tells whether the model of a peer has read what is pushed to it. [PROOF-2]"""
     if proof:
-        places = " and ".join(proof.splitlines())
+        places = " and ".join(one_line(place, MAX_REASON_CHARS) for place in proof.splitlines())
         yield Finding("proof", Level.OK, f'what the model of "{peer.name}" was given is seen in {places}')
     elif proof is not None:
         seen = f'what the model of "{peer.name}" has read is not known until it replies or checks: no record to be had'

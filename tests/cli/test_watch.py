@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -17,11 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from agentbus.cli.watch import _standing
 from agentbus.core import changes as module
 from agentbus.core.changes import Changes, MessageEvent, PeerEvent
 from agentbus.core.model import Arrival
@@ -316,6 +320,19 @@ def test_it_changes_nothing(home: Path, start: Callable[..., RawClient]) -> None
     assert connection.execute("SELECT * FROM messages").fetchall() == before
     assert connection.execute("SELECT session, left_at FROM peers").fetchall() == seen
     connection.close()
+
+
+@pytest.mark.spec("TRUST-5")
+def test_no_value_of_a_peer_steers_the_table_or_is_long(store: Store) -> None:
+    evil = "\x1b[2J\n\u202e" * 1_000
+    asked = replace(arrival("web"), runtime=evil, cwd=evil, delivery=evil, trigger=evil)
+    claimed = store.claim(asked, now=0, endpoint=str, join_crowd=True)
+    assert claimed is not None
+    shown = io.StringIO()
+    Console(file=shown, width=1_000).print(_standing([claimed[0]], {}))
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == 3
+    assert all(line.isprintable() and len(line.rstrip()) < 400 for line in lines)
 
 
 @pytest.mark.spec("CLI-6", "CLI-7")

@@ -31,13 +31,14 @@ def test_a_full_pipe_drops_lines_and_says_how_many() -> None:
     stderr.say("to no descriptor")
 
 
-@pytest.mark.spec("LIFE-5")
+@pytest.mark.spec("LIFE-5", "TRUST-5")
 @pytest.mark.parametrize(
     ("sentence", "line"),
     [
         ("two\nlines\r\nof it", b"agentbus: two lines of it\n"),
         ("\ud800 is no text", b"agentbus: \\ud800 is no text\n"),
         ("Möller, 日本", "agentbus: Möller, 日本\n".encode()),
+        ("\x1b[2J\u202e and on", b"agentbus: \\x1b[2J\\u202e and on\n"),
     ],
 )
 def test_a_sentence_is_one_line_in_any_locale(sentence: str, line: bytes) -> None:

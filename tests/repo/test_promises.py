@@ -13,7 +13,7 @@ from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp import server as claude_server
 from agentbus.adapters.mcp import element, fast_path, gate, hold, inbox, lines, rate_limit, server
 from agentbus.cli import common, wait
-from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store
+from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store, text
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
 from agentbus.core.names import MAX_NAME_CHARS
@@ -56,6 +56,9 @@ PROMISES = [
     ("OLD-4", "more than {} messages", session.MOST_OLD),
     ("BURST-1", "{} messages", BURST.default),
     ("BURST-1", "within {} s", rate_limit.WINDOW_S),
+    ("TRUST-5", "at most {} characters", text.MAX_FOLDER_CHARS),
+    ("TRUST-5", "a reason {},", text.MAX_REASON_CHARS),
+    ("TRUST-5", "single word {};", text.MAX_WORD_CHARS),
     ("INBOX-2", "{} KiB of text", inbox._MAX_TEXT_BYTES / 1_024),
     ("INBOX-2", "{} characters as JSON", inbox._MAX_LINE_CHARS),
     ("INBOX-4", "{} posts", inbox._BURST),

@@ -308,7 +308,7 @@ class ClaudeRegistration:
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. A session with neither the channel nor an inbox is not what the user wants. [VOID-1]"""
-        seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
+        seen = f'"{peer.name}" receives by {peer.receives}'
         if peer.delivery != PULL:
             is_sure = not peer.delivery.endswith("?")
             return Finding(

@@ -16,6 +16,7 @@ from agentbus.adapters.claude_mcp.records import config_folder, state_file
 from agentbus.adapters.mcp.registration import Unreadable, command_of, read_object, servers
 from agentbus.core.config import other_program, working_folder
 from agentbus.core.errors import BrokenSetup
+from agentbus.core.text import MAX_REASON_CHARS, one_line
 
 __all__ = ["Started", "plugins", "started_by", "twin"]
 
@@ -88,7 +89,7 @@ def started_by(cwd: Path | None) -> list[Started]:
         places += [(project if isinstance(project, dict) else {}, f"the entry {{}} for {cwd}", "local")]
         places += [(_read(cwd / ".mcp.json"), f"the entry {{}} in {cwd / '.mcp.json'}", "project")]
     found = {
-        name: Started(said.format(name), f"claude mcp remove -s {scope} {shlex.quote(name)}")
+        name: Started(said.replace("{}", name, 1), f"claude mcp remove -s {scope} {shlex.quote(name)}")
         for of, said, scope in places
         for name, entry in servers(of).items()
         if _is_ours(entry)
@@ -106,4 +107,5 @@ def twin(cwd: Path | None = None) -> str:
 
 def said(others: Sequence[Started]) -> str:
     """These registrations, each with the command that removes it; empty if there are none."""
-    return " and ".join(f"it was started by {one.by}, which `{one.remove}` removes" for one in others)
+    pairs = [(one_line(one.by, MAX_REASON_CHARS), one_line(one.remove, MAX_REASON_CHARS)) for one in others]
+    return " and ".join(f"it was started by {by}, which `{remove}` removes" for by, remove in pairs)

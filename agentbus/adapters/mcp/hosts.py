@@ -23,6 +23,7 @@ from agentbus.core.config import Settings
 from agentbus.core.ports import Delivery, Record
 from agentbus.core.process import Process
 from agentbus.core.session import Session
+from agentbus.core.text import word
 
 __all__ = ["Choice", "Host", "Link", "Mode", "Newcomer", "Wire", "find_host"]
 
@@ -55,7 +56,7 @@ class Host:
             return "the host cannot be told"
         if not self.arguments:
             return "the arguments of the host cannot be read"
-        return f"agentbus does not know whether {os.path.basename(self.arguments[0])[:32]} shows channel events"
+        return f"agentbus does not know whether {word(os.path.basename(self.arguments[0]))} shows channel events"
 
 
 def find_host(

@@ -81,7 +81,7 @@ class ByHand:
 
     def delivery(self, peer: Peer) -> Finding:
         """Such a client receives by pull. That is normal: there is nothing to mend."""
-        seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
+        seen = f'"{peer.name}" receives by {peer.receives}'
         if peer.delivery != PULL:
             return Finding("delivery", Level.OK, seen)
         return Finding("delivery", Level.NOTE, f"{seen}; its model has to call check_messages")

@@ -41,6 +41,7 @@ from agentbus.core.process import Process
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.shadows import unexpected
 from agentbus.core.stderr import say
+from agentbus.core.text import one_line
 
 __all__ = ["serve"]
 
@@ -377,7 +378,7 @@ def _announce(session: Session, settings: Settings) -> None:
         return
     holder = session.wished_holder
     if holder is not None:
-        say(f'"{holder.name}" is in use by the session in {holder.cwd}; this one is "{session.peer.name}"')
+        say(f'"{holder.name}" is in use by the session in {one_line(holder.cwd)}; this one is "{session.peer.name}"')
 
 
 async def _watch_for_end(

@@ -38,7 +38,8 @@ _MAX_UNSENT_BYTES = 1_048_576
 # How many requests are started in one turn of the event loop. Each takes about 0.2 ms. Their answers leave in one
 # write.
 _MAX_LINES_IN_A_ROW = 16
-# If the line handler raises Busy, call it again on each of the next 50 loop turns (about 1 ms), then every 0.5 ms: with pauses of 2 ms, eight senders to one were a fifth slower.
+# If the line handler raises Busy, call it again on each of the next 50 loop turns (about 1 ms), then every 0.5 ms. With
+# pauses of 2 ms, eight senders to one were a fifth slower.
 _BUSY_TURNS = 50
 _BUSY_PAUSE_S = 0.000_5
 # SIOCOUTQ, unix(7): TIOCOUTQ has the same number on Linux.

@@ -110,6 +110,13 @@ def test_an_entry_and_a_plugin_are_named_with_what_removes_them(
     assert "the plugin agentbus@market, which `claude plugin uninstall" in twins.twin(tmp_path)
     monkeypatch.setenv("CLAUDE_PLUGIN_ROOT", "/p")
     assert "which `claude mcp remove -s user agentbus` removes" in twins.twin(tmp_path)
+    # The name of a folder is only a name.
+    here = tmp_path / "{x}{0}\n\x1b[2J"
+    here.mkdir()
+    (here / ".mcp.json").write_text(json.dumps({"mcpServers": {"our\nbus": entry["mcpServers"]["agentbus"]}}))
+    said = twins.twin(here)
+    assert said.isprintable()
+    assert "{x}{0}\\n\\x1b[2J/.mcp.json, which `claude mcp remove -s project 'our\\nbus'` removes" in said
 
 
 @pytest.mark.spec("BYPASS-2")

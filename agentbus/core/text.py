@@ -1,0 +1,70 @@
+"""Makes what others chose - folders, reasons, runtimes - fit to be shown: one line, printable, bounded.
+
+Not for the text of a message: that is delivered as it is, and what shows it keeps its lines. Pure.
+Implements [TRUST-5].
+"""
+
+from __future__ import annotations
+
+import re
+
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["MAX_FOLDER_CHARS", "MAX_REASON_CHARS", "MAX_WORD_CHARS", "escaped", "one_line", "word"]
+
+# What a person still reads at a glance. A longer path is cut in the middle: its ends say the most.
+MAX_FOLDER_CHARS = 120
+# The longest of our own reasons, with a path in it, has some 200.
+MAX_REASON_CHARS = 240
+# A runtime, a trigger, a delivery.
+MAX_WORD_CHARS = 32
+_CUT = "..."
+# Python calls these printable (letters and marks), but nobody sees them: a text could be hidden in them. They are those
+# of Unicode's Default_Ignorable_Code_Point that are not in its categories Cf and Cn.
+_UNSEEN = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def escaped(text: str) -> str:
+    """`text` on one line: each control, format or unseen character, line break and lone surrogate as its escape."""
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+    return "".join(map(_shown, text))
+
+
+def one_line(value: str, most: int = MAX_FOLDER_CHARS) -> str:
+    """`value` as `escaped`, in at most `most` characters (7 or more), with `...` in the place of its middle.
+
+    A character outside of the first plane counts as two, as in a client in JavaScript, and as it is wide on a terminal.
+    Idempotent. The cost does not grow with the length of what is cut.
+    """
+    whole = _fitting(value, most)
+    if len(whole) == len(value):
+        return "".join(whole)
+    room = most - len(_CUT)
+    head, tail = _fitting(value, room - room // 2), _fitting(reversed(value), room // 2)
+    return "".join([*head, _CUT, *reversed(tail)])
+
+
+def word(value: str | None) -> str:
+    """`value` as `one_line`, where it is one of a few words: a runtime, a trigger, a delivery. Empty for None."""
+    return one_line(value or "", MAX_WORD_CHARS)
+
+
+def _fitting(text: Iterable[str], room: int) -> list[str]:
+    """The first characters of `text`, as they are shown, as far as there is room for them."""
+    found: list[str] = []
+    for character in text:
+        shown = _shown(character)
+        room -= 2 if shown > "\uffff" else len(shown)
+        if room < 0:
+            break
+        found.append(shown)
+    return found
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() and not _UNSEEN.match(character) else ascii(character)[1:-1]
