@@ -255,6 +255,16 @@ def test_json_is_utf_8_in_every_locale(home: Path, start: Start) -> None:
         assert command != "peers --json" or rows[0]["cwd"] == str(folder)
 
 
+@pytest.mark.spec("CLI-7", "CLI-3")
+def test_json_steers_no_terminal_and_is_a_line_for_each_row(home: Path) -> None:
+    text = "\x9b31m\u2028\u202e\x7f\U000e0001 Grüße"
+    agentbus(home, "send", "bob", text)
+    (line,) = agentbus(home, "inbox", "bob", "--json").stdout.splitlines()
+    assert line.isprintable()
+    assert "Grüße" in line
+    assert json.loads(line)["text"] == text
+
+
 # -- sandboxes ---------------------------------------------------------------------------------------------
 
 SANDBOX = [sys.executable, "-S", str(Path(sandbox.__file__))]

@@ -38,7 +38,6 @@ from agentbus.core.config import other_program, prepare_folder, working_folder
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
 __all__ = ["CodexRegistration", "registration"]
 
@@ -301,7 +300,7 @@ class CodexRegistration:
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. Without its app server, a session of Codex reads when it calls check_messages."""
-        seen = f'"{peer.name}" receives by {word(peer.delivery)}: {one_line(peer.delivery_reason, MAX_REASON_CHARS)}'
+        seen = f'"{peer.name}" receives by {peer.receives}'
         if peer.delivery not in (PULL, QUEUE):
             return Finding("delivery", Level.OK, seen)
         remedy = ""

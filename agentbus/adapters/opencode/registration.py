@@ -25,7 +25,6 @@ from agentbus.core.config import expanded, other_program
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
 __all__ = ["OpenCodeRegistration", "registration"]
 
@@ -241,7 +240,7 @@ class OpenCodeRegistration:
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""
-        seen = f'"{peer.name}" receives by {word(peer.delivery)}: {one_line(peer.delivery_reason, MAX_REASON_CHARS)}'
+        seen = f'"{peer.name}" receives by {peer.receives}'
         if peer.delivery != PULL:
             return Finding("delivery", Level.OK, seen)
         seen += "; its model has to call check_messages"
