@@ -1,6 +1,6 @@
 """The fast path: answers what the known clients send, and leaves the rest to the MCP SDK, which is imported for it.
 
-The import of the SDK takes half a second of CPU time and 45 MB, and a call through it costs 190 us before it has done
+The import of the SDK takes 0.35 s of CPU time and 44 MB, and a call through it costs 190 us before it has done
 anything. The clients that agentbus knows send nothing that needs it: the handshake, `ping`, `tools/list`, tool calls
 and cancellations.
 
@@ -106,9 +106,11 @@ class FastPath:
         return None
 
     def _take_notification(self, line: bytes, method: str, params: dict[str, Any]) -> bytes | None:
-        if method == "notifications/cancelled" and (scope := self._running.get(str(params.get("requestId")))):
-            scope.cancel()
-            return b""
+        if method == "notifications/cancelled" and jsonrpc.is_id(params.get("requestId")):
+            scope = self._running.get(str(params["requestId"]))
+            if scope is not None:
+                scope.cancel()
+                return b""
         if method == "notifications/initialized":
             if self.initialize_id is None or self._has_sdk:
                 return None

@@ -370,7 +370,11 @@ async def _speak(context: ToolContext, stdio: Stdio, gate: ReadyGate) -> None:
 def _described(line: bytes | None) -> str:
     """What a line that the fast path has left asks for, in a few words."""
     method = None if line is None else (jsonrpc.parse(line) or {}).get("method")
-    return f"a request that needs it: {method[:_MAX_TOLD_CHARS]!a}" if isinstance(method, str) else "what is no request"
+    return (
+        f"a request that needs it: {method[:_MAX_TOLD_CHARS]!a}"
+        if isinstance(method, str)
+        else "a line that is no request"
+    )
 
 
 async def _refuse(stdio: Stdio, fast_path: FastPath, line: bytes | None, reason: str) -> NoReturn:
@@ -378,7 +382,7 @@ async def _refuse(stdio: Stdio, fast_path: FastPath, line: bytes | None, reason:
     say(reason)
     while True:
         message = (line is not None and jsonrpc.parse(line)) or {"id": None}
-        if "id" in message:
+        if "id" in message and not message.keys() & {"result", "error"}:
             request_id = message["id"]
             fast_path.settled(request_id)
             known = request_id if jsonrpc.is_id(request_id) else None
