@@ -16,7 +16,6 @@ import pytest
 from tests.e2e.test_sessions import present, rows, sockets
 from tests.support.client import INITIALIZE, RawClient
 from tests.support.command import PATIENCE_S, agentbus, until
-from tests.support.fakes import tool_context
 
 pytestmark = pytest.mark.timeout(90)  # several sessions start in each test, and a loaded machine takes seconds for one
 
@@ -357,8 +356,6 @@ def test_many_clients_check_at_once(start: Start, home: Path) -> None:
 @pytest.mark.spec("READ-1")
 async def test_a_request_that_is_never_answered_gives_its_messages_back() -> None:
     """Cancels between the end of the tool and the write of its result. No client can hit this gap at will."""
-    from agentbus.adapters.mcp.fast_path import FastPath
-    from agentbus.adapters.mcp.gate import ReadyGate
     from agentbus.adapters.mcp.sdk import _Settling
 
     settled: list[bool] = []
@@ -366,7 +363,7 @@ async def test_a_request_that_is_never_answered_gives_its_messages_back() -> Non
     async def settle(reached: bool) -> None:
         settled.append(reached)
 
-    settling = _Settling(FastPath(tool_context(), ReadyGate()))
+    settling = _Settling(lambda _id: None)
     settling.add(7, settle)
     await settling.settle(8, reached=True)
     assert settled == []

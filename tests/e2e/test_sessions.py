@@ -572,7 +572,7 @@ def test_mailbox_name_and_socket_are_up_before_the_sdk_is_imported(start: Start,
         "from agentbus.__main__ import main; main()\n"
     )
     client = start("alice", command=[sys.executable, "-c", spy])
-    client.handshake()
+    client.post("resources/list")  # needs the SDK, and is there before anything else
     until(lambda: "SPY [('alice',)] 1" in client.stderr)
 
 

@@ -131,7 +131,7 @@ def test_startup(tmp_path: Path) -> None:
         assert {"agentbus: tools/list answered", "a bare SDK server: initialize answered"} <= rows(tables, table)
     assert {"agentbus send", "python -c 'import apsw'"} <= rows(tables, "whole processes")
     if sys.platform == "linux":
-        assert rows(tables, "memory") == {"agentbus", "a bare SDK server"}
+        assert rows(tables, "memory") == {"agentbus", "agentbus, with the SDK", "a bare SDK server"}
         assert "trigger socket" in rows(tables, "idle")
 
 

@@ -15,6 +15,7 @@ __all__ = ["HANDSHAKE_VERSIONS", "error_line", "is_id", "parse", "refusal", "ref
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
+INTERNAL_ERROR = -32603
 UNSUPPORTED_PROTOCOL_VERSION = -32022
 
 _VERSION_KEY = "io.modelcontextprotocol/protocolVersion"

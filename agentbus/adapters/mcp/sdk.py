@@ -1,8 +1,8 @@
 """The MCP side of a session: the SDK's low-level server over our own transport.
 
 In the shipped package, only this module and cli/demo.py import the SDK. The import takes a little more than half a
-second, so this module is imported in a thread, when mailbox, name and socket are already up. Then it takes over from
-the fast path (fast_path.py). Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
+second, so this module is imported in a thread, and only for the first line that the fast path (fast_path.py) leaves.
+Implements [MCP-1] to [MCP-3], [DESK-2], [TOOL-1].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
 from agentbus.adapters.mcp.transport import Stdio
-from agentbus.core.errors import AgentbusError, DeliveryClosed
+from agentbus.core.errors import DeliveryClosed
 from agentbus.core.stderr import say
 
 __all__ = ["serve_mcp"]
@@ -47,8 +47,8 @@ class _Stream:
 class _Settling:
     """What to do when the result of a request has been written, or when it never will be. [READ-1]"""
 
-    def __init__(self, fast_path: FastPath) -> None:
-        self._fast_path = fast_path
+    def __init__(self, settled: Callable[[object], None]) -> None:
+        self._settled = settled
         self._waiting: dict[int | str, Callable[[bool], Awaitable[None]]] = {}
 
     def add(self, request_id: int | str, settle: Callable[[bool], Awaitable[None]]) -> None:
@@ -59,14 +59,10 @@ class _Settling:
         return request_id in self._waiting
 
     async def settle(self, request_id: object, *, reached: bool) -> None:
-        self._fast_path.settled(request_id)
+        self._settled(request_id)
         settle = self._waiting.pop(request_id, None) if isinstance(request_id, (int, str)) else None
         if settle is not None:
-            try:
-                await settle(reached)
-            except AgentbusError as error:
-                # The client has the messages, but they are not marked as read: it will get them once more.
-                say(f"messages could not be marked as read: {error}")
+            await settle(reached)
 
     def metadata(self, request_id: int | str) -> ServerMessageMetadata:
         """Makes the SDK call back if it ends the request without a response."""
@@ -80,10 +76,9 @@ class _Settling:
 class _Incoming(_Stream):
     """The lines of the client as messages. A line that is not a message is answered here."""
 
-    def __init__(self, stdio: Stdio, handshake: list[bytes], listings: set[int | str], settling: _Settling) -> None:
+    def __init__(self, stdio: Stdio, first: list[bytes | None], settling: _Settling) -> None:
         self._stdio = stdio
-        self._handshake = iter(handshake)
-        self._listings = listings
+        self._first = iter(first)
         self._settling = settling
 
     def __aiter__(self) -> _Incoming:
@@ -97,7 +92,9 @@ class _Incoming(_Stream):
 
     async def receive(self) -> SessionMessage | Exception:
         while True:
-            line = next(self._handshake, b"") or await self._stdio.next_line()
+            line = next(self._first, b"")
+            if line == b"":
+                line = await self._stdio.next_line()
             if line is None:
                 problem = f"the line is over the limit of {MAX_LINE_BYTES:,} bytes"
                 await self._answer(jsonrpc.error_line(None, jsonrpc.INVALID_REQUEST, problem))
@@ -114,8 +111,6 @@ class _Incoming(_Stream):
                 if refused is not None:
                     await self._answer(refused)
                     continue
-                if message.method == "tools/list":
-                    self._listings.add(message.id)
                 if message.method == "tools/call":
                     return SessionMessage(message, self._settling.metadata(message.id))
             return SessionMessage(message)
@@ -134,14 +129,10 @@ class _Outgoing(_Stream):
         self,
         stdio: Stdio,
         answered_id: int | str | None,
-        listings: set[int | str],
-        gate: ReadyGate,
         settling: _Settling,
     ) -> None:
         self._stdio = stdio
         self._answered_id = answered_id
-        self._listings = listings
-        self._gate = gate
         self._settling = settling
 
     async def send(self, item: SessionMessage, /) -> None:
@@ -161,9 +152,6 @@ class _Outgoing(_Stream):
                 await self._stdio.write(data if has_to_know else b"")
             except DeliveryClosed:
                 raise anyio.BrokenResourceError from None
-        if answered in self._listings:
-            self._listings.discard(answered)
-            self._gate.listed()
         await self._settling.settle(answered, reached=True)
 
 
@@ -177,7 +165,7 @@ def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settlin
         done = await tools.call(context, params.name, params.arguments, dict(params.meta or {}))
         if done.settle is not None:
             settling.add(request.request_id, done.settle)
-        return types.CallToolResult(content=[types.TextContent(type="text", text=done.text)], is_error=done.is_error)
+        return types.CallToolResult.model_validate(done.as_result(), by_name=False)
 
     async def initialized(_request: Any, _params: types.NotificationParams) -> None:
         gate.initialized()
@@ -195,15 +183,15 @@ def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settlin
     return server
 
 
-async def serve_mcp(context: tools.ToolContext, stdio: Stdio, gate: ReadyGate, fast_path: FastPath) -> None:
-    """Take over from the fast path and speak MCP until the client is gone. [DESK-2]"""
-    settling = _Settling(fast_path)
+async def serve_mcp(
+    context: tools.ToolContext, stdio: Stdio, gate: ReadyGate, fast_path: FastPath, first: bytes | None = b""
+) -> None:
+    """Answer what the fast path leaves, beginning with the line `first`, until the client is gone. [DESK-2]"""
+    settling = _Settling(fast_path.settled)
     server = _make_server(context, gate, settling)
-    listings: set[int | str] = set()
-    # The lines that the fast path has left come first. From here on it leaves everything to the SDK, except [DESK-4].
     await server.run(
-        _Incoming(stdio, fast_path.hand_over(), listings, settling),
-        _Outgoing(stdio, fast_path.initialize_id, listings, gate, settling),
+        _Incoming(stdio, [*fast_path.hand_over(), first], settling),
+        _Outgoing(stdio, fast_path.initialize_id, settling),
         server.create_initialization_options(
             experimental_capabilities=tools.capabilities(context.profile)["experimental"]
         ),

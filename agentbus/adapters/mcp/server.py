@@ -54,6 +54,8 @@ _ASIDE_LOOK_S = 1.0
 # value of 5 ms and its garbage collector on, the event loop stood still for up to 20-40 ms at a time. With this value
 # and no collector, it stood still for 4 ms. The import did not take longer.
 _IMPORT_SWITCH_S = 0.001
+# Of the method that the SDK is imported for, stderr shows this much.
+_MAX_TOLD_CHARS = 64
 
 
 class Triggers(Protocol):
@@ -348,12 +350,45 @@ async def _serve_nobody(context: ToolContext, stdio: Stdio) -> int:
 
 
 async def _speak(context: ToolContext, stdio: Stdio, gate: ReadyGate) -> None:
-    fast_path = FastPath(context, gate)
-    stdio.sift(fast_path.take)
-    sdk = await _import_sdk()
-    await sdk.serve_mcp(context, stdio, gate, fast_path)
-    # The SDK has seen the end of stdin; the watcher sees it too, and ends the process.
-    await anyio.sleep_forever()
+    async with anyio.create_task_group() as tasks:
+        fast_path = FastPath(context, gate, stdio.write, tasks.start_soon)
+        stdio.sift(fast_path.take)
+        # At the end of stdin the watcher ends the process.
+        with suppress(anyio.EndOfStream):
+            line = await stdio.next_line()
+            say(f"the MCP SDK is imported now, for {_described(line)}")
+            try:
+                sdk = await _import_sdk()
+            except Exception as error:  # noqa: BLE001 - whatever the code of others raises while it is imported
+                await _refuse(
+                    stdio, fast_path, line, f"the MCP SDK cannot be imported, {type(error).__name__}: {error}"
+                )
+            else:
+                await sdk.serve_mcp(context, stdio, gate, fast_path, line)
+        await anyio.sleep_forever()
+
+
+def _described(line: bytes | None) -> str:
+    """What a line that the fast path has left asks for, in a few words."""
+    method = None if line is None else (jsonrpc.parse(line) or {}).get("method")
+    return (
+        f"a request that needs it: {method[:_MAX_TOLD_CHARS]!a}"
+        if isinstance(method, str)
+        else "a line that is no request"
+    )
+
+
+async def _refuse(stdio: Stdio, fast_path: FastPath, line: bytes | None, reason: str) -> NoReturn:
+    """Refuse what the fast path leaves, beginning with `line`. Raises EndOfStream when stdin has ended. [DESK-5]"""
+    say(reason)
+    while True:
+        message = (line is not None and jsonrpc.parse(line)) or {"id": None}
+        if "id" in message and not message.keys() & {"result", "error"}:
+            request_id = message["id"]
+            fast_path.settled(request_id)
+            known = request_id if jsonrpc.is_id(request_id) else None
+            stdio.post(jsonrpc.error_line(known, jsonrpc.INTERNAL_ERROR, reason))
+        line = await stdio.next_line()
 
 
 async def _import_sdk() -> Any:

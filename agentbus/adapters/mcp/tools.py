@@ -1,7 +1,7 @@
 """The tools, as plain data and one function each. Arguments are checked here, and every failure is one sentence.
 
-Knows the session, but not the MCP SDK: sdk.py makes the SDK's types from the tools. Implements [TOOL-1] to [TOOL-4],
-[READ-1] to [READ-4], [ARG-1], [VOID-1], [BURST-1], [WAKE-5].
+Knows the session, but not the MCP SDK: fast_path.py runs the tools, and sdk.py does so for the calls that it leaves.
+Implements [TOOL-1] to [TOOL-5], [READ-1] to [READ-4], [ARG-1], [VOID-1], [BURST-1], [WAKE-5].
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import Peer, Unread
 from agentbus.core.names import address
 from agentbus.core.session import Session
+from agentbus.core.stderr import say
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
 __all__ = ["TOOLS", "Tool", "ToolContext", "ToolResult", "call", "call_now", "instructions", "listing", "welcome"]
@@ -99,6 +100,10 @@ class ToolResult:
     text: str
     is_error: bool = False
     settle: Callable[[bool], Awaitable[None]] | None = None
+
+    def as_result(self) -> dict[str, Any]:
+        """The result of `tools/call`."""
+        return {"content": [{"type": "text", "text": self.text}], "isError": self.is_error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,10 +272,15 @@ async def _check_messages(context: ToolContext, session: Session, arguments: Map
     if left > 0:
         lines.append(f"{left} more: call check_messages again")
     is_certain = is_main is True
-    return ToolResult(
-        "\n".join(lines),
-        settle=lambda reached: session.checked(ids, reached=reached, partly=partly, is_certain=is_certain),
-    )
+
+    async def settle(reached: bool) -> None:
+        try:
+            await session.checked(ids, reached=reached, partly=partly, is_certain=is_certain)
+        except AgentbusError as error:
+            # The client has the messages, but they are not marked as read: it will get them once more.
+            say(f"messages could not be marked as read: {error}")
+
+    return ToolResult("\n".join(lines), settle=settle)
 
 
 async def _nothing_to_settle(_reached: bool) -> None:
@@ -453,16 +463,19 @@ async def call(
         return ToolResult(f"this is no session: {reason}", is_error=True)
     if context.aside():
         return ToolResult(_told(context, context.aside(), _ASIDE_CHARS), is_error=True)
-    if tool is None:
-        known = ", ".join(_BY_NAME)
-        result = ToolResult(f"there is no tool {name[:_MAX_QUOTED_CHARS]!r}: use {known}", is_error=True)
-    else:
-        try:
-            done = await tool.run(context, session, _checked(tool, arguments or {}, context.profile))
-            result = ToolResult(done) if isinstance(done, str) else done
-        except AgentbusError as error:
-            result = ToolResult(str(error), is_error=True)
-    return _finished(context, session, result)
+    try:
+        if tool is None:
+            known = ", ".join(_BY_NAME)
+            result = ToolResult(f"there is no tool {name[:_MAX_QUOTED_CHARS]!r}: use {known}", is_error=True)
+        else:
+            try:
+                done = await tool.run(context, session, _checked(tool, arguments or {}, context.profile))
+                result = ToolResult(done) if isinstance(done, str) else done
+            except AgentbusError as error:
+                result = ToolResult(str(error), is_error=True)
+        return _finished(context, session, result)
+    except Exception as error:  # noqa: BLE001 - see _fault
+        return _fault(name, error)
 
 
 def call_now(context: ToolContext, name: str, arguments: Mapping[str, Any] | None) -> ToolResult | None:
@@ -474,12 +487,24 @@ def call_now(context: ToolContext, name: str, arguments: Mapping[str, Any] | Non
     if tool is None or tool.run_now is None or session is None or context.aside():
         return None
     try:
-        result = ToolResult(tool.run_now(context, session, _checked(tool, arguments or {}, context.profile)))
+        try:
+            result = ToolResult(tool.run_now(context, session, _checked(tool, arguments or {}, context.profile)))
+        except Busy:
+            raise
+        except AgentbusError as error:
+            result = ToolResult(str(error), is_error=True)
+        return _finished(context, session, result)
     except Busy:
         raise
-    except AgentbusError as error:
-        result = ToolResult(str(error), is_error=True)
-    return _finished(context, session, result)
+    except Exception as error:  # noqa: BLE001 - see _fault
+        return _fault(name, error)
+
+
+def _fault(name: str, error: Exception) -> ToolResult:
+    """The result of a call that met a fault of ours: only this call fails, and stderr says so. [ERR-2]"""
+    fault = f"internal error, {type(error).__name__}: {error}"
+    say(f"{name}: {fault}")
+    return ToolResult(fault, is_error=True)
 
 
 def _finished(context: ToolContext, session: Session, result: ToolResult) -> ToolResult:

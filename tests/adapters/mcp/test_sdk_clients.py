@@ -15,18 +15,34 @@ from tests.support.command import PATIENCE_S, clean_env
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
 
+# A server that answers alone: the SDK cannot be imported. And one that leaves all but `ping` to the SDK.
+ALONE = ["-m", "agentbus", "serve", "claude-mcp"]
+THROUGH_SDK = [
+    "-c",
+    "import sys; from agentbus import __main__; from agentbus.adapters.mcp import fast_path\n"
+    "fast_path._is_complete = lambda params: False\n"
+    "sys.argv[1:] = ['serve', 'claude-mcp']; __main__.main()",
+]
 OLD_SDK = Path(sys.prefix) / "old-sdk"
 
 
+@pytest.fixture(params=["alone", "through the SDK"])
+def server(home: Path, request: pytest.FixtureRequest) -> StdioServerParameters:
+    """How a client starts a server that answers alone, and one that answers through the SDK."""
+    environment = {"AGENTBUS_HOME": str(home), "AGENTBUS_NAME": "alice"}
+    if request.param == "through the SDK":
+        return StdioServerParameters(command=sys.executable, args=THROUGH_SDK, env=environment)
+    broken = home.parent / "broken"
+    broken.mkdir()
+    broken.joinpath("mcp.py").write_text("raise ImportError")
+    environment["PYTHONPATH"] = str(broken)
+    return StdioServerParameters(command=sys.executable, args=ALONE, env=environment)
+
+
 @pytest.mark.anyio
-@pytest.mark.spec("MCP-1", "MCP-2", "TOOL-1")
+@pytest.mark.spec("MCP-1", "MCP-2", "TOOL-1", "DESK-1")
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_current_sdk_connects(home: Path, mode: str) -> None:
-    server = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "agentbus", "serve", "claude-mcp"],
-        env={"AGENTBUS_HOME": str(home), "AGENTBUS_NAME": "alice"},
-    )
+async def test_the_current_sdk_connects(server: StdioServerParameters, mode: str) -> None:
     with anyio.fail_after(PATIENCE_S):
         async with Client(server, mode=mode) as client:
             assert client.protocol_version == "2025-11-25"
@@ -39,16 +55,13 @@ async def test_the_current_sdk_connects(home: Path, mode: str) -> None:
 
 
 OLD_CLIENT = """
-import sys, anyio, os
+import json, sys, anyio
 from importlib.metadata import version
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 async def main():
-    server = StdioServerParameters(
-        command=sys.argv[1], args=["-m", "agentbus", "serve", "claude-mcp"],
-        env={"AGENTBUS_HOME": os.environ["AGENTBUS_HOME"], "AGENTBUS_NAME": "alice"},
-    )
+    server = StdioServerParameters(**json.loads(sys.argv[1]))
     async with stdio_client(server) as (read, write), ClientSession(read, write) as session:
         hello = await session.initialize()
         assert hello.capabilities.experimental == {"claude/channel": {}}, hello
@@ -61,12 +74,12 @@ anyio.run(main)
 """
 
 
-@pytest.mark.spec("MCP-2", "TOOL-1")
-def test_the_previous_sdk_connects(home: Path) -> None:
+@pytest.mark.spec("MCP-2", "TOOL-1", "DESK-1")
+def test_the_previous_sdk_connects(home: Path, server: StdioServerParameters) -> None:
     if not OLD_SDK.exists() and not os.environ.get("CI"):
         pytest.skip(f"{OLD_SDK} is missing: run the tests with python3 dev.py test")
     done = subprocess.run(
-        [sys.executable, "-c", OLD_CLIENT, sys.executable],
+        [sys.executable, "-c", OLD_CLIENT, server.model_dump_json(include={"command", "args", "env"})],
         env={**clean_env(home), "PYTHONPATH": str(OLD_SDK)},
         capture_output=True,
         text=True,
