@@ -23,6 +23,7 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.inbox import Address, InboxDelivery, PostBudget
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.adapters.opencode.door import Door, PluginDelivery
+from agentbus.adapters.qwen.inbox import QwenInbox
 from agentbus.core.errors import DeliveryClosed, DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt
@@ -34,6 +35,7 @@ from tests.support.door_stand_in import TOKEN as DOOR_TOKEN
 from tests.support.door_stand_in import DoorStandIn
 from tests.support.fakes import FakeDelivery, envelope
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
+from tests.support.qwen_stand_in import SESSION, QwenStandIn
 
 pytestmark = pytest.mark.anyio
 
@@ -112,10 +114,10 @@ async def channel(make_pair: Callable[[], tuple[int, int]]) -> AsyncIterator[Far
 
 
 @asynccontextmanager
-async def inbox() -> AsyncIterator[FarEnd]:
+async def inbox(kind: type[InboxStandIn] = InboxStandIn) -> AsyncIterator[FarEnd]:
     seen = 0
     with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
-        far = InboxStandIn(Path(folder, "in", "1.sock"), clock=iter(range(0, 10**9, 10)).__next__, reads=False)
+        far = kind(Path(folder, "in", "1.sock"), clock=iter(range(0, 10**9, 10)).__next__, reads=False)
         home = Path(folder, "bus")
         home.mkdir(mode=0o700)
         gate = ReadyGate(settle_s=0)
@@ -134,7 +136,11 @@ async def inbox() -> AsyncIterator[FarEnd]:
 
         ours = current()
         bucket = PostBudget(home, ours, burst=10_000)
-        yield FarEnd(InboxDelivery(claude_inbox(Address(far.path, TOKEN), ours), bucket, gate, report), take, None)
+        at = Address(far.path, TOKEN)
+        to = claude_inbox(at, ours) if kind is InboxStandIn else QwenInbox(at, ours, lambda: SESSION)
+        if isinstance(to, QwenInbox):
+            to.listen(home, bucket)
+        yield FarEnd(InboxDelivery(to, bucket, gate, report), take, None)
         far.close()
 
 
@@ -220,6 +226,7 @@ DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
     "program": hand_over,
     "inbox": inbox,
     "app-server": app_server,
+    "inbox, with receipts": lambda: inbox(QwenStandIn),
     "plugin": plugin,
     "channel, pipe": lambda: channel(os.pipe),
     "channel, socketpair": lambda: channel(socket_pair),

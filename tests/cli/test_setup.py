@@ -67,7 +67,8 @@ def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, 
 def test_a_module_that_is_none_is_exit_2(home: Path, claude: ClaudeOnPath, verb: str) -> None:
     done = run(home, claude, verb, "carrier-pigeon")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "agentbus: there is no module 'carrier-pigeon': use claude-mcp or codex or mcp or opencode\n"
+    known = "claude-mcp or codex or mcp or opencode or qwen"
+    assert done.stderr == f"agentbus: there is no module 'carrier-pigeon': use {known}\n"
     assert claude.calls() == []
 
 
@@ -92,6 +93,10 @@ def test_list_says_how_each_stands(home: Path, claude: ClaudeOnPath) -> None:
         "  An MCP server over stdio, and a plugin that puts messages into the session.",
         f"  there is no {claude.home / '.config' / 'opencode' / 'plugin' / 'agentbus.js'}",
         "  fix it: agentbus enable opencode",
+        "qwen  Qwen Code: not enabled",
+        "  An MCP server over stdio, and the session's own inbox for what comes.",
+        f"  there is no {claude.home / '.qwen' / 'extensions' / 'agentbus'}",
+        "  fix it: agentbus enable qwen",
     ]
     run(home, claude, "install")
     assert "claude-mcp  Claude Code: enabled\n" in run(home, claude, "list").stdout

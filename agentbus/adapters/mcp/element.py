@@ -27,21 +27,24 @@ class Frames:
     """The tags that a peer's text must not bring with it, ours and those of the client. [TRUST-2], [TRUST-4]
 
     `names` are whole names, in any case, with `-` and `_` alike, with any namespace before them. Every tag in one of
-    the `namespaces` counts, whatever its name is.
+    the `namespaces` counts, whatever its name is. `is_escaped`: the client writes the `<` of our element as `&lt;`, so
+    a text that has it so already looks like one, too.
     """
 
-    def __init__(self, names: Iterable[str] = (), namespaces: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str] = (), namespaces: Iterable[str] = (), *, is_escaped: bool = False) -> None:
         whole = "|".join(re.sub("[-_]", "[-_]", name) for name in sorted(names))
         spaces = "|".join(re.escape(one) for one in sorted(namespaces))
         found = [_OWN, *([rf"(?:{whole})(?![\w-])"] if whole else []), *([rf"(?:{spaces}){_SPACE}:"] if spaces else [])]
         # Possessive (`*+`), so that a text of thousands of spaces or brackets costs no more than its length.
+        opening = "(?:<|&lt;)" if is_escaped else "<"
+        self._harmless = "&amp;lt;" if is_escaped else "&lt;"
         self._tag = re.compile(
-            rf"<(?={_SPACE}(?:/{_SPACE})?+(?:[\w.-]++{_SPACE}:{_SPACE})*(?:{'|'.join(found)}))", re.IGNORECASE
+            rf"{opening}(?={_SPACE}(?:/{_SPACE})?+(?:[\w.-]++{_SPACE}:{_SPACE})*(?:{'|'.join(found)}))", re.IGNORECASE
         )
 
     def defused(self, text: str) -> str:
         """`text` with each such tag, opening or closing, made harmless, and everything else unchanged."""
-        return self._tag.sub("&lt;", text) if "<" in text else text
+        return self._tag.sub(self._harmless, text) if "<" in text or "&" in text else text
 
 
 # For a client of which nothing more is known.

@@ -65,6 +65,9 @@ class Address:
 class Inbox:
     """The inbox of the session whose agent process is `host`. `frame` makes the lines of a post from its text."""
 
+    # What the model has to call to answer; an adapter says more where the client has a tool of that name itself.
+    answer_with = "the tool send_message"
+
     def __init__(self, at: Address, host: Process, frame: Callable[[str], bytes]) -> None:
         self._at = at
         self._host = host
@@ -87,6 +90,12 @@ class Inbox:
                 self._path = sibling
                 return found
         raise DeliveryFailed(f"{self._path} is gone, and the session has no other inbox in that folder")
+
+    async def settled(self, failing: Trouble) -> None:
+        """Wait until the session has said that it took the last post: this inbox says nothing, so there is no wait.
+
+        Raises DeliveryFailed when it says that it did not.
+        """
 
     def _siblings(self) -> Iterator[Path]:
         with suppress(OSError):
@@ -186,12 +195,16 @@ def _file_name(host: Process) -> str:
 
 
 def compose(
-    batch: Sequence[Envelope], mark: str, frames: Frames = CHANNEL, max_line_chars: int = _MAX_LINE_CHARS
+    batch: Sequence[Envelope],
+    mark: str,
+    frames: Frames = CHANNEL,
+    max_line_chars: int = _MAX_LINE_CHARS,
+    answer_with: str = Inbox.answer_with,
 ) -> tuple[str, int]:
     """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
 
     `mark` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
-    message of more than `max_line_chars` as JSON is only announced.
+    message of more than `max_line_chars` as JSON is only announced. `answer_with` is what the model has to call.
     """
     elements: list[str] = []
     size = 0
@@ -210,7 +223,7 @@ def compose(
     post = f" (post {mark})" if mark else ""
     head = (
         f"agentbus brings {messages} from other sessions, scripts or people on this machine, not from your user"
-        f"{post}. To answer, call the tool send_message with the name in `from`, and msg_id as reply_to."
+        f"{post}. To answer, call {answer_with} with the name in `from`, and msg_id as reply_to."
     )
     return "\n".join([head, *elements]), count
 
@@ -308,8 +321,9 @@ class InboxDelivery:
                 raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
             self._posts += 1
             mark = f"{timestamp(time.time_ns() // 1_000_000)}, {os.getpid()}/{self._posts}"
-            text, count = compose(batch, mark, self._frames)
+            text, count = compose(batch, mark, self._frames, answer_with=self._inbox.answer_with)
             await self._write(connection, self._inbox.frame(text))
+            await self._inbox.settled(self._failing)
         except BaseException:
             connection.close()
             raise

@@ -68,7 +68,7 @@ def test_what_a_line_shows_as_given_to_the_model(row: Any, is_given: bool) -> No
 def test_a_transcript_is_read_on_from_an_offset_by_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from agentbus.core.process import current
 
-    monkeypatch.setattr(transcript, "_PIECE_BYTES", 10)
+    monkeypatch.setattr("agentbus.adapters.mcp.transcript._PIECE_BYTES", 10)
     path = tmp_path / "p" / "s.jsonl"
     follower = transcript.Transcript(current())
     assert follower.look(str(path), 0) == (set(), 0)

@@ -1,0 +1,108 @@
+"""Which messages of the bus a client's transcript, a file of JSON lines, shows as given to its model.
+
+An adapter says which texts of a line were put before the main model, and where the file is. Reads, and changes nothing.
+Implements [PROOF-2].
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from agentbus.adapters.mcp.inbox import NOT_HERE
+
+__all__ = ["Texts", "Transcript", "given", "shown"]
+
+# Read at once: some 2 ms. A line can be longer, with an image in it; then more is read, up to the end of the line.
+_PIECE_BYTES = 1 << 20
+_ELEMENT = re.compile(r"<channel\b([^>]*)>(.*?)</channel>", re.DOTALL)
+_ATTRIBUTE = re.compile(r'\b(msg_id|ts)="([^"]*)"')
+
+# The texts in a line, parsed, that were put before the main model as they came, not as the result of a tool.
+Texts = Callable[[Any], Iterable[str]]
+
+
+def given(line: bytes, texts: Texts) -> set[tuple[int, str]]:
+    """The messages that one line of a transcript shows as given to the main model, by id and `ts`. [PROOF-2]"""
+    # Most lines have none, and need no parsing.
+    if b"msg_id" not in line:
+        return set()
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return set()
+    found: set[tuple[int, str]] = set()
+    for text in texts(row):
+        for words, body in _ELEMENT.findall(text):
+            said = dict(_ATTRIBUTE.findall(words))
+            # A note in the place of a message that is too long is not the message.
+            if said.get("msg_id", "").isdecimal() and "ts" in said and not body.endswith(NOT_HERE):
+                found.add((int(said["msg_id"]), said["ts"]))
+    return found
+
+
+def _find(place: str) -> Path:
+    """The file at `place`, or that of the same session in another folder beside it."""
+    path = Path(place)
+    if path.exists():
+        return path
+    return next(iter(sorted(path.parent.parent.glob(f"*/{path.name}"))), path)
+
+
+def _piece(place: str, offset: int) -> tuple[list[bytes], int]:
+    """The whole lines from `offset` on, and the offset behind them. Raises OSError."""
+    path = _find(place)
+    size = path.stat().st_size
+    if size == offset:
+        return [], offset
+    # A file that became shorter was written anew.
+    offset = offset if offset < size else 0
+    with path.open("rb") as file:
+        file.seek(offset)
+        piece = file.read(_PIECE_BYTES)
+        if len(piece) == _PIECE_BYTES and not piece.endswith(b"\n"):
+            piece += file.readline()
+    # The last line can be half written.
+    whole = piece[: piece.rfind(b"\n") + 1]
+    return whole.splitlines(), offset + len(whole)
+
+
+class Transcript:
+    """The record of a live session: see Record in the ports. An adapter adds `place`."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    def end(self, place: str) -> int:
+        """The size of the file."""
+        try:
+            return _find(place).stat().st_size
+        except OSError:
+            return 0
+
+    def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
+        """What the next lines show. A file that is not there, or cannot be read, shows nothing new."""
+        try:
+            lines, after = _piece(place, offset)
+        except OSError:
+            return set(), offset
+        found: set[tuple[int, str]] = set()
+        return found.union(*(given(line, self._texts) for line in lines)), after
+
+
+def shown(place: str, texts: Texts) -> set[tuple[int, str]] | None:
+    """All that the transcript at `place` shows; None if it cannot be read. For a session that has ended. [STATE-6]"""
+    found: set[tuple[int, str]] = set()
+    offset = 0
+    try:
+        while True:
+            lines, after = _piece(place, offset)
+            if after == offset:
+                return found
+            found = found.union(*(given(line, texts) for line in lines))
+            offset = after
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Qwen Code: tools to send, and its documented session inbox to receive."""
