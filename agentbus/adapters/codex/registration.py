@@ -15,8 +15,9 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +272,30 @@ class CodexRegistration:
         if stands.standing is Standing.ENABLED:
             command = command_of(self._user_entry() or {})
             found.append(check_command("Codex", command, len(self._manifest.serve), self._mend))
-            found.append(self._sandbox())
+            found += self._settings()
         return found
+
+    def _settings(self) -> Iterator[Finding]:
+        """What Codex's settings mean for a session. They were readable a moment ago; else there is nothing to say."""
+        try:
+            state = _read(self._file)
+        except Unreadable:
+            return
+        entry = _entry(state, self._name) or {}
+        asking = sorted(_asking(entry))
+        if asking:
+            seen = f"Codex asks before it uses {', '.join(asking)} of agentbus, and `codex exec` refuses these"
+            remedy = f"take approval_mode out of [mcp_servers.{self._name}] in {self._file}: our tools need none"
+            yield Finding("permission", Level.NOTE, seen, remedy)
+        else:
+            yield Finding("permission", Level.OK, "Codex uses the tools of agentbus without a question")
+        features = state.get("features")
+        if isinstance(features, dict) and features.get("daemon_auto_start") is False:
+            seen = (
+                f"daemon_auto_start is off in {self._file}: without a running app server, messages are only announced"
+            )
+            yield Finding("client", Level.NOTE, seen, "set it to true, or the model calls check_messages")
+        yield self._sandbox()
 
     def _sandbox(self) -> Finding:
         with suppress(Unreadable):
@@ -329,8 +352,21 @@ def _entry(state: dict[str, Any], name: str) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
+def _asking(entry: dict[str, Any]) -> set[str]:
+    """The tools before which Codex asks by what our entry says; "every tool" if that holds for all."""
+    tools = entry.get("tools")
+    single = {
+        name: one.get("approval_mode")
+        for name, one in (tools if isinstance(tools, dict) else {}).items()
+        if isinstance(one, dict)
+    }
+    asks = ("prompt", "writes")
+    every = {"every tool"} if entry.get("default_tools_approval_mode") in asks else set()
+    return every | {str(name) for name, mode in single.items() if mode in asks}
+
+
 def _is_ours(entry: dict[str, Any]) -> bool:
     """Whether an entry starts agentbus, of whatever installation."""
     command = command_of(entry)
-    is_agentbus = os.path.basename(command[0]) == "agentbus" or command[1:3] == ["-m", "agentbus"]
+    is_agentbus = os.path.basename(command[0]) == "agentbus" or ("-m", "agentbus") in pairwise(command)
     return is_agentbus and command[-2:-1] == _SERVE[:1]

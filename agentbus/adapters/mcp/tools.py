@@ -345,9 +345,9 @@ def _highest_id(_profile: Profile) -> int:
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "send_message",
-        "Send a message to another agent session on this machine. It is pushed into that session at once if it is "
-        "online, else it waits in its mailbox. Use it to ask, answer, hand over or report; do not wait in a loop for "
-        "an answer, it arrives by itself.",
+        "Send a message to another agent session on this machine (not to a subagent of yours). It is pushed into that "
+        "session at once if it is online, else it waits in its mailbox. Use it to ask, answer, hand over or report; do "
+        "not wait in a loop for an answer, it arrives by itself.",
         _send_message,
         {
             "to": Argument("The peer's name, as list_peers shows it; a name that is offline is fine."),

@@ -84,17 +84,38 @@ def test_it_registers_once_and_takes_that_back(home: Path, codex: CodexOnPath) -
 
 
 @pytest.mark.spec("REG-2", "CODEX-10")
-def test_what_the_user_has_set_in_our_entry_is_kept(home: Path, codex: CodexOnPath) -> None:
+@pytest.mark.parametrize("former", [["/gone/agentbus"], ["/gone/python", "-E", "-P", "-m", "agentbus"]])
+def test_what_the_user_has_set_in_our_entry_is_kept(home: Path, codex: CodexOnPath, former: list[str]) -> None:
     kept = {"env_vars": ["X"], "tools": {"whoami": {"approval_mode": "approve"}}, "startup_timeout_sec": 20}
-    codex.put({"command": "/gone/agentbus", "args": ["serve", "codex"], "env": {"B": "2"}, **kept})
+    codex.put({"command": former[0], "args": [*former[1:], "serve", "codex"], "env": {"B": "2"}, **kept})
     assert "fix it: agentbus enable codex" in run(home, codex, "list").stdout
     done = run(home, codex, "enable", "codex")
-    assert done.stdout.endswith(", in place of /gone/agentbus serve codex\n")
+    assert done.stdout.endswith(f", in place of {' '.join(former)} serve codex\n")
     entry = codex.entry()
     assert entry is not None
     assert entry["command"] != "/gone/agentbus"
     assert {key: entry[key] for key in kept} == kept
     assert entry["env"] == {"B": "2", "AGENTBUS_HOME": str(home)}
+    run(home, codex, "disable", "codex")
+    assert codex.entry() is None, "an entry of ours is not put back"
+
+
+@pytest.mark.spec("DOCTOR-4", "CODEX-10")
+def test_doctor_says_what_the_settings_mean_for_a_session(home: Path, codex: CodexOnPath) -> None:
+    run(home, codex, "enable", "codex")
+    assert rows(home, codex)["permission"]["level"] == "ok"
+    text = codex.file.read_text()
+    more = (
+        '[mcp_servers.agentbus.tools.send_message]\napproval_mode = "prompt"\n[features]\ndaemon_auto_start = false\n'
+    )
+    codex.file.write_text(text + more)
+    found = rows(home, codex)
+    assert "Codex asks before it uses send_message of agentbus" in found["permission"]["seen"]
+    assert "daemon_auto_start is off" in found["client"]["seen"]
+    codex.file.write_text(
+        text.replace("[mcp_servers.agentbus]", "[mcp_servers.agentbus]\ndefault_tools_approval_mode = 'writes'")
+    )
+    assert "asks before it uses every tool" in rows(home, codex)["permission"]["seen"]
 
 
 @pytest.mark.spec("REG-2", "CODEX-10")
