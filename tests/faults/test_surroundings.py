@@ -16,7 +16,7 @@ import pytest
 import agentbus as agentbus_package
 from tests.support import sandbox
 from tests.support.client import RawClient
-from tests.support.command import PATIENCE_S, agentbus, clean_env, until
+from tests.support.command import PATIENCE_S, agentbus, clean_env
 
 pytestmark = pytest.mark.timeout(300)  # each test starts many processes, one after the other
 
@@ -392,8 +392,12 @@ def test_by_hand_one_sentence_says_what_shadows_what(
 @pytest.mark.spec("ISO-2")
 def test_a_server_by_hand_says_what_shadows_the_sdk(home: Path, tmp_path: Path, start: Start) -> None:
     server = start("bob", PYTHONPATH=shadowing(tmp_path, "mcp/__init__.py", "x = 1"))
-    assert server.process.wait(PATIENCE_S) == 1
-    until(lambda: f"{tmp_path}/shadow/mcp shadows the module mcp that agentbus needs" in server.stderr)
+    server.handshake()
+    said = f"{tmp_path}/shadow/mcp shadows the module mcp that agentbus needs"
+    # Only what needs the SDK fails, and says why. [DESK-5]
+    assert said in server.answer(server.post("resources/list"))["error"]["message"]
+    assert said in server.stderr
+    assert '"bob"' in server.call("whoami")
 
 
 @pytest.mark.spec("ISO-1", "REG-1")

@@ -39,7 +39,7 @@ from agentbus.core.model import Arrival, Peer
 from agentbus.core.ports import Trigger
 from agentbus.core.process import Process
 from agentbus.core.session import Checkpoints, Session
-from agentbus.core.shadows import unexpected
+from agentbus.core.shadows import explain, unexpected
 from agentbus.core.stderr import say
 from agentbus.core.text import one_line
 
@@ -360,9 +360,8 @@ async def _speak(context: ToolContext, stdio: Stdio, gate: ReadyGate) -> None:
             try:
                 sdk = await _import_sdk()
             except Exception as error:  # noqa: BLE001 - whatever the code of others raises while it is imported
-                await _refuse(
-                    stdio, fast_path, line, f"the MCP SDK cannot be imported, {type(error).__name__}: {error}"
-                )
+                why = explain(error) or f"the MCP SDK cannot be imported, {type(error).__name__}: {error}"
+                await _refuse(stdio, fast_path, line, why)
             else:
                 await sdk.serve_mcp(context, stdio, gate, fast_path, line)
         await anyio.sleep_forever()

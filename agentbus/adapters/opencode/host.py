@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agentbus.adapters.mcp import channel
 from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
 from agentbus.adapters.mcp.inbox import Address
 from agentbus.adapters.opencode.door import Door, PluginDelivery, Requests
@@ -54,9 +53,6 @@ class OpenCode:
         if self._is_opencode and words[:2] in (["mcp", "list"], ["mcp", "ls"]):
             reason = f"opencode mcp {words[1]} only asks whether the server starts"
             return Choice(host=host, mode=Mode.HEALTH_CHECK, delivery="none", reason=reason)
-        if asked == "channel":
-            reason = "AGENTBUS_DELIVERY is channel"
-            return Choice(host=host, mode=Mode.PUSHED, delivery=asked, reason=reason, make=channel.make)
         if asked == PULL:
             return self._pull("AGENTBUS_DELIVERY is pull")
         if self.door is None:

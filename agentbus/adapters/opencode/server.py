@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from agentbus.adapters.mcp import channel, server
+from agentbus.adapters.mcp import server
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.opencode.frames import FRAMES
 from agentbus.adapters.opencode.host import OpenCode
@@ -19,7 +19,6 @@ __all__ = ["PROFILE", "serve"]
 
 PROFILE = Profile(
     # OpenCode drops such events; it costs nothing. [MCP-2]
-    experimental=channel.CAPABILITY,
     # The entry that our plugin makes lets a call take 120 s.
     max_wait_s=100,
     frames=FRAMES,

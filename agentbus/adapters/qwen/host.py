@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from agentbus.adapters.mcp import channel, peer_socket
+from agentbus.adapters.mcp import peer_socket
 from agentbus.adapters.mcp.hosts import Choice, Link, Mode, find_host
 from agentbus.adapters.mcp.inbox import InboxDelivery, PostBudget
 from agentbus.adapters.qwen.inbox import QwenInbox, address
@@ -59,9 +59,6 @@ def choose(
     if words is not None and words[:2] in _CHECKS:
         reason = f"qwen {' '.join(words[:2])} only asks whether the server starts"
         return Choice(host=host, mode=Mode.HEALTH_CHECK, delivery="none", reason=reason)
-    if asked == "channel":
-        reason = "AGENTBUS_DELIVERY is channel"
-        return Choice(host=host, mode=Mode.PUSHED, delivery=asked, reason=reason, make=channel.make)
     if asked == PULL:
         return _pull(host, "AGENTBUS_DELIVERY is pull")
     at = address()

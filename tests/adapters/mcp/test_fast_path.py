@@ -261,7 +261,7 @@ def test_a_session_goes_on_without_an_sdk_that_cannot_be_imported(home: Path, st
     params = {"name": "send_message", "arguments": {"to": "bob", "text": "x"}, "somethingNew": 1}
     for refused in (client.request("resources/list"), client.request("tools/call", params)):
         assert refused["error"]["code"] == -32603
-        assert refused["error"]["message"] == "the MCP SDK cannot be imported, ImportError: half of it is gone"
+        assert "ImportError: half of it is gone" in refused["error"]["message"]
     client.send_line(b"no json")
     client.notify("notifications/unknown")
     assert client.call("send_message", to="bob", text="on") == 'sent #1 to "bob" (online)'

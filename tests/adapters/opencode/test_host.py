@@ -49,5 +49,4 @@ def test_without_the_plugin_it_pulls_and_says_why(monkeypatch: pytest.MonkeyPatc
     choice = found("opencode").choose("plugin")
     assert choice.mode is Mode.PULL
     assert "/nowhere/1.sock is gone" in choice.reason
-    assert found("opencode").choose("channel").delivery == "channel"
     assert found("opencode").choose("pull").reason == "AGENTBUS_DELIVERY is pull"
