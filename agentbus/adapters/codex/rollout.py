@@ -12,9 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from agentbus.adapters.mcp.transcript import piece
+
 __all__ = ["Rollout", "shown"]
 
-_PIECE_BYTES = 1 << 20
 _ELEMENT = re.compile(r'<channel source="agentbus"([^>]*)>')
 _ATTRIBUTE = re.compile(r'\b(msg_id|ts|part)="([^"]*)"')
 # What the model writes.
@@ -76,20 +77,6 @@ def _given(payload: dict[str, Any]) -> set[Message]:
     return found
 
 
-def _piece(place: str, offset: int) -> tuple[list[bytes], int]:
-    """The whole lines from `offset` on, and the offset behind them. Raises OSError."""
-    with Path(place).open("rb") as file:
-        size = file.seek(0, 2)
-        # A file that became shorter was written anew.
-        file.seek(offset if offset <= size else 0)
-        start = file.tell()
-        piece = file.read(_PIECE_BYTES)
-        if len(piece) == _PIECE_BYTES and not piece.endswith(b"\n"):
-            piece += file.readline()
-    whole = piece[: piece.rfind(b"\n") + 1]
-    return whole.splitlines(), start + len(whole)
-
-
 class Rollout:
     """The record of the thread whose rollout file is at `path`: see Record in the ports."""
 
@@ -114,7 +101,7 @@ class Rollout:
         if self.end(place) == offset:
             return set(), offset
         try:
-            lines, after = _piece(place, offset)
+            lines, after = piece(Path(place), offset)
         except OSError:
             return set(), offset
         reading = self._readings.setdefault(place, _Reading())
@@ -128,7 +115,7 @@ def shown(place: str) -> set[Message] | None:
     reading, offset = _Reading(), 0
     try:
         while True:
-            lines, after = _piece(place, offset)
+            lines, after = piece(Path(place), offset)
             if after == offset:
                 return found
             found = found.union(*map(reading.take, lines))

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentbus.adapters.mcp.inbox import NOT_HERE
 
-__all__ = ["Texts", "Transcript", "given", "shown"]
+__all__ = ["Texts", "Transcript", "given", "piece", "shown"]
 
 # Read at once: some 2 ms. A line can be longer, with an image in it; then more is read, up to the end of the line.
 _PIECE_BYTES = 1 << 20
@@ -52,22 +52,20 @@ def _find(place: str) -> Path:
     return next(iter(sorted(path.parent.parent.glob(f"*/{path.name}"))), path)
 
 
-def _piece(place: str, offset: int) -> tuple[list[bytes], int]:
-    """The whole lines from `offset` on, and the offset behind them. Raises OSError."""
-    path = _find(place)
-    size = path.stat().st_size
-    if size == offset:
-        return [], offset
-    # A file that became shorter was written anew.
-    offset = offset if offset < size else 0
+def piece(path: Path, offset: int) -> tuple[list[bytes], int]:
+    """The whole lines of a growing file from `offset` on, about 1 MiB of them, and the offset behind them.
+
+    Raises OSError.
+    """
     with path.open("rb") as file:
-        file.seek(offset)
-        piece = file.read(_PIECE_BYTES)
-        if len(piece) == _PIECE_BYTES and not piece.endswith(b"\n"):
-            piece += file.readline()
+        # A file that became shorter was written anew.
+        start = file.seek(offset if offset <= file.seek(0, 2) else 0)
+        found = file.read(_PIECE_BYTES)
+        if len(found) == _PIECE_BYTES and not found.endswith(b"\n"):
+            found += file.readline()
     # The last line can be half written.
-    whole = piece[: piece.rfind(b"\n") + 1]
-    return whole.splitlines(), offset + len(whole)
+    whole = found[: found.rfind(b"\n") + 1]
+    return whole.splitlines(), start + len(whole)
 
 
 class Transcript:
@@ -86,7 +84,7 @@ class Transcript:
     def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
         """What the next lines show. A file that is not there, or cannot be read, shows nothing new."""
         try:
-            lines, after = _piece(place, offset)
+            lines, after = piece(_find(place), offset)
         except OSError:
             return set(), offset
         found: set[tuple[int, str]] = set()
@@ -99,7 +97,7 @@ def shown(place: str, texts: Texts) -> set[tuple[int, str]] | None:
     offset = 0
     try:
         while True:
-            lines, after = _piece(place, offset)
+            lines, after = piece(_find(place), offset)
             if after == offset:
                 return found
             found = found.union(*(given(line, texts) for line in lines))
