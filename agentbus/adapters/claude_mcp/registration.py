@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,10 @@ from agentbus.adapters.mcp.registration import (
     launch_line,
     paste,
     read_object,
-    run_program,
+    run_mcp,
     servers,
     strings,
+    version_of,
 )
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
 from agentbus.core.bus import PULL
@@ -227,16 +227,8 @@ class ClaudeRegistration:
         both = "; ".join(f"{one.by}: {one.remove}" for one in found)
         return [f"but a session starts it {len(found)} times, and only one is a peer; remove one of ({both})"]
 
-    def _mcp(self, *arguments: str) -> str:
-        command = ["claude", "mcp", *arguments]
-        code, output = run_program(command, self._patience_s)
-        if code:
-            said = output.strip().splitlines()[-1:] or ["no output"]
-            raise BrokenSetup(
-                f"claude mcp {arguments[0]} failed with exit code {code} ({said[0][:300]})",
-                hint=f"run it yourself to see why: {shlex.join(command)}",
-            )
-        return output
+    def _mcp(self, *arguments: str) -> None:
+        run_mcp("claude", arguments, self._patience_s)
 
     def unattended(self) -> str:
         """See Registration. [MOD-4]"""
@@ -289,22 +281,16 @@ class ClaudeRegistration:
         return Finding("permission", Level.NOTE, seen, remedy)
 
     def _version(self) -> Finding:
-        try:
-            _, output = run_program(["claude", "--version"], self._patience_s)
-        except (BrokenSetup, OSError) as error:
-            return Finding("client", Level.WRONG, str(error), "run claude --version to see why")
-        numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
-        where = shutil.which("claude")
-        if numbers is None:
-            return Finding(
-                "client", Level.NOTE, f"{where} does not print its version", "run claude --version to see why"
-            )
+        found = version_of("claude", self._patience_s)
+        if isinstance(found, Finding):
+            return found
+        where, version, numbers = found
         least = ".".join(map(str, _LEAST_VERSION))
-        if tuple(map(int, numbers.groups())) < _LEAST_VERSION:
+        if numbers < _LEAST_VERSION:
             return Finding(
-                "client", Level.WRONG, f"{where} is version {numbers[0]}, channels need {least}", "claude update"
+                "client", Level.WRONG, f"{where} is version {version}, channels need {least}", "claude update"
             )
-        return Finding("client", Level.OK, f"{where} is version {numbers[0]} (channels need {least})")
+        return Finding("client", Level.OK, f"{where} is version {version} (channels need {least})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. A session with neither the channel nor an inbox is not what the user wants. [VOID-1]"""

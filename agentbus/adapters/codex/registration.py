@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -30,7 +29,8 @@ from agentbus.adapters.mcp.registration import (
     is_same,
     launch_line,
     paste,
-    run_program,
+    run_mcp,
+    version_of,
 )
 from agentbus.core import config
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
@@ -206,14 +206,7 @@ class CodexRegistration:
         return [f"but {found.seen}; {found.remedy}"] if found.standing is Standing.SHADOWED else []
 
     def _mcp(self, *arguments: str) -> None:
-        command = ["codex", "mcp", *arguments]
-        code, output = run_program(command, self._patience_s)
-        if code:
-            said = output.strip().splitlines()[-1:] or ["no output"]
-            raise BrokenSetup(
-                f"codex mcp {arguments[0]} failed with exit code {code} ({said[0][:300]})",
-                hint=f"run it yourself to see why: {shlex.join(command)}",
-            )
+        run_mcp("codex", arguments, self._patience_s)
 
     def _write(self, key: str, value: Any) -> None:
         """Set one value in the user's configuration, through Codex. Raises BrokenSetup."""
@@ -295,31 +288,24 @@ class CodexRegistration:
                 f"daemon_auto_start is off in {self._file}: without a running app server, messages are only announced"
             )
             yield Finding("client", Level.NOTE, seen, "set it to true, or the model calls check_messages")
-        yield self._sandbox()
+        yield self._sandbox(state)
 
-    def _sandbox(self) -> Finding:
-        with suppress(Unreadable):
-            state = _read(self._file)
-            if state.get("sandbox_mode") == "danger-full-access":
-                return Finding("sandbox", Level.OK, f"{self._file} turns the sandbox off: shell commands reach the bus")
+    def _sandbox(self, state: dict[str, Any]) -> Finding:
+        if state.get("sandbox_mode") == "danger-full-access":
+            return Finding("sandbox", Level.OK, f"{self._file} turns the sandbox off: shell commands reach the bus")
         seen = "Codex runs shell commands in a sandbox, from which the command agentbus cannot send; its tools can"
         return Finding("sandbox", Level.OK, seen)
 
     def _version(self) -> Finding:
-        try:
-            _, output = run_program(["codex", "--version"], self._patience_s)
-        except (BrokenSetup, OSError) as error:
-            return Finding("client", Level.WRONG, str(error), "run codex --version to see why")
-        numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
-        where = shutil.which("codex")
-        if numbers is None:
-            remedy = "run codex --version to see why"
-            return Finding("client", Level.NOTE, f"{where} does not print its version", remedy)
+        found = version_of("codex", self._patience_s)
+        if isinstance(found, Finding):
+            return found
+        where, version, numbers = found
         least = ".".join(map(str, _APP_SERVER_VERSION))
-        if tuple(map(int, numbers.groups())) < _APP_SERVER_VERSION:
-            seen = f"{where} is version {numbers[0]}; from {least} on, messages go into a running session"
+        if numbers < _APP_SERVER_VERSION:
+            seen = f"{where} is version {version}; from {least} on, messages go into a running session"
             return Finding("client", Level.NOTE, seen, "update Codex; until then its model calls check_messages")
-        return Finding("client", Level.OK, f"{where} is version {numbers[0]}, with its settings in {self._file.parent}")
+        return Finding("client", Level.OK, f"{where} is version {version}, with its settings in {self._file.parent}")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. Without its app server, a session of Codex reads when it calls check_messages."""

@@ -7,7 +7,6 @@ Knows no client: an adapter says where that folder is, and what ours holds. Impl
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,8 @@ from agentbus.adapters.mcp.registration import (
     launch_line,
     paste,
     read_object,
-    run_program,
     servers,
+    version_of,
 )
 from agentbus.core.adapter import Manifest, Registered, Standing, own_command
 from agentbus.core.bus import PULL
@@ -210,25 +209,19 @@ class ExtensionFolder:
         return []
 
     def _version(self) -> Finding:
-        client = self._manifest.client
-        where = shutil.which(client)
-        try:
-            _, output = run_program([client, "--version"], _PATIENCE_S)
-        except (BrokenSetup, OSError) as error:
-            return Finding("client", Level.WRONG, str(error), f"run {client} --version to see why")
-        numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
-        if numbers is None:
-            seen = f"{where} does not print its version"
-            return Finding("client", Level.NOTE, seen, f"run {client} --version to see why")
+        found = version_of(self._manifest.client, _PATIENCE_S)
+        if isinstance(found, Finding):
+            return found
+        where, version, numbers = found
         tried = ".".join(map(str, self._tried))
-        if tuple(map(int, numbers.groups()))[:2] < self._tried:
-            seen = f"{where} is version {numbers[0]}; agentbus was tried with {tried}"
+        if numbers[:2] < self._tried:
+            seen = f"{where} is version {version}; agentbus was tried with {tried}"
             return Finding("client", Level.NOTE, seen, self._update)
-        return Finding("client", Level.OK, f"{where} is version {numbers[0]} (tried with {tried})")
+        return Finding("client", Level.OK, f"{where} is version {version} (tried with {tried})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""
-        seen = f'"{peer.name}" receives by {peer.delivery}: {peer.delivery_reason}'
+        seen = f'"{peer.name}" receives by {peer.receives}'
         if peer.delivery != PULL:
             return Finding("delivery", Level.OK, seen)
         return Finding("delivery", Level.NOTE, f"{seen}; its model has to call check_messages")

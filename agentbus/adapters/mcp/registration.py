@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -32,9 +33,11 @@ __all__ = [
     "launch_line",
     "paste",
     "read_object",
+    "run_mcp",
     "run_program",
     "servers",
     "strings",
+    "version_of",
 ]
 
 # An agentbus command answers `--version` in 0.05 s.
@@ -182,6 +185,31 @@ def run_program(command: Sequence[str], patience_s: float) -> tuple[int, str]:
             if child.returncode is None:
                 os.killpg(child.pid, signal.SIGKILL)
     return child.returncode, output.decode(errors="replace")
+
+
+def run_mcp(client: str, arguments: Sequence[str], patience_s: float) -> None:
+    """Run the `mcp` command of a client. Raises BrokenSetup, with the last line that it has said. [REG-5]"""
+    command = [client, "mcp", *arguments]
+    code, output = run_program(command, patience_s)
+    if code:
+        said = output.strip().splitlines()[-1:] or ["no output"]
+        raise BrokenSetup(
+            f"{client} mcp {arguments[0]} failed with exit code {code} ({said[0][:300]})",
+            hint=f"run it yourself to see why: {shlex.join(command)}",
+        )
+
+
+def version_of(client: str, patience_s: float) -> Finding | tuple[str, str, tuple[int, ...]]:
+    """Where a client is, and its version as text and as numbers; a finding if it does not say that."""
+    remedy = f"run {client} --version to see why"
+    try:
+        _, output = run_program([client, "--version"], patience_s)
+    except (BrokenSetup, OSError) as error:
+        return Finding("client", Level.WRONG, str(error), remedy)
+    where, numbers = shutil.which(client), re.search(r"(\d+)\.(\d+)\.(\d+)", output)
+    if numbers is None:
+        return Finding("client", Level.NOTE, f"{where} does not print its version", remedy)
+    return str(where), numbers[0], tuple(map(int, numbers.groups()))
 
 
 def check_command(client: str, command: Sequence[str], serve_words: int, mend: str) -> Finding:

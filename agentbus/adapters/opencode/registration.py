@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agentbus import __version__
-from agentbus.adapters.mcp.registration import check_command, command_of, launch_line, paste, run_program
+from agentbus.adapters.mcp.registration import check_command, command_of, launch_line, paste, version_of
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
 from agentbus.core.bus import PULL
 from agentbus.core.config import expanded, other_program
@@ -222,21 +222,15 @@ class OpenCodeRegistration:
         return None
 
     def _version(self) -> Finding:
-        where = shutil.which(self._manifest.client)
-        try:
-            _, output = run_program([self._manifest.client, "--version"], _PATIENCE_S)
-        except (BrokenSetup, OSError) as error:
-            return Finding("client", Level.WRONG, str(error), "run opencode --version to see why")
-        numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
-        if numbers is None:
-            return Finding(
-                "client", Level.NOTE, f"{where} does not print its version", "run opencode --version to see why"
-            )
+        found = version_of(self._manifest.client, _PATIENCE_S)
+        if isinstance(found, Finding):
+            return found
+        where, version, numbers = found
         tried = ".".join(map(str, _TRIED_VERSION))
-        if tuple(map(int, numbers.groups()))[:2] < _TRIED_VERSION:
-            seen = f"{where} is version {numbers[0]}; agentbus was tried with {tried}"
+        if numbers[:2] < _TRIED_VERSION:
+            seen = f"{where} is version {version}; agentbus was tried with {tried}"
             return Finding("client", Level.NOTE, seen, "opencode upgrade")
-        return Finding("client", Level.OK, f"{where} is version {numbers[0]} (tried with {tried})")
+        return Finding("client", Level.OK, f"{where} is version {version} (tried with {tried})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""
