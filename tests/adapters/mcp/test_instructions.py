@@ -11,8 +11,9 @@ import pytest
 from agentbus.adapters.claude_mcp.frames import FRAMES
 from agentbus.adapters.mcp.element import client_chars
 from agentbus.adapters.mcp.hosts import Choice, Mode
+from agentbus.adapters.mcp.instructions import instructions
 from agentbus.adapters.mcp.profile import Profile
-from agentbus.adapters.mcp.tools import ToolContext, instructions
+from agentbus.adapters.mcp.toolkit import ToolContext
 from agentbus.core.process import Process
 from agentbus.core.session import Session
 
