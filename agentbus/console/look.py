@@ -1,0 +1,116 @@
+"""How the console draws messages and peers: as texts of rich, with signs and colours. Knows no widget.
+
+What others wrote is escaped first, so that it steers no terminal and breaks no line. Implements [CONSOLE-5].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+from rich.text import Text
+
+from agentbus.cli import output
+from agentbus.core.bus import PULL
+from agentbus.core.model import MessageState, Peer, Status
+from agentbus.core.text import escaped, one_line, word
+
+__all__ = ["FOLDED_LINES", "message_head", "message_text", "peer_lines", "plain"]
+
+# A longer text is folded to this many lines until it is opened.
+FOLDED_LINES = 6
+# Of a folded text no more than this is looked at: it may have a million characters.
+_FOLDED_CHARS = 4_000
+_SIGNS = {MessageState.PENDING: "○", MessageState.DELIVERED: "◐", MessageState.READ: "●"}
+
+
+def plain(text: str) -> str:
+    """`text` with its line breaks, and with every other character that is not seen as its escape."""
+    return "\n".join(map(escaped, text.expandtabs(4).split("\n")))
+
+
+def message_head(message: Status, name: str, answered: Collection[int], *, width: int) -> Text:
+    """The first line of a message: when, from whom, to whom, its state and its number."""
+    is_mine = message.recipient == name
+    is_unopened = is_mine and message.state is not MessageState.READ
+    head = Text(no_wrap=True, overflow="ellipsis", end="")
+    head.append(_clock(message.sent_at), "dim")
+    head.append("  ")
+    head.append(escaped(message.sender), "bold" if is_unopened else "")
+    head.append(" → ", "dim")
+    to = "you" if is_mine else escaped(message.recipient)
+    head.append(to, "bold reverse" if is_unopened else "")
+    if message.to_group:
+        head.append(f" in {escaped(message.to_group)}", "magenta")
+    head.append("  ")
+    state = message.state
+    head.append(f"{_SIGNS[state]} {state.value}", output.STYLES[state])
+    if message.answer_by is not None:
+        is_answered = message.id in answered
+        head.append("  ✓ answered" if is_answered else "  ? unanswered", "green" if is_answered else "yellow")
+    head.append(f"  #{message.id}", "dim")
+    if message.reply_to is not None:
+        head.append(f" ↩ #{message.reply_to}", "dim")
+    head.truncate(max(1, width), overflow="ellipsis")
+    return head
+
+
+def message_text(message: Status, *, is_folded: bool) -> Text:
+    """The text of a message; if it is folded, its beginning."""
+    text = message.text[:_FOLDED_CHARS] if is_folded else message.text
+    return Text(plain(text), end="")
+
+
+def peer_lines(peer: Peer, pending: int, now: int, *, is_you: bool) -> Text:
+    """A peer in the list: its name and signs, and below what it is doing."""
+    text = Text(no_wrap=True, overflow="ellipsis", end="")
+    text.append("● ", "yellow" if peer.delivery == PULL else "green")
+    text.append(escaped(peer.name), "bold")
+    if is_you:
+        text.append(" (you)", "dim")
+    if pending:
+        text.append(f"  ✉ {pending:,}", "yellow")
+    text.append(f"\n  {word(peer.runtime)}, {word(peer.delivery)}", "dim")
+    text.append(f", {output.age(peer.last_seen, now)}" if now - peer.last_seen > 15_000 else "", "dim")
+    return text
+
+
+def offline_line(name: str, pending: int) -> Text:
+    """A name that nobody has now, and for which mail waits."""
+    text = Text(no_wrap=True, overflow="ellipsis", end="")
+    text.append("○ ", "dim")
+    text.append(escaped(name), "dim")
+    text.append(f"  ✉ {pending:,}", "yellow")
+    text.append("\n  offline", "dim")
+    return text
+
+
+def group_line(group: str, members: Sequence[str]) -> Text:
+    """A group, and how many are in it."""
+    text = Text(no_wrap=True, overflow="ellipsis", end="")
+    text.append(escaped(group), "magenta")
+    text.append(f"  {len(members)} in it\n  {', '.join(map(escaped, members))}", "dim")
+    return text
+
+
+def details(message: Status, former: str = "") -> Text:
+    """All that is known about a message, for the side panel."""
+    text = Text()
+    text.append(f"#{message.id}\n", "bold")
+    text.append(f"from  {escaped(message.sender)}{former}\nto    {escaped(message.recipient)}\n")
+    for what, at in (("sent", message.sent_at), ("delivered", message.delivered_at), ("read", message.read_at)):
+        if at is not None:
+            text.append(f"{what:<10}{output.clock(at)}\n", "dim")
+    if message.carrier:
+        text.append(f"by {one_line(message.carrier)}\n", "dim")
+    if message.answer_by is not None:
+        text.append(f"an answer is awaited until {output.clock(message.answer_by)}\n", "yellow")
+    text.append("\n")
+    text.append(plain(message.text))
+    return text
+
+
+def _clock(at_ms: int) -> str:
+    then, now = time.localtime(at_ms / 1_000), time.localtime()
+    day = "" if then[:3] == now[:3] else time.strftime("%m-%d ", then)
+    return day + time.strftime("%H:%M:%S", then)
