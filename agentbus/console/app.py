@@ -88,17 +88,23 @@ class Console(App[None]):
         self.is_quiet = is_quiet
         self.is_shown = is_shown
         self._is_loading = False
-        self.failure: AgentbusError | None = None
+        # Kept here, and not looked up: a window that is open over them hides them from a search.
+        self.head = Static(id="head", markup=False)
+        self.where = Static(id="where", markup=False)
+        self.peer_list = PeerList(id="left")
+        self.feed = Feed(desk.name)
+        self.details = Details()
+        self.composer = Composer(desk.names)
 
     def compose(self) -> ComposeResult:
         """The head, the three columns, and where one writes."""
-        yield Static(id="head", markup=False)
-        yield Static(id="where", markup=False)
+        yield self.head
+        yield self.where
         with Horizontal():
-            yield PeerList(id="left")
-            yield Feed(self.desk.name)
-            yield Details()
-        yield Composer(self.desk.names)
+            yield self.peer_list
+            yield self.feed
+            yield self.details
+        yield self.composer
         yield Footer(compact=True)
 
     # -- what happens by itself ------------------------------------------------------------------------------
@@ -113,12 +119,12 @@ class Console(App[None]):
         self.feed.focus()
         self._join()
         self._follow()
-        self.set_interval(_TICK_S, self._show_peers)
+        self.set_interval(_TICK_S, self._tick)
 
-    @property
-    def feed(self) -> Feed:
-        """The messages."""
-        return self.query_one(Feed)
+    def _tick(self) -> None:
+        """Draw the ages anew, and see who has gone without a word."""
+        self._guarded(self.desk.look_at_peers)
+        self._show_peers()
 
     @work(group="follow")
     async def _follow(self) -> None:
@@ -133,8 +139,8 @@ class Console(App[None]):
                     await wakes.wait(SAFETY_S)
             await anyio.sleep(_PAUSE_S)
 
-    def _look(self) -> None:
-        found = self.desk.look()
+    def _look(self, *, thoroughly: bool = False) -> None:
+        found = self.desk.look(thoroughly=thoroughly)
         if found.is_new_bus:
             config.prepare_home(self.desk.settings.home)
             self._say("the database was deleted or replaced: this is the new one")
@@ -191,19 +197,19 @@ class Console(App[None]):
         ]
         lines += [(group, look.group_line(group, members)) for group, members in desk.groups.items()]
         lines += [(name, look.offline_line(name, count)) for name, count in desk.waiting.items() if name not in present]
-        self.query_one(PeerList).show(lines)
+        self.peer_list.show(lines)
         unread = desk.count_unread()
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append(f"agentbus  {len(desk.peers)} online  you are {desk.name}  ")
         if unread:
             head.append(f" ✉ {unread:,} unread for you: u ", "reverse")
-        self.query_one("#head", Static).update(head)
+        self.head.update(head)
         back = "" if desk.shown == EVERYTHING else ", Esc shows all"
-        self.query_one("#where", Static).update(f"showing {desk.shown}{back}")
+        self.where.update(f"showing {desk.shown}{back}")
 
     def _show_details(self) -> None:
         selected = self.feed.selected
-        self.query_one(Details).show(None if selected is None else look.details(selected))
+        self.details.show(None if selected is None else look.details(selected))
 
     def _say(self, sentence: str) -> None:
         self.notify(escaped(sentence), markup=False, timeout=8)
@@ -288,11 +294,11 @@ class Console(App[None]):
         self._write(Draft("broadcast"))
 
     def _peer_in_hand(self) -> str:
-        peers = self.query_one(PeerList)
+        peers = self.peer_list
         return peers.chosen if peers.has_focus else ""
 
     def _write(self, draft: Draft) -> None:
-        self.query_one(Composer).open(draft)
+        self.composer.open(draft)
 
     def on_composer_closed(self) -> None:
         """Back to the messages."""
@@ -307,17 +313,17 @@ class Console(App[None]):
         try:
             said = await retry_while_busy(partial(desk.send, draft.kind, draft.to, draft.text, draft.reply_to))
         except AgentbusError as error:
-            self.query_one(Composer).failed(str(error))
+            self.composer.failed(str(error))
             return
-        self.query_one(Composer).sent(draft)
+        self.composer.sent(draft)
         self._say(said)
         self.feed.is_following = True
-        self._guarded(self._look)
+        self._guarded(partial(self._look, thoroughly=True))
 
     async def _is_sure_of_broadcast(self) -> bool:
         names = [peer.name for peer in self.desk.peers if peer.name != self.desk.name]
         if not names:
-            self.query_one(Composer).failed("nobody else is online: there is nobody to send this to")
+            self.composer.failed("nobody else is online: there is nobody to send this to")
             return False
         to = f"{len(names)} peers" if len(names) > 1 else "1 peer"
         return bool(await self.push_screen_wait(Question(f"Send this to {to}: {', '.join(names)}?")))
@@ -325,7 +331,7 @@ class Console(App[None]):
     @work(group="question")
     async def action_pause(self) -> None:
         """Pause the peer that is highlighted, or that the selected message concerns; or let it go on."""
-        peers, chosen = self.query_one(PeerList), self.feed.selected
+        peers, chosen = self.peer_list, self.feed.selected
         name = peers.chosen if peers.has_focus or chosen is None else self._other(chosen)
         if not name:
             self._say("no peer is chosen: Tab goes to the list of peers")
@@ -352,7 +358,7 @@ class Console(App[None]):
             said = await self._done(partial(act, name))
             if said:
                 self._say(said)
-            self._guarded(self._look)
+            self._guarded(partial(self._look, thoroughly=True))
 
     def _other(self, message: Status) -> str:
         return message.recipient if message.sender == self.desk.name else message.sender
@@ -369,12 +375,12 @@ class Console(App[None]):
             taken = await self._done(partial(self.desk.bus.cancel, chosen.id))
             if taken is not None:
                 self._say(f"#{taken.id} is taken back")
-            self._guarded(self._look)
+            self._guarded(partial(self._look, thoroughly=True))
 
     @work(group="question")
     async def action_doctor(self) -> None:
         """What doctor says about the peer that is highlighted, or to whom the selected message goes."""
-        peers, chosen = self.query_one(PeerList), self.feed.selected
+        peers, chosen = self.peer_list, self.feed.selected
         name = peers.chosen if peers.has_focus or chosen is None else chosen.recipient
         if not name:
             self._say("no peer is chosen: Tab goes to the list of peers")
@@ -398,7 +404,7 @@ class Console(App[None]):
     async def _open(self, message: Status) -> None:
         if message.recipient == self.desk.name and message.state is not MessageState.READ:
             await self._done(partial(self.desk.read, message.id))
-            self._guarded(self._look)
+            self._guarded(partial(self._look, thoroughly=True))
 
     @work(group="question")
     async def action_unread(self) -> None:

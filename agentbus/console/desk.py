@@ -160,8 +160,8 @@ class Desk:
         messages = sorted(found.values(), key=lambda one: one.id)
         return Thread(root, messages[-_TAIL:], is_cut=len(messages) > _TAIL)
 
-    def look(self) -> Look:
-        """Read what has changed since the last look; reads nothing when nobody has written."""
+    def look(self, *, thoroughly: bool = False) -> Look:
+        """Read what has changed since the last look: unless `thoroughly`, only if another process has written."""
         store = self.bus.store
         found = Look()
         if store.is_replaced():
@@ -170,12 +170,12 @@ class Desk:
             self.open(EVERYTHING)
             found.is_new_bus = True
         version = store.queries.version()
-        if version == self._version:
+        if version == self._version and not thoroughly:
             return found
-        is_first, self._version = self._version == -1, version
+        self._version = version
         found.is_changed = True
         new = self._arrived()
-        found.mine = [] if is_first else [one for one in new if one.recipient == self.name]
+        found.mine = [one for one in new if one.recipient == self.name]
         self._follow(new)
         return found
 
