@@ -115,12 +115,17 @@ class Search(ModalScreen[int | None]):
             super().__init__()
             self.words = words
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._state = Static(markup=False)
+        self._found = OptionList(id="found")
+
     def compose(self) -> ComposeResult:
         """The words, what is going on, and what was found."""
         with Vertical(classes="box"):
             yield Input(placeholder='words, "a phrase", begin*, this OR that', id="words", compact=True)
-            yield Static(id="state", markup=False)
-            yield OptionList(id="found")
+            yield self._state
+            yield self._found
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter looks for the words."""
@@ -130,11 +135,11 @@ class Search(ModalScreen[int | None]):
 
     def say(self, state: str) -> None:
         """What the search is doing, or what is wrong with the words."""
-        self.query_one("#state", Static).update(state)
+        self._state.update(state)
 
     def show(self, found: Sequence[tuple[int, Text]]) -> None:
         """Show these messages."""
-        results = self.query_one("#found", OptionList)
+        results = self._found
         results.clear_options()
         results.add_options([Option(text, id=str(row_id)) for row_id, text in found])
         if found:
@@ -143,7 +148,7 @@ class Search(ModalScreen[int | None]):
 
     def action_into(self) -> None:
         """Go to what was found."""
-        self.query_one("#found", OptionList).focus()
+        self._found.focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Close with the chosen message."""

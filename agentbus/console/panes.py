@@ -55,13 +55,17 @@ class Details(VerticalScroll):
 
     DEFAULT_CSS = "Details { width: 1fr; max-width: 60; padding: 0 1; border-left: solid ansi_bright_black; }"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._text = Static(markup=False)
+
     def compose(self) -> ComposeResult:
         """One text."""
-        yield Static(id="details-text", markup=False)
+        yield self._text
 
     def show(self, text: Text | None) -> None:
         """Show `text`, from its beginning."""
-        self.query_one("#details-text", Static).update(text or "")
+        self._text.update(text or "")
         self.scroll_home(animate=False)
 
 
@@ -142,16 +146,19 @@ class Composer(Vertical):
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
         super().__init__()
-        self._names = names
+        self._title = Label(markup=False)
+        self._to = Input(placeholder="to: a name or @group", suggester=_Names(names), id="to", compact=True)
+        self._text = _Text(id="text", compact=True, highlight_cursor_line=False)
+        self._problem = Static(id="problem", markup=False)
         self._drafts: dict[tuple[str, int], Draft] = {}
         self._now = Draft("send")
 
     def compose(self) -> ComposeResult:
         """The title, the name, the text, and a line for what is wrong."""
-        yield Label(id="title", markup=False)
-        yield Input(placeholder="to: a name or @group", suggester=_Names(self._names), id="to", compact=True)
-        yield _Text(id="text", compact=True, highlight_cursor_line=False)
-        yield Static(id="problem", markup=False)
+        yield self._title
+        yield self._to
+        yield self._text
+        yield self._problem
 
     @property
     def is_open(self) -> bool:
@@ -166,8 +173,8 @@ class Composer(Vertical):
         self._now = draft if known is None else replace(known, to=draft.to or known.to)
         self.add_class("open")
         hint = "Enter sends, Ctrl-J new line, Esc closes and keeps the draft"
-        self.query_one("#title", Label).update(f"{self._now.title}   ({hint})")
-        to, text = self.query_one("#to", Input), self.query_one("#text", _Text)
+        self._title.update(f"{self._now.title}   ({hint})")
+        to, text = self._to, self._text
         to.display = self._now.kind in ("ask", "send")
         to.value = self._now.to
         text.text = self._now.text
@@ -176,7 +183,7 @@ class Composer(Vertical):
         (to if to.display and not to.value else text).focus()
 
     def _keep(self) -> Draft:
-        to, text = self.query_one("#to", Input), self.query_one("#text", _Text)
+        to, text = self._to, self._text
         self._now = replace(self._now, to=to.value if to.display else self._now.to, text=text.text)
         if self._now.text:
             self._drafts[self._now.key] = self._now
@@ -191,9 +198,8 @@ class Composer(Vertical):
         self.post_message(self.Closed())
 
     def _complain(self, problem: str) -> None:
-        line = self.query_one("#problem", Static)
-        line.update(problem)
-        line.display = bool(problem)
+        self._problem.update(problem)
+        self._problem.display = bool(problem)
 
     def failed(self, problem: str) -> None:
         """What was to be sent could not be sent: say why, the draft stays."""
@@ -216,7 +222,7 @@ class Composer(Vertical):
             self._complain(str(error))
             return
         self._complain("")
-        self.query_one("#text", _Text).focus()
+        self._text.focus()
 
     def on__text_sent(self, event: _Text.Sent) -> None:
         """Enter in the text sends it."""
@@ -226,7 +232,7 @@ class Composer(Vertical):
             self._complain("the message is empty: write something, or Esc")
         elif draft.kind in ("ask", "send") and not draft.to:
             self._complain("to whom? Write a name above")
-            self.query_one("#to", Input).focus()
+            self._to.focus()
         else:
             self._complain("")
             self.post_message(self.Finished(draft))

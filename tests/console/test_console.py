@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 import agentbus
 from agentbus import registry
@@ -163,16 +163,16 @@ async def test_an_answer_and_a_message_go_out_and_a_draft_survives_errors_and_sw
         assert (answer.text, answer.reply_to) == ("8080\nor 80", asked.id)
         await window.until(lambda: not window.app.composer.is_open)
         await window.press("s")
-        assert window.app.query_one("#to").value == "backend"
+        assert window.app.composer.query_one("#to", Input).value == "backend"
         await window.press("enter", "enter")
         assert (await receive(backend)).text == "hello"
         # A bad name and an empty text: a line, and the draft stays.
         await window.press("s")
         await window.type("a b/c")
         await window.press("enter")
-        problem = window.app.query_one("#problem", Static)
+        problem = window.app.composer.query_one("#problem", Static)
         await window.until(lambda: problem.display)
-        assert window.app.query_one("#to").value == "a b/c"
+        assert window.app.composer.query_one("#to", Input).value == "a b/c"
         await window.press("escape")
 
 
