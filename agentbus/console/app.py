@@ -277,9 +277,13 @@ class Console(App[None]):
         if chosen is None:
             self._say("no message is selected: choose one with the arrows")
             return
-        to = chosen.recipient if chosen.sender == self.desk.name else chosen.sender
+        name = self.desk.name
         self._open(chosen)
-        self._write(Draft("answer", to, reply_to=chosen.id))
+        if name in (chosen.sender, chosen.recipient):
+            self._write(Draft("answer", self._other(chosen), reply_to=chosen.id))
+        else:
+            # It is between others: who was not asked does not answer. [THREAD-2]
+            self._write(Draft("send", chosen.sender))
 
     def action_send(self) -> None:
         """Write to a peer or a group: by default the one that is highlighted on the left."""

@@ -37,6 +37,16 @@ class _Row:
     lines: tuple[Strip, ...]
 
 
+def _entries(messages: Sequence[Status], name: str) -> list[list[Status]]:
+    """The messages, each alone, but the copies of one message to a group together: that to `name` first."""
+    found: dict[object, list[Status]] = {}
+    for one in messages:
+        key = one.id if one.to_group is None else (one.sender, one.to_group, one.sent_at, one.text)
+        copies = found.setdefault(key, [])
+        copies.insert(0 if one.recipient == name else len(copies), one)
+    return list(found.values())
+
+
 class Feed(ScrollView, can_focus=True):
     """The messages of some threads, newest at the end. One of them is selected; at the end it follows what comes."""
 
@@ -103,18 +113,20 @@ class Feed(ScrollView, can_focus=True):
             note = Text("earlier messages: t shows the whole thread", "dim") if thread.is_cut else None
             if note is not None:
                 rows.append(self._row((thread.root, width), "╭ ", None, [note], width))
-            last = len(thread.messages) - 1
-            for number, message in enumerate(thread.messages):
+            entries = _entries(thread.messages, self._person)
+            last = len(entries) - 1
+            for number, copies in enumerate(entries):
+                message = copies[0]
                 if last == 0 and note is None:
                     gutter = "  "
                 else:
                     gutter = "╭ " if number == 0 and note is None else "╰ " if number == last else "│ "
                 is_folded = message.id not in self._unfolded
-                key = (message, message.id in answered, is_folded, gutter, width)
+                key = (*copies, message.id in answered, is_folded, gutter, width)
                 row = self._cache.get(key)
                 if row is None:
                     room = width - _GUTTER
-                    head = look.message_head(message, self._person, answered, width=room)
+                    head = look.message_head(copies, self._person, answered, width=room)
                     texts = [head, *self._body(message, is_folded=is_folded, width=room)]
                     row = self._row(key, gutter, message, texts, width)
                 rows.append(row)

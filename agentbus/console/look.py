@@ -29,8 +29,12 @@ def plain(text: str) -> str:
     return "\n".join(map(escaped, text.expandtabs(4).split("\n")))
 
 
-def message_head(message: Status, name: str, answered: Collection[int], *, width: int) -> Text:
-    """The first line of a message: when, from whom, to whom, its state and its number."""
+def message_head(copies: Sequence[Status], name: str, answered: Collection[int], *, width: int) -> Text:
+    """The first line of a message: when, from whom, to whom, its state and its number.
+
+    `copies` has several if it was sent to a group: the first is the one that is shown.
+    """
+    message = copies[0]
     is_mine = message.recipient == name
     is_unopened = is_mine and message.state is not MessageState.READ
     head = Text(no_wrap=True, overflow="ellipsis", end="")
@@ -38,13 +42,16 @@ def message_head(message: Status, name: str, answered: Collection[int], *, width
     head.append("  ")
     head.append(escaped(message.sender), "bold" if is_unopened else "")
     head.append(" → ", "dim")
-    to = "you" if is_mine else escaped(message.recipient)
-    head.append(to, "bold reverse" if is_unopened else "")
     if message.to_group:
-        head.append(f" in {escaped(message.to_group)}", "magenta")
+        head.append(escaped(message.to_group), "magenta")
+        head.append(f" ({len(copies)})" if len(copies) > 1 else "", "dim")
+        head.append(", ", "dim")
+    if is_mine:
+        head.append("you", "bold reverse" if is_unopened else "")
+    elif len(copies) == 1:
+        head.append(escaped(message.recipient))
     head.append("  ")
-    state = message.state
-    head.append(f"{_SIGNS[state]} {state.value}", output.STYLES[state])
+    head.append_text(_states(copies))
     if message.answer_by is not None:
         is_answered = message.id in answered
         head.append("  ✓ answered" if is_answered else "  ? unanswered", "green" if is_answered else "yellow")
@@ -53,6 +60,16 @@ def message_head(message: Status, name: str, answered: Collection[int], *, width
         head.append(f" ↩ #{message.reply_to}", "dim")
     head.truncate(max(1, width), overflow="ellipsis")
     return head
+
+
+def _states(copies: Sequence[Status]) -> Text:
+    text = Text()
+    for state in MessageState:
+        count = sum(one.state is state for one in copies)
+        if count:
+            number = f"{count} " if len(copies) > 1 else ""
+            text.append(f"{' ' if text else ''}{_SIGNS[state]} {number}{state.value}", output.STYLES[state])
+    return text
 
 
 def message_text(message: Status, *, is_folded: bool) -> Text:
