@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-    from agentbus.core.bus import Sent
+    from agentbus.core.bus import GroupSent, Sent
     from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
     from agentbus.core.model import Envelope, Peer
     from agentbus.member import Member, join
@@ -23,6 +23,7 @@ __all__ = [
     "AgentbusError",
     "BrokenSetup",
     "Envelope",
+    "GroupSent",
     "InvalidRequest",
     "MailboxFull",
     "Member",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Envelope": "agentbus.core.model",
+    "GroupSent": "agentbus.core.bus",
     "Member": "agentbus.member",
     "Peer": "agentbus.core.model",
     "Sent": "agentbus.core.bus",

@@ -19,10 +19,10 @@ import anyio.lowlevel
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import Sent, retry_while_busy
+from agentbus.core.bus import GroupSent, Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.model import Arrival, Envelope, Peer
-from agentbus.core.names import session_name
+from agentbus.core.names import address, group_name, session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.text import one_line
@@ -85,14 +85,41 @@ class Member:
 
         When this returns, the message is committed and survives the death of any process.
 
-        Raises InvalidRequest for a bad name, text or id, MailboxFull and TryAgain; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or id, Refused when a person has paused this program, MailboxFull and
+        TryAgain; then nothing was sent.
         """
-        sent = await self._session.send(to, text, reply_to=reply_to)
-        now = time.monotonic()
-        if now - self._yielded_at > _LONGEST_TURN_S:
+        sent = await self._session.send(address(to), text, reply_to=reply_to)
+        assert isinstance(sent, Sent), "a name is no group"
+        await self._yield_turn()
+        return sent
+
+    async def send_group(self, group: str, text: str, *, reply_to: int | None = None) -> GroupSent:
+        """Send `text` to each other member of `group`, online or not. Members without room do not fail the others.
+
+        Raises InvalidRequest for a bad name, text or id and for a group of nobody else, Refused when a person has
+        paused this program, MailboxFull when no member has room, TryAgain; then nothing was sent.
+        """
+        sent = await self._session.send(group_name(group), text, reply_to=reply_to)
+        assert isinstance(sent, GroupSent), "a group is no name"
+        await self._yield_turn()
+        return sent
+
+    async def _yield_turn(self) -> None:
+        if time.monotonic() - self._yielded_at > _LONGEST_TURN_S:
             await anyio.lowlevel.cancel_shielded_checkpoint()  # the message is sent: too late to cancel
             self._yielded_at = time.monotonic()
-        return sent
+
+    async def join_group(self, group: str) -> list[str]:
+        """Be a member of `group`, until `leave_group`, also while this program does not run; return all its members.
+
+        Raises InvalidRequest for a bad name, Refused when the group is full, TryAgain.
+        """
+        _, members, _ = await retry_while_busy(lambda: self._session.bus.join_group(self.name, group))
+        return members
+
+    async def leave_group(self, group: str) -> None:
+        """End the membership in `group`. Raises InvalidRequest, Refused when this is no member, TryAgain."""
+        await retry_while_busy(lambda: self._session.bus.leave_group(self.name, group))
 
     async def broadcast(self, text: str) -> list[Sent]:
         """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does."""
@@ -186,6 +213,8 @@ async def peer_session(
             checkpoints=checkpoints,
             say=say,
             retention_hours=settings.retention_hours,
+            member_days=settings.member_days,
+            groups=settings.groups,
         )
         try:
             await session.claim()

@@ -89,7 +89,7 @@ def _main(
 
 @app.command()
 def send(
-    to: Annotated[str, typer.Argument(help="A peer's name, online or not.", autocompletion=_names)],
+    to: Annotated[str, typer.Argument(help="A peer's name, online or not, or @GROUP.", autocompletion=_names)],
     text: _Text = None,
     sender: _From = None,
     wait_read: Annotated[
@@ -245,6 +245,81 @@ def wait(
 
     seconds = None if timeout is None else wait.parse_seconds("--timeout", timeout)
     raise typer.Exit(wait.wait(name, timeout_s=seconds, as_json=as_json))
+
+
+_Group = Annotated[
+    str, typer.Argument(metavar="@GROUP", help="The group, as @review; the @ can be left out.", autocompletion=_names)
+]
+_As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="The member. Default: the name that `send` would use."),
+]
+_Whom = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The session.", autocompletion=_names)]
+
+
+@app.command()
+def groups(as_json: _Json = False) -> None:
+    """Show the groups and their members. A message to a group goes to each other member, online or not.
+
+    Example: agentbus groups
+    """
+    from agentbus.cli import groups
+
+    groups.groups(as_json=as_json)
+
+
+@app.command()
+def join(group: _Group, name: _As = None) -> None:
+    """Make a name a member of a group. It stays one while no session has that name, until it leaves.
+
+    Example: agentbus join @review --as backend
+    """
+    from agentbus.cli import groups
+
+    groups.join(group, name)
+
+
+@app.command()
+def leave(group: _Group, name: _As = None) -> None:
+    """End the membership of a name in a group.
+
+    Example: agentbus leave @review --as backend
+    """
+    from agentbus.cli import groups
+
+    groups.leave(group, name)
+
+
+@app.command()
+def pause(
+    name: _Whom = None,
+    everybody: Annotated[bool, typer.Option("--all", help="All sessions that are online.")] = False,
+    span: Annotated[
+        str | None,
+        typer.Option("--for", metavar="SPAN", help="End it by itself after SPAN (90s, 10m, 2h, 3d)."),
+    ] = None,
+) -> None:
+    """Stop a session from sending, and hold its mail back, until it is resumed. For you alone: no session can do it.
+
+    Example: agentbus pause backend --for 2h
+    """
+    from agentbus.cli import brakes
+
+    brakes.pause(name, is_all=everybody, span=span)
+
+
+@app.command()
+def resume(
+    name: _Whom = None,
+    everybody: Annotated[bool, typer.Option("--all", help="All sessions that are paused.")] = False,
+) -> None:
+    """Let a paused session go on; what has waited for it comes at once. Its hourly count begins anew.
+
+    Example: agentbus resume backend
+    """
+    from agentbus.cli import brakes
+
+    brakes.resume(name, is_all=everybody)
 
 
 _Module = Annotated[

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import PULL, Bus, Sent
+from agentbus.core.bus import PULL, Bus, GroupSent, Sent
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
-from agentbus.core.names import address, folded, is_kept, login_name
+from agentbus.core.names import address, folded, is_group, is_kept, login_name
 from agentbus.core.stderr import say
 from agentbus.core.stdout import reported
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
@@ -33,8 +33,10 @@ __all__ = [
     "known_names",
     "own_name",
     "peers",
+    "person_here",
     "send",
     "serve",
+    "session_here",
     "text_or_stdin",
     "when_signalled",
 ]
@@ -69,6 +71,16 @@ def _in_sandbox(settings: config.Settings) -> BrokenSetup | None:
     )
 
 
+def session_here(bus: Bus) -> Peer | None:
+    """The session that runs this shell; None if none does, or if it cannot be told which. [CLI-2]"""
+    said = [config.other_program(variable) for variable in registry.CONVERSATIONS]
+    peer = next(filter(None, map(bus.of_conversation, filter(None, said))), None)
+    # A client that names the conversation can have many sessions in one process: who its ancestor is says nothing then.
+    if peer is None and not any(said):
+        peer = bus.sender_among(process.ancestors())
+    return peer
+
+
 def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
     """The name of a shell: the one asked for, else the session it runs in, AGENTBUS_NAME, the login name. [CLI-2]
 
@@ -82,11 +94,7 @@ def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, s
     name = None if asked is None else address(asked)
     if name is not None and not is_kept(name):
         return name, None
-    said = [config.other_program(variable) for variable in registry.CONVERSATIONS]
-    peer = next(filter(None, map(bus.of_conversation, filter(None, said))), None)
-    # A client that names the conversation can have many sessions in one process: who its ancestor is says nothing then.
-    if peer is None and not any(said):
-        peer = bus.sender_among(process.ancestors())
+    peer = session_here(bus)
     if name is not None and peer is not None:
         raise Refused(
             f'this shell belongs to the session "{peer.name}", and no session can have the name "{name}"',
@@ -97,6 +105,31 @@ def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, s
     return name or (settings.name if settings.name_was_asked else login_name()), None
 
 
+def _sender(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
+    """The name that a shell sends under, and its session, as `_own`. Raises Refused if its session is paused.
+
+    Whatever name it asks for: the pause is one of the session that runs this shell. [BRAKE-1]
+    """
+    pauses = bus.store.queries.pauses(bus.clock())
+    if pauses and (peer := session_here(bus)) is not None and peer.name in pauses:
+        raise Refused(
+            f'this shell belongs to the session "{peer.name}", which is {pauses[peer.name]}, so nothing was sent',
+            hint="only your user can change that, outside of this session",
+        )
+    return _own(bus, settings, asked)
+
+
+def person_here(bus: Bus, settings: config.Settings, what: str) -> str:
+    """The name of the person at this shell. Raises Refused in a shell that an agent runs. [BRAKE-5]"""
+    peer = session_here(bus)
+    if peer is not None or any(map(config.other_program, registry.CONVERSATIONS)):
+        whose = "an agent" if peer is None else f'the session "{peer.name}"'
+        raise Refused(
+            f"this shell belongs to {whose}, and only a person can {what}", hint="your user does that outside of it"
+        )
+    return _own(bus, settings, None)[0]
+
+
 def known_names(start: str) -> list[str]:
     """The names for a shell to complete: they begin with `start`, and are online or have mail waiting.
 
@@ -105,7 +138,8 @@ def known_names(start: str) -> list[str]:
     if not (config.load().home / "bus.db").exists():
         return []
     with bus_and_settings() as (bus, _settings):
-        names = {peer.name for peer in bus.store.live()} | set(bus.store.queries.waiting())
+        queries = bus.store.queries
+        names = {peer.name for peer in bus.store.live()} | set(queries.waiting()) | set(queries.groups())
     return sorted(name for name in names if name.startswith(folded(start)))
 
 
@@ -137,18 +171,22 @@ def send(
     """Send one message and print what became of it. Then call `then` with the result, while the bus is still open."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        name, session = _own(bus, settings, sender)
-        sent = bus.send(name, to, body, sender_session=session)
+        name, session = _sender(bus, settings, sender)
+        if is_group(to):
+            done: Sent | GroupSent = bus.send_group(name, to, body, sender_session=session)
+        else:
+            done = bus.send(name, to, body, sender_session=session)
         with reported():
-            print(sent)
-        then(bus, settings, sent)
+            print(done)
+        if isinstance(done, Sent):
+            then(bus, settings, done)
 
 
 def broadcast(text: str | None, *, sender: str | None) -> None:
     """Send one message to every peer that is online, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        name, session = _own(bus, settings, sender)
+        name, session = _sender(bus, settings, sender)
         sent = bus.broadcast(name, body, sender_session=session)
     with reported():
         if not sent:
@@ -161,18 +199,24 @@ def peers(*, as_json: bool) -> None:
     """Show which peers are online, and for which names messages wait."""
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
-        waiting = bus.store.queries.waiting()
+        queries = bus.store.queries
+        waiting, groups, pauses = queries.waiting(), queries.groups_of(), queries.pauses(bus.clock())
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
 
         for row in _json_rows(present, waiting, offline):
-            output.json_line(row)
+            pause = pauses.get(row["name"])
+            output.json_line(
+                {**row, "groups": groups.get(row["name"], []), "paused": pause and output.pause_row(pause)}
+            )
         return
     if present:
-        _print_table(present, waiting)
+        _print_table(present, waiting, groups)
     else:
         print("nobody is online")
+    for name, pause in pauses.items():
+        print(f"{name} is {pause}: agentbus resume {name}")
     for name, count in offline.items():
         print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
 
@@ -196,12 +240,15 @@ def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, 
         yield {"name": name, "online": False, "pending": count}
 
 
-def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
-    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER")]
+def _print_table(present: list[Peer], waiting: dict[str, int], groups: dict[str, list[str]]) -> None:
+    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER", "GROUPS")]
     for peer in present:
         pending = str(waiting.get(peer.name, 0))
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
-        rows.append((peer.name, runtime, delivery, trigger, pending, str(peer.process.pid), one_line(peer.cwd)))
+        its = one_line(" ".join(groups.get(peer.name, ())))
+        rows.append((peer.name, runtime, delivery, trigger, pending, str(peer.process.pid), one_line(peer.cwd), its))
+    if not any(row[-1] for row in rows[1:]):
+        rows = [(*row[:-1], "") for row in rows]
     from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
 
     widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]

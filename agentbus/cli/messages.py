@@ -21,11 +21,11 @@ from agentbus.core.bus import Bus, now_ms
 from agentbus.core.config import Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
-from agentbus.core.names import normalise_name
+from agentbus.core.names import group_name, is_group, normalise_name
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
-__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_whole", "status"]
+__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_span", "parse_whole", "status"]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
 _MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
@@ -46,6 +46,15 @@ def parse_since(text: str, now: int, what: str = "--since") -> int:
         raise InvalidRequest(
             f"{what} is {text[:40]!r}", hint="use an age (90s, 10m, 2h, 3d) or a time (2026-01-31T12:00)"
         ) from None
+
+
+def parse_span(what: str, text: str, most_days: int) -> int:
+    """The length of time that `90s`, `10m`, `2h` or `3d` is, in ms: 1 s to `most_days`. Raises InvalidRequest."""
+    found = _SPAN.fullmatch(text.strip().lower())
+    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
+    if not 1 <= seconds <= most_days * 86_400:
+        raise InvalidRequest(f"{what} is {text[:40]!r}", hint=f"use 90s, 10m, 2h or 3d, from 1s to {most_days}d")
+    return seconds * 1_000
 
 
 def parse_whole(what: str, raw: str) -> int:
@@ -158,6 +167,8 @@ def _heading(one: Status, former: Sequence[str]) -> Text:
     text.append(one.state.value, output.STYLES[one.state])
     if one.state is MessageState.DELIVERED:
         text.append(f" by {word(one.carrier)}, whether it was read is not known")
+    if one.to_group is not None:
+        text.append(f", to {one.to_group}")
     if one.reply_to is not None:
         text.append(f", answers #{one.reply_to}")
     return text
@@ -169,7 +180,7 @@ def history(
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
         raise InvalidRequest("--json and --a2a cannot be used together", hint="choose one")
-    name = None if peer is None else normalise_name(peer)
+    name = None if peer is None else group_name(peer) if is_group(peer) else normalise_name(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agentbus.core import stderr
-from agentbus.core.model import Envelope, MessageState, Status, timestamp
+from agentbus.core.model import Envelope, MessageState, Pause, Status, timestamp
 
 __all__ = [
     "age",
@@ -29,11 +29,13 @@ __all__ = [
     "json_line",
     "line",
     "named",
+    "pause_row",
     "printable",
     "say",
     "span",
     "status_line",
     "status_row",
+    "to",
     "was",
 ]
 
@@ -136,13 +138,19 @@ def status_row(status: Status) -> dict[str, Any]:
 
 
 # The keys that a message has before anything is known about its delivery.
-_ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "sent_at")
+_ENVELOPE_KEYS = ("id", "from", "to", "to_group", "text", "reply_to", "sent_at")
 
 
 def envelope_row(envelope: Envelope) -> dict[str, Any]:
     """The part of `status_row` that comes from an envelope."""
-    values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to)
+    values = (envelope.id, envelope.sender, envelope.recipient, envelope.to_group, envelope.text, envelope.reply_to)
     return dict(zip(_ENVELOPE_KEYS, (*values, timestamp(envelope.sent_at)), strict=True))
+
+
+def pause_row(pause: Pause) -> dict[str, Any]:
+    """A pause as JSON; `until` is null if a person has to end it."""
+    until = None if pause.until is None else timestamp(pause.until)
+    return {"by": pause.by, "since": timestamp(pause.since), "until": until}
 
 
 def was(names: Sequence[str]) -> str:
@@ -160,11 +168,16 @@ def named(sender: str, former: Sequence[str]) -> str:
     return f"{sender} ({was(former)})" if former else sender
 
 
+def to(envelope: Envelope) -> str:
+    """The recipient, with the group that the message was sent to."""
+    return envelope.recipient if envelope.to_group is None else f"{envelope.recipient} ({envelope.to_group})"
+
+
 def status_line(status: Status, former: Sequence[str] = ()) -> Text:
     """A message on one line: time, id, state, sender with the names that it had before, recipient, text."""
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
-    text.append(f"  {named(status.sender, former)} -> {status.recipient}", "bold")
+    text.append(f"  {named(status.sender, former)} -> {to(status)}", "bold")
     return text.append(contents(status))
 
 

@@ -20,6 +20,7 @@ from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState
+from agentbus.core.names import is_group
 from agentbus.core.ports import Receipt, Settled
 from agentbus.core.stdout import OutputFailed, reported
 from agentbus.member import peer_session
@@ -136,6 +137,8 @@ def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: f
 
     Raises TryAgain when it is not known to be read within `seconds`, and what `common.send` raises.
     """
+    if is_group(to):
+        raise InvalidRequest("--wait-read waits for one reader, and a group has several", hint="send to one of them")
     common.send(to, text, sender=sender, then=partial(_until_read, seconds))
 
 

@@ -7,12 +7,13 @@ https://a2a-protocol.org/latest/specification (Message, Part). Implements [ENV-1
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import Envelope, check_body
-from agentbus.core.names import NAME_RULE, normalise_name
+from agentbus.core.names import NAME_RULE, group_name, normalise_name
 from agentbus.core.text import one_line
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
@@ -60,6 +61,8 @@ def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> d
         answered = message_id(envelope.reply_to, bus)
         message["referenceTaskIds"] = [answered]
         more["replyTo"] = answered
+    if envelope.to_group is not None:
+        more["toGroup"] = envelope.to_group
     return message
 
 
@@ -80,6 +83,7 @@ def from_a2a(message: object, *, max_bytes: int) -> Envelope:
         text=check_body(_text(fields.get("parts")), max_bytes),
         sent_at=_instant(more.get("sentAt")),
         reply_to=None if answered is None else split_id(answered)[1],
+        to_group=None if more.get("toGroup") is None else _name(more["toGroup"], "toGroup", group_name),
     )
 
 
@@ -91,10 +95,10 @@ def _object(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _name(value: object, what: str) -> str:
+def _name(value: object, what: str, form: Callable[[object], str] = normalise_name) -> str:
     # Not normalised here: a bus gives out names only in their one form.
     with suppress(InvalidRequest):
-        if isinstance(value, str) and normalise_name(value) == value:
+        if isinstance(value, str) and form(value) == value:
             return value
     raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint=NAME_RULE)
 

@@ -1,8 +1,9 @@
-"""The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers.
+"""The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers, groups, brakes.
 
 A send has succeeded when its row is committed. The wake that follows is only a hint, sent with the recipient's own
 trigger. Knows no trigger by name and nothing about MCP. Synchronous: in an event loop, wrap a call that writes in
-`retry_while_busy`. Implements [SEND-1] to [SEND-5], [NAME-4], [PRES-2].
+`retry_while_busy`. Implements [SEND-1] to [SEND-5], [GROUP-2] to [GROUP-5], [BRAKE-1] to [BRAKE-4], [NAME-4],
+[PRES-2].
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from agentbus.core.config import MEMBER_DAYS
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body, timestamp
-from agentbus.core.names import address, is_kept, session_name
+from agentbus.core.model import (
+    Arrival,
+    Ended,
+    Envelope,
+    Pause,
+    Peer,
+    Renamed,
+    Status,
+    Unread,
+    check_body,
+    timestamp,
+)
+from agentbus.core.names import address, group_name, is_group, is_kept, session_name
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -27,7 +40,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
+__all__ = ["PULL", "Bus", "Claimed", "GroupSent", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
@@ -56,9 +69,13 @@ class Sent:
     is_known: bool
     similar: tuple[str, ...] = ()
     pulls: bool = False
+    # The recipient's pause, if a person has paused it. [BRAKE-3]
+    pause: Pause | None = None
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.pause is not None:
+            return f'queued #{self.id} for "{self.recipient}"{moved}: it is {self.pause}, and gets its mail then'
         if self.is_online and self.pulls:
             return (
                 f'sent #{self.id} to "{self.recipient}"{moved} '
@@ -74,6 +91,26 @@ class Sent:
             return f'queued #{self.id} for "{self.recipient}": no such peer yet, it is delivered when one starts'
         meant = " or ".join(f'"{name}" (online)' for name in self.similar)
         return f'queued #{self.id} for "{self.recipient}": no such peer yet. Did you mean {meant}?'
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSent:
+    """What was sent to `group`: one message for each member but the sender, and but those whose mailbox is `full`."""
+
+    group: str
+    sent: tuple[Sent, ...]
+    full: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{one.recipient} (#{one.id}{_note(one)})" for one in self.sent)
+        missed = f"; not to {', '.join(self.full)}: the mailbox is full" if self.full else ""
+        return f"sent to {self.group}: {said}{missed}"
+
+
+def _note(sent: Sent) -> str:
+    if sent.pause is not None:
+        return ", paused"
+    return "" if sent.is_online else ", offline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +186,8 @@ class Bus:
     ) -> Sent:
         """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad name or text, MailboxFull, Refused when `sender_session` is paused, Busy; then
+        nothing was sent.
         """
         asked = address(to)
         body = check_body(text, self._max_bytes)
@@ -160,12 +198,43 @@ class Bus:
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
+        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer), found.pause)
+
+    def send_group(
+        self,
+        sender: str,
+        group: object,
+        text: object,
+        *,
+        reply_to: int | None = None,
+        sender_session: str | None = None,
+    ) -> GroupSent:
+        """Commit `text` for each member of `group` but `sender`, in one transaction, then wake them. [GROUP-3]
+
+        A member whose mailbox is full does not fail the others. The message `reply_to` counts as read by the sender.
+
+        Raises InvalidRequest for a bad name or text and for a group of nobody else, MailboxFull when no member has
+        room, Refused, Busy; then nothing was sent.
+        """
+        wanted = group_name(group)
+        body = check_body(text, self._max_bytes)
+        answered = _check_reply(reply_to)
+        rows, full = self.store.send_group(
+            sender, wanted, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+        )
+        sent = []
+        for row_id, found in rows:
+            is_online = found.peer is not None and self._wake(found.peer)
+            name = found.mailbox
+            sent.append(Sent(row_id, name, name, is_online, True, (), _pulls(found.peer), found.pause))
+        self._tell()
+        return GroupSent(wanted, tuple(sent), tuple(full))
 
     def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
 
-        Raises InvalidRequest for a bad text, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad text, MailboxFull, Refused when `sender_session` is paused, Busy; then nothing
+        was sent.
         """
         body = check_body(text, self._max_bytes)
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
@@ -339,6 +408,77 @@ class Bus:
                 if peer.name == name:
                     self._wake(peer)
         return returned
+
+    # -- groups and brakes -----------------------------------------------------------------------------------
+
+    def join_group(self, name: object, group: object) -> tuple[str, list[str], bool]:
+        """Make `name` a member of `group`. Returns the group, its members, and whether `name` was none. [GROUP-2]
+
+        Raises InvalidRequest for a bad name, Refused when the group is full, Busy.
+        """
+        wanted = group_name(group)
+        _, is_new = self.store.join_group(wanted, address(name), now=self.clock())
+        self._tell()
+        return wanted, self.store.queries.groups().get(wanted, []), is_new
+
+    def leave_group(self, name: object, group: object) -> str:
+        """End the membership of `name` in `group`; return the group. Raises InvalidRequest, Refused, Busy. [GROUP-2]"""
+        wanted = group_name(group)
+        member, was_in = self.store.leave_group(wanted, address(name))
+        if not was_in:
+            raise Refused(f'"{member}" is not in "{wanted}"', hint="agentbus groups shows who is")
+        self._tell()
+        return wanted
+
+    def drop_absent(self) -> list[str]:
+        """End the memberships of names that were away for too long; one line for each. Raises Busy. [GROUP-5]"""
+        days = self.store.queries.setting(MEMBER_DAYS)
+        dropped = self.store.drop_absent(self.clock() - days * 86_400_000)
+        if dropped:
+            self._tell()
+        return [f'"{name}" dropped out of "{group}": it was not there for {days:,} days' for group, name in dropped]
+
+    def pause(self, name: object, *, by: str, for_ms: int | None = None) -> list[Pause]:
+        """Pause a session, or all that are there if `name` is None, for so long or until a person resumes it.
+
+        Raises InvalidRequest for a bad name, Refused when there is nobody to pause, Busy. [BRAKE-2]
+        """
+        now = self.clock()
+        until = None if for_ms is None else now + for_ms
+        names = self.store.pause(None if name is None else address(name), by=by, now=now, until=until)
+        self._tell()
+        return [Pause(one, by, now, until) for one in names]
+
+    def resume(self, name: object, *, by: str) -> tuple[list[str], list[str]]:
+        """End the pause of a session, or all pauses if `name` is None, and wake whom that lets go on. [BRAKE-2]
+
+        Returns the names that are meant, and those that were paused. Raises InvalidRequest for a bad name, Refused when
+        no session has or had it, Busy.
+        """
+        names, resumed = self.store.resume(None if name is None else address(name), by=by, now=self.clock())
+        self._tell()
+        # What has waited is due now, not at the next safety poll.
+        for peer in self.store.present():
+            if peer.name in resumed:
+                self._wake(peer)
+        return names, resumed
+
+    def pause_of(self, peer: Peer) -> Pause | None:
+        """The pause of `peer`; None if it is not paused. Writes nothing. [BRAKE-1]"""
+        return self.store.pause_of(peer.session, self.clock())
+
+    def sent_lately(self, peer: Peer, to: str | None) -> tuple[str, int, int] | None:
+        """To whom of `to`, a name, a group or (None) everybody who is there, `peer` has sent most within the hour.
+
+        Returns that name, how many messages, and since when; None if it has sent none. [BRAKE-4]
+        """
+        if to is None:
+            names = [one.name for one in self.store.present()]
+        elif is_group(to):
+            names = self.store.queries.groups().get(to, [])
+        else:
+            names = [to, *filter(None, [self.store.queries.alias(to)])]
+        return self.store.sent_lately(peer.session, names, self.clock())
 
     def leave(self, peer: Peer) -> None:
         """End the presence of `peer`. Raises Busy."""

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentbus.core.errors import BrokenSetup, InvalidRequest
-from agentbus.core.names import address, folder_wish, session_name
+from agentbus.core.names import address, folder_wish, group_name, session_name
 
 __all__ = [
     "HOME_FILES",
+    "MEMBER_DAYS",
     "RETENTION",
     "SHARED",
     "UNKNOWN_FOLDER",
@@ -53,8 +54,10 @@ HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-owner")
 # Where watchers bind their sockets. [WATCH-1]
 WATCH_FOLDER = "watch"
 VARIABLES = (
+    "AGENTBUS_GROUPS",
     "AGENTBUS_HOME",
     "AGENTBUS_MAX_BYTES",
+    "AGENTBUS_MEMBER_DAYS",
     "AGENTBUS_NAME",
     "AGENTBUS_POLL_MS",
     "AGENTBUS_RETENTION_HOURS",
@@ -91,7 +94,17 @@ RETENTION = Shared(
     variable="AGENTBUS_RETENTION_HOURS",
     meaning="how long delivered messages are kept, in hours",
 )
-SHARED = {one.key: one for one in (RETENTION,)}
+# For how long a member of a group can be away, in days. One session with a short value in its environment must not end
+# the memberships of all, so the bus has it. [GROUP-5]
+MEMBER_DAYS = Shared(
+    key="member-days",
+    default=30,
+    low=1,
+    high=3_650,
+    variable="AGENTBUS_MEMBER_DAYS",
+    meaning="how long a member of a group can be away, in days",
+)
+SHARED = {one.key: one for one in (RETENTION, MEMBER_DAYS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,8 @@ class Settings:
     """Every `AGENTBUS_*` variable, checked. `name` is the name that the session wishes for; a person's can be empty.
 
     `name_note` says, in one sentence, why `name` is not what AGENTBUS_NAME asked for; empty when it is.
-    `retention_hours` is 0 if AGENTBUS_RETENTION_HOURS is unset: the setting of the bus holds.
+    `retention_hours` is 0 if AGENTBUS_RETENTION_HOURS is unset: the setting of the bus holds. So is `member_days`.
+    `groups` are those that a session joins at its start.
     """
 
     home: Path
@@ -114,6 +128,8 @@ class Settings:
     cwd: str
     # What the session is named after, if it is given no name. [NAME-9]
     folder: str = ""
+    groups: tuple[str, ...] = ()
+    member_days: int = 0
 
 
 def load(
@@ -147,6 +163,8 @@ def load(
         retention_hours=_integer(env, RETENTION.variable, 0, RETENTION.low, RETENTION.high),
         cwd=cwd,
         folder=folder or cwd,
+        groups=_groups(env.get("AGENTBUS_GROUPS", "")),
+        member_days=_integer(env, MEMBER_DAYS.variable, 0, MEMBER_DAYS.low, MEMBER_DAYS.high),
     )
 
 
@@ -224,6 +242,15 @@ def _wished_name(asked: str, folder: str, *, is_person: bool) -> tuple[str, str]
         return "", note  # the login name: it is looked up when it is needed
     fallback = folder_wish(folder)
     return fallback, f'{note}; the name is "{fallback}"' if note else ""
+
+
+def _groups(said: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(group_name(one) for one in said.split(",") if one.strip()))
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"AGENTBUS_GROUPS is {said[:80]!r} ({error})", hint="set it to names with a comma between them, or unset it"
+        ) from None
 
 
 def _integer(env: Mapping[str, str], variable: str, default: int, low: int, high: int) -> int:

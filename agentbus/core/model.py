@@ -25,6 +25,7 @@ __all__ = [
     "Ended",
     "Envelope",
     "MessageState",
+    "Pause",
     "Peer",
     "Renamed",
     "Status",
@@ -46,14 +47,17 @@ class MessageState(Enum):
 # The columns of a message, in the order that `Envelope.from_row` and `Status.from_row` take. Every query that returns
 # messages selects these.
 COLUMNS = (
-    *("id", "sender", "recipient", "body", "sent_at", "reply_to"),
+    *("id", "sender", "recipient", "body", "sent_at", "reply_to", "to_group"),
     *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message as it travels. `sent_at` is in milliseconds since 1970 UTC; `id` grows with every send."""
+    """One message as it travels. `sent_at` is in milliseconds since 1970 UTC; `id` grows with every send.
+
+    `to_group` is the group that it was sent to, None if it was sent to `recipient` alone.
+    """
 
     id: int
     sender: str
@@ -61,11 +65,12 @@ class Envelope:
     text: str
     sent_at: int
     reply_to: int | None = None
+    to_group: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Envelope:
         """The envelope in a row of COLUMNS; further columns are ignored."""
-        return Envelope(row[0], row[1], row[2], row[3], row[4], row[5])
+        return Envelope(row[0], row[1], row[2], row[3], row[4], row[5], row[6])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,8 @@ class Status(Envelope):
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
 
     def __str__(self) -> str:
-        line = f'#{self.id} from "{self.sender}" to "{self.recipient}" is {self.state.value}: '
+        group = f" (by {self.to_group})" if self.to_group is not None else ""
+        line = f'#{self.id} from "{self.sender}" to "{self.recipient}"{group} is {self.state.value}: '
         line += f"sent {timestamp(self.sent_at)}"
         if self.delivered_at is not None:
             line += f", delivered {timestamp(self.delivered_at)} by {word(self.carrier)}"
@@ -153,6 +159,23 @@ class Address:
     mailbox: str
     peer: Peer | None
     is_known: bool
+    pause: Pause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A session that a person has paused, by its name. Instants are in milliseconds since 1970 UTC. [BRAKE-2]
+
+    `until` is when the pause ends by itself; None if a person has to end it.
+    """
+
+    name: str
+    by: str
+    since: int
+    until: int | None
+
+    def __str__(self) -> str:
+        return f'paused by "{self.by}" until {"it is resumed" if self.until is None else timestamp(self.until)}'
 
 
 @dataclass(frozen=True, slots=True)

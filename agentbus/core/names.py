@@ -20,10 +20,13 @@ __all__ = [
     "fit_name",
     "folded",
     "folder_wish",
+    "group_name",
+    "is_group",
     "is_kept",
     "login_name",
     "normalise_name",
     "numbered_name",
+    "recipient",
     "session_name",
     "session_wish",
 ]
@@ -96,6 +99,24 @@ def session_name(raw: object) -> str:
             hint="choose another",
         )
     return name
+
+
+def is_group(raw: object) -> bool:
+    """Whether `raw` is written as a group: with `@` before it. Inside of a name, `@` says something else. [GROUP-1]"""
+    return isinstance(raw, str) and raw.lstrip().startswith("@")
+
+
+def group_name(raw: object) -> str:
+    """The one form of a group's name, with its `@`, which `raw` can leave out where only a group can be meant.
+
+    Raises InvalidRequest for what is none. [GROUP-1]
+    """
+    return "@" + address(raw.strip().removeprefix("@") if isinstance(raw, str) else raw)
+
+
+def recipient(raw: object) -> str:
+    """The name, or the group, that a message goes to. Raises InvalidRequest. [NAME-2], [GROUP-1]"""
+    return group_name(raw) if is_group(raw) else address(raw)
 
 
 def is_kept(name: str) -> bool:
@@ -250,6 +271,8 @@ def _no_name(raw: str) -> InvalidRequest:
     hint = NAME_RULE if meant is None else f'did you mean "{meant}"?'
     if _MESSAGE_ID.fullmatch(raw.strip()):
         hint += " To answer a message, send to the name in its from, with reply_to"
+    elif meant is not None and is_group(raw):
+        hint += " This takes one peer, and no group"
     elif meant is not None and re.search("[,;]", raw):
         hint += " A message goes to one name"
     return InvalidRequest(f"{_quoted(raw)} is not a name", hint=hint)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from agentbus.core import database
+from agentbus.core import brakes, database, groups
 from agentbus.core.config import UNKNOWN_FOLDER, unwritable
 from agentbus.core.errors import BrokenSetup, Refused
 from agentbus.core.model import Arrival, Peer, Renamed, storable
@@ -440,6 +440,8 @@ class Peers:
             execute("INSERT OR REPLACE INTO aliases (alias, session) VALUES (?, ?)", (old, session))
             execute("UPDATE peers SET name = ? WHERE session = ?", (name, session))
             execute(f"UPDATE conversations SET name = ?{_OF_SESSION}", (name, session))
+            groups.carry(execute, old, name)
+            brakes.carry(execute, old, name)
         return Renamed(name, old, kept)
 
     @staticmethod
@@ -494,6 +496,7 @@ class Peers:
                 (now, session, pid),
             )
             execute(f"UPDATE conversations SET seen_at = ?{_OF_SESSION}", (now, session))
+            groups.note_seen(execute, session, now)
 
     def present(self) -> list[Peer]:
         """The peers that are present according to their rows, sorted by name: also those that have ended unseen."""
@@ -547,6 +550,7 @@ class Peers:
         for peer in ended:
             execute("UPDATE peers SET left_at = ? WHERE session = ? AND left_at IS NULL", (now, peer.session))
             execute(f"UPDATE conversations SET seen_at = ?{_OF_SESSION}", (now, peer.session))
+            groups.note_seen(execute, peer.session, now)
             # A silent session can still come back: its socket and its lock file are its own.
             if self._life(peer) is Life.ENDED:
                 self.on_ended(peer)

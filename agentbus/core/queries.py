@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from agentbus.core.brakes import PAUSES
 from agentbus.core.config import Shared
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import COLUMNS, Status
+from agentbus.core.model import COLUMNS, Pause, Status
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -103,13 +104,39 @@ class Queries:
         )
         return [Status.from_row(row) for row in rows]
 
+    def alias(self, name: str) -> str | None:
+        """The present name of the session that was called `name` before; None if no such session is present."""
+        rows = self._read(
+            "SELECT p.name FROM aliases a JOIN peers p USING (session) WHERE a.alias = ? AND p.left_at IS NULL", name
+        )
+        return str(rows[0][0]) if rows else None
+
+    def groups(self) -> dict[str, list[str]]:
+        """The members of each group, by name."""
+        found: dict[str, list[str]] = {}
+        for group, member in self._read("SELECT group_name, member FROM group_members ORDER BY group_name, member"):
+            found.setdefault(str(group), []).append(str(member))
+        return found
+
+    def groups_of(self) -> dict[str, list[str]]:
+        """The groups of each member, by name."""
+        found: dict[str, list[str]] = {}
+        for group, members in self.groups().items():
+            for member in members:
+                found.setdefault(member, []).append(group)
+        return found
+
+    def pauses(self, now: int) -> dict[str, Pause]:
+        """The pauses that hold at the instant `now`, by the name of the session. [BRAKE-3]"""
+        return {str(row[0]): Pause(*row) for row in self._read(f"{PAUSES} ORDER BY name", now)}
+
     def newest_first(self, *, peer: str | None = None, since: int = 0) -> Iterator[Status]:
-        """Every message sent at or after `since`, to or from `peer` if one is named, newest first. [LEDGER-2]"""
+        """Every message sent at or after `since`, to or from `peer`, a name or a group, newest first. [LEDGER-2]"""
         below = 2**63 - 1
         while True:
             rows = self._read(
                 f"SELECT {MESSAGE} FROM messages m WHERE id < ?1 AND sent_at >= ?2"
-                " AND (?3 IS NULL OR sender = ?3 OR recipient = ?3) ORDER BY id DESC LIMIT ?4",
+                " AND (?3 IS NULL OR sender = ?3 OR recipient = ?3 OR to_group = ?3) ORDER BY id DESC LIMIT ?4",
                 *(below, since, peer, _PAGE),
             )
             yield from (Status.from_row(row) for row in rows)

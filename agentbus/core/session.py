@@ -20,12 +20,12 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core import database
-from agentbus.core.bus import PULL, Bus, Claimed, Sent, retry_while_busy
-from agentbus.core.config import RETENTION, prepare_home
+from agentbus.core.bus import PULL, Bus, Claimed, GroupSent, Sent, retry_while_busy
+from agentbus.core.config import MEMBER_DAYS, RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
 from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timestamp
-from agentbus.core.names import BUS_NAME
+from agentbus.core.names import BUS_NAME, is_group
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
 from agentbus.core.process import Life, life, one_look
@@ -87,7 +87,8 @@ class Session:
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
     known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
     client took can still not reach the model. Not so for a program, which has a message when the delivery has
-    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages; 0 does not.
+    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages, and `member_days` how long
+    members of groups can be away; 0 does not. `groups` are joined at the start.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Session:
         checkpoints: Checkpoints,
         say: Callable[[str], None],
         retention_hours: int,
+        member_days: int = 0,
+        groups: Sequence[str] = (),
         pace: Pace | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         holds_old: bool = False,
@@ -119,7 +122,8 @@ class Session:
         )
         self._checkpoints = checkpoints
         self._say = say
-        self._retention_hours = retention_hours
+        self._lengthened = {RETENTION: retention_hours, MEMBER_DAYS: member_days}
+        self._groups = groups
         self._pace = pace
         self._heartbeat_s = heartbeat_s
         # Whether much old mail is not pushed; up to which id it is held back; the line that says so. [OLD-4]
@@ -198,7 +202,8 @@ class Session:
                     return None
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
-        await self._lengthen_retention()
+        await self._lengthen()
+        await self._join_groups()
         await self._begin_proofs()
         try:
             await self._settle()
@@ -219,12 +224,21 @@ class Session:
         self._claimed = Claimed(peer=peer, wished_holder=None)
         self.is_guest = True
 
-    async def _lengthen_retention(self) -> None:
-        """Let everybody keep the history for as long as this session was told to, if that is longer. [CONF-5]"""
-        store, hours = self.bus.store, self._retention_hours
-        if hours > store.queries.setting(RETENTION):
-            await retry_while_busy(lambda: store.set_setting(RETENTION, hours, may_lower=False))
-            self._say(f"{RETENTION.variable}: delivered messages of this bus are kept for {hours:,} h from now on")
+    async def _lengthen(self) -> None:
+        """Raise the settings of the bus to what this session was told, where that is more. [CONF-5]"""
+        store = self.bus.store
+        for of, value in self._lengthened.items():
+            if value > store.queries.setting(of):
+                await retry_while_busy(partial(store.set_setting, of, value, may_lower=False))
+                self._say(f"{of.variable}: {of.key} is {value:,} from now on, for everybody on this bus")
+
+    async def _join_groups(self) -> None:
+        """Join the groups of AGENTBUS_GROUPS. A session that one of them has no room for says so. [GROUP-6]"""
+        for group in self._groups:
+            try:
+                await retry_while_busy(partial(self.bus.join_group, self.peer.name, group))
+            except Refused as error:
+                self._say(str(error))
 
     async def _hold_old(self) -> None:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
@@ -360,6 +374,9 @@ class Session:
         checked = self._checked
         try:
             pending = self.bus.pending(self.peer, limit + len(checked), self._held)
+            # Asked last: a read that finds nothing, as most do, does not pay for it. [BRAKE-1]
+            if (pending or self._first) and self.bus.pause_of(self.peer) is not None:
+                return []
         except Busy:
             raise
         except AgentbusError as error:
@@ -458,6 +475,9 @@ class Session:
         while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
         await retry_while_busy(lambda: store.forget_conversations(before))
+        await retry_while_busy(lambda: store.forget_pauses(self.bus.clock()))
+        for line in await retry_while_busy(self.bus.drop_absent):
+            self._say(line)
 
     async def _follow_conversation(self) -> None:
         """Record the conversation that the client has turned to, as by `/clear`: it keeps this name. [NAME-8]"""
@@ -526,7 +546,8 @@ class Session:
         self._held, self._first = 0, None
         self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
-        await self._lengthen_retention()
+        await self._lengthen()
+        await self._join_groups()
 
     async def _reclaim_name(self) -> None:
         """Be present again: in another file, or after others took this session for ended. [PRES-3], [STORE-6]"""
@@ -547,16 +568,17 @@ class Session:
         self._say(self._notice)
         await retry_while_busy(lambda: self.bus.send(BUS_NAME, after, self._notice or f'your name is "{after}" now'))
 
-    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer. Raises what `Bus.send` raises."""
+    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent | GroupSent:
+        """Send as this peer, to a name or to a group. Raises what `Bus.send` and `Bus.send_group` raise."""
         return await self._in_turn(lambda: self._send(to, text, reply_to))
 
-    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer, without waiting. Raises what `Bus.send` raises, and Busy if it would have to wait."""
+    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent | GroupSent:
+        """The same, without waiting. Raises Busy, too, if it would have to wait."""
         return self._at_once(lambda: self._send(to, text, reply_to))
 
-    def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
-        sent = self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+    def _send(self, to: object, text: object, reply_to: int | None) -> Sent | GroupSent:
+        send = self.bus.send_group if is_group(to) else self.bus.send
+        sent = send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
         if self._proofs is not None and reply_to is not None:
             self._proofs.drop([reply_to])
         return sent
@@ -601,8 +623,8 @@ class Session:
             self._armed.notify(self.peer.endpoint)
 
     def count_unread(self, limit: int) -> int:
-        """How many messages this session is not known to have read; counting stops at `limit`."""
-        return self.bus.count_unread(self.peer, limit)
+        """How many messages this session is not known to have read, and can read now; counting stops at `limit`."""
+        return 0 if self.bus.pause_of(self.peer) is not None else self.bus.count_unread(self.peer, limit)
 
     async def check(self, wait_s: float, limit: int) -> list[Unread]:
         """The oldest `limit` unread messages. Waits up to `wait_s` seconds if there are none. [READ-1]
@@ -622,6 +644,8 @@ class Session:
                 await woken.wait()
 
     def _take_unread(self, limit: int, shown: Sequence[Unread]) -> list[Unread]:
+        if self.bus.pause_of(self.peer) is not None:  # [BRAKE-1]
+            return []
         found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked), self._held)]
         # Old mail that is held back comes last. [OLD-4]
         found.sort(key=lambda one: (one.envelope.id <= self._held, one.envelope.id))

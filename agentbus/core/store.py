@@ -3,18 +3,20 @@
 Queries for people are in queries.py. Synchronous. A method commits all of its changes or none. Knows nothing about
 triggers, deliveries or MCP. Instants are milliseconds since 1970 UTC. Every method raises Busy when another process
 holds the database for longer than the connection waits, and BrokenSetup or TryAgain as in `database.explain`.
-Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6].
+Implements [SEND-1] to [SEND-4], [GROUP-3], [STATE-2], [STATE-6], [STATE-7], [READ-6].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+from agentbus.core import brakes, groups
 from agentbus.core.config import Shared
-from agentbus.core.errors import MailboxFull
-from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread
+from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull, Refused
+from agentbus.core.model import Address, Ended, Envelope, Pause, Peer, Status, Unread
 from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
 from agentbus.core.queries import ELSEWHERE, MESSAGE
@@ -31,6 +33,8 @@ MAX_PENDING = 10_000
 # a subagent that took the messages has mostly ended by then. [READ-6]
 AGAIN_MS = 60_000
 
+# An error names so many members of a group; the others would bury the sentence.
+_MOST_NAMED = 5
 # A text of more bytes has a row of its own. With all that can stand beside it, a shorter one fits into a page of 4,096.
 _LARGE_BYTES = 3_000
 # A message that is still pending becomes delivered too: by the pull, or by the reply to it.
@@ -101,46 +105,102 @@ class Store(Peers):
         A reply shows that the message was read. So the message `reply_to` is marked as read, if it went to `sender`
         or was delivered to `sender_session`. [READ-2]
 
-        Raises MailboxFull.
+        Raises MailboxFull, and Refused when `sender_session` is paused. [BRAKE-1]
         """
         while True:
-            with self._looking_for(to) if IS_SLOW else nullcontext():
-                row_id, address = self._send(sender, to, body, now, reply_to, sender_session)
+            with self._looking_for(to) if IS_SLOW else nullcontext(), self._writing() as execute:
+                pauses = brakes.check(execute, sender_session, now)
+                address = self._resolve(execute, to)
+                row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now, sender_session)
+                self._mark_answered(execute, sender, reply_to, now, sender_session)
             # The file can be replaced while the row is written. Then that row is in no bus, so it is sent to the one
             # that is there now.
             if not self.is_replaced():
-                return row_id, address
+                return row_id, replace(address, pause=pauses.get(address.mailbox)) if pauses else address
             self.reopen()
 
-    def _send(
-        self, sender: str, to: str, body: str, now: int, reply_to: int | None, sender_session: str | None
-    ) -> tuple[int, Address]:
-        with self._writing() as execute:
-            address = self._resolve(execute, to)
-            row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now, sender_session)
-            if reply_to is not None:
-                execute(
-                    # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
-                    f"{_MARK_READ} AND (delivered_to = ?4"
-                    " OR recipient = ?6 AND (kept_from IS NULL OR kept_from IS NOT ?4))",
-                    (now, "reply", "reply", sender_session, reply_to, sender),
-                )
-                # What was answered has reached whom it was for, and is not handed out again. [READ-6]
-                execute(
-                    "UPDATE messages SET shown_at = NULL WHERE id = ? AND shown_at IS NOT NULL"
-                    " AND (recipient = ? OR delivered_to = ?)",
-                    (reply_to, sender, sender_session),
-                )
-        return row_id, address
+    def _mark_answered(
+        self, execute: Callable[..., Any], sender: str, reply_to: int | None, now: int, sender_session: str | None
+    ) -> None:
+        if reply_to is None:
+            return
+        execute(
+            # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
+            f"{_MARK_READ} AND (delivered_to = ?4 OR recipient = ?6 AND (kept_from IS NULL OR kept_from IS NOT ?4))",
+            (now, "reply", "reply", sender_session, reply_to, sender),
+        )
+        # What was answered has reached whom it was for, and is not handed out again. [READ-6]
+        execute(
+            "UPDATE messages SET shown_at = NULL WHERE id = ? AND shown_at IS NOT NULL"
+            " AND (recipient = ? OR delivered_to = ?)",
+            (reply_to, sender, sender_session),
+        )
+
+    def send_group(
+        self,
+        sender: str,
+        group: str,
+        body: str,
+        *,
+        now: int,
+        reply_to: int | None = None,
+        sender_session: str | None = None,
+    ) -> tuple[list[tuple[int, Address]], list[str]]:
+        """Commit one message for each member of `group` but `sender`, in one transaction. [GROUP-3]
+
+        Returns the ids, each with its address, and the members whose mailbox is full.
+
+        Raises InvalidRequest when there is no member but the sender, MailboxFull when all are full, and Refused when
+        `sender_session` is paused; then nothing was sent to anybody.
+        """
+        while True:
+            with self._writing() as execute:
+                pauses = brakes.check(execute, sender_session, now)
+                listed = groups.members(execute, group)
+                present = {peer.name: peer for peer in self._present(execute)}
+                sent: list[tuple[int, Address]] = []
+                full: list[str] = []
+                for name in listed:
+                    if name == sender:
+                        continue
+                    try:
+                        row_id = self._insert(execute, sender, name, body, reply_to, now, sender_session, group)
+                    except MailboxFull:
+                        execute("DELETE FROM messages WHERE id = last_insert_rowid()")
+                        full.append(name)
+                        continue
+                    sent.append((row_id, Address(name, present.get(name), is_known=True, pause=pauses.get(name))))
+                if not sent:
+                    raise self._nobody_in(group, listed, full)
+                self._mark_answered(execute, sender, reply_to, now, sender_session)
+            if not self.is_replaced():
+                return sent, full
+            self.reopen()
+
+    def _nobody_in(self, group: str, listed: list[str], full: list[str]) -> AgentbusError:
+        """Why nothing was sent to `group`."""
+        if full:
+            return MailboxFull(
+                f'the mailbox of each other member of "{group}" is full ({", ".join(full[:_MOST_NAMED])}), '
+                "nothing was sent",
+                hint="they have to read their messages first",
+            )
+        if listed:
+            return InvalidRequest(f'"{group}" has no member but you, nothing was sent', hint="others have to join it")
+        return InvalidRequest(
+            f'"{group}" has no members, nothing was sent',
+            hint=f'join_group, or agentbus join, makes one; to send to a peer, write "{group[1:]}"',
+        )
 
     def broadcast(
         self, sender: str, body: str, *, now: int, sender_session: str | None = None
     ) -> list[tuple[int, Peer]]:
         """Commit one message for each peer that is there but `sender`, in one transaction. [SEND-4]
 
-        Raises MailboxFull; then nothing was sent to anybody.
+        Raises MailboxFull, and Refused when `sender_session` is paused; then nothing was sent to anybody.
         """
         with self._judging() as execute:
+            brakes.check(execute, sender_session, now)
             self._end_ended(execute, now)
             peers = [peer for peer in self._present(execute) if peer.name != sender]
             return [(self._insert(execute, sender, peer.name, body, None, now, sender_session), peer) for peer in peers]
@@ -154,12 +214,13 @@ class Store(Peers):
         reply_to: int | None,
         now: int,
         sender_session: str | None,
+        to_group: str | None = None,
     ) -> int:
         is_large = len(body.encode()) > _LARGE_BYTES
         row = execute(
-            "INSERT INTO messages (sender, recipient, body, reply_to, sent_at, sender_session)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            (sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session),
+            "INSERT INTO messages (sender, recipient, body, reply_to, sent_at, sender_session, to_group)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session, to_group),
         ).fetchone()
         if is_large:
             execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
@@ -287,6 +348,82 @@ class Store(Peers):
                 " WHERE id = ?2 AND (shown_at IS NOT NULL OR ?1 IS NOT NULL)",
                 [(shown_at, row_id) for row_id in ids],
             )
+
+    # -- groups and brakes -----------------------------------------------------------------------------------
+
+    def join_group(self, group: str, name: str, *, now: int) -> tuple[str, bool]:
+        """Make what `name` leads to a member; return its present name, and whether it was none. [GROUP-2]
+
+        Raises Refused when the group is full.
+        """
+        with self._looking_for(name), self._writing() as execute:
+            member = self._resolve(execute, name).mailbox
+            return member, groups.join(execute, group, member, now)
+
+    def leave_group(self, group: str, name: str) -> tuple[str, bool]:
+        """End the membership of what `name` leads to; return its present name, and whether it was a member."""
+        with self._looking_for(name), self._writing() as execute:
+            member = self._resolve(execute, name).mailbox
+            return member, groups.leave(execute, group, member)
+
+    def drop_absent(self, before: int) -> list[tuple[str, str]]:
+        """End the memberships of names that nobody had since `before`; return group and name. [GROUP-5]"""
+        if not groups.has_absent(self._read, before):
+            return []
+        with self._writing() as execute:
+            return groups.drop_absent(execute, before)
+
+    def pause(self, name: str | None, *, by: str, now: int, until: int | None) -> list[str]:
+        """Pause the session that `name` leads to, or all that are there; return their names. [BRAKE-2]
+
+        Raises Refused when no session has or had that name, and when nobody is there.
+        """
+        with self._judging() as execute:
+            if name is None:
+                self._end_ended(execute, now)
+                names = [peer.name for peer in self._present(execute)]
+                if not names:
+                    raise Refused("nobody is online, and nobody was paused", hint="agentbus pause NAME pauses one")
+            else:
+                names = [self._session_called(execute, name, "paused")]
+            brakes.pause(execute, names, by, now, until)
+            return names
+
+    def resume(self, name: str | None, *, by: str, now: int) -> tuple[list[str], list[str]]:
+        """End the pause of what `name` leads to, or all pauses. Its sending is counted from now on. [BRAKE-2]
+
+        Returns the names that are meant, and those of them that were paused. Raises Refused when no session has or had
+        that name.
+        """
+        with self._judging() as execute:
+            pauses = brakes.check(execute, None, now)
+            names = list(pauses) if name is None else [self._session_called(execute, name, "resumed")]
+            brakes.resume(execute, names, by, now)
+            return names, [one for one in names if one in pauses]
+
+    def _session_called(self, execute: Callable[..., Any], name: str, what: str) -> str:
+        """The present name of the session, there or not, that `name` leads to. Raises Refused."""
+        address = self._resolve(execute, name)
+        if not address.is_known:
+            raise Refused(
+                f'no session has or had the name "{name}", nobody was {what}', hint="agentbus peers shows them"
+            )
+        return address.mailbox
+
+    def forget_pauses(self, now: int) -> None:
+        """Forget the pauses that ended long ago."""
+        if self._read("SELECT 1 FROM pauses WHERE until < ? LIMIT 1", now - brakes.HOUR_MS):
+            with self._writing() as execute:
+                brakes.forget(execute, now)
+
+    def pause_of(self, session: str, now: int) -> Pause | None:
+        """The pause of a session, by the name that it has now; None if it is not paused. [BRAKE-1]"""
+        rows = self._read(f"{brakes.PAUSES} AND name = (SELECT name FROM peers WHERE session = ?)", now, session)
+        return Pause(*rows[0]) if rows else None
+
+    def sent_lately(self, session: str, names: Sequence[str], now: int) -> tuple[str, int, int] | None:
+        """See `brakes.sent_lately`."""
+        return brakes.sent_lately(self._read, session, names, now)
 
     # -- what a session took and is not known to have read ---------------------------------------------------
 

@@ -54,6 +54,8 @@ class World:
             checkpoints=self.checkpoints,
             say=self.said.append,
             retention_hours=options.pop("retention_hours", 0),
+            member_days=options.pop("member_days", 0),
+            groups=options.pop("groups", ()),
             # The safety poll is so slow that no test passes because of it.
             pace=Pace(safety_s=600.0),
             heartbeat_s=options.pop("heartbeat_s", 0.01),
@@ -199,7 +201,7 @@ async def test_how_long_history_is_kept_holds_for_all_and_a_session_can_only_len
         assert world.store.queries.newest_id() == 1
         async with world.running("long", retention_hours=100):
             assert world.said == [
-                "AGENTBUS_RETENTION_HOURS: delivered messages of this bus are kept for 100 h from now on"
+                "AGENTBUS_RETENTION_HOURS: retention-hours is 100 from now on, for everybody on this bus"
             ]
             world.clock.now += 50 * HOUR_MS
             await anyio.sleep(0.1)

@@ -27,7 +27,7 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.hold import HeldDelivery
 from agentbus.adapters.mcp.hosts import Choice, Link, Mode, Newcomer
 from agentbus.adapters.mcp.profile import Profile
-from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.adapters.mcp.rate_limit import HourlyLimit, RateLimit
 from agentbus.adapters.mcp.toolkit import ToolContext
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core import eventloop, process
@@ -94,6 +94,7 @@ def serve(
         choice=choose(manifest.word("AGENTBUS_DELIVERY")),
         name_note=settings.name_note,
         rate_limit=RateLimit(manifest.number("AGENTBUS_BURST")),
+        hourly_limit=HourlyLimit(manifest.number("AGENTBUS_HOURLY")),
     )
     if is_main_agent is not None:
         context = replace(context, is_main_agent=partial(is_main_agent, context.choice.host))
@@ -194,6 +195,8 @@ def _make_session(
         checkpoints=opened.checkpoints,
         say=say,
         retention_hours=settings.retention_hours,
+        member_days=settings.member_days,
+        groups=settings.groups,
         holds_old=True,
         conversation=lambda: conversation(choice.host),
     )

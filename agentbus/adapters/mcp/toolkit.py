@@ -14,7 +14,7 @@ from typing import Any
 
 from agentbus.adapters.mcp.hosts import Choice, Mode, Newcomer
 from agentbus.adapters.mcp.profile import Profile
-from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.adapters.mcp.rate_limit import HourlyLimit, RateLimit
 from agentbus.core.errors import AgentbusError, InvalidRequest
 from agentbus.core.session import Session
 from agentbus.core.text import one_line
@@ -67,6 +67,7 @@ class ToolContext:
     session: Session | None = None
     name_note: str = ""
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0))
+    hourly_limit: HourlyLimit = field(default_factory=lambda: HourlyLimit(0))
     # Why nothing can be pushed just now, although it should be; empty if pushing works.
     trouble: Callable[[], str] = str
     # What every tool answers while another server of the same agent process is the peer; empty otherwise. [TWIN-1]

@@ -1,12 +1,13 @@
 """The tools, as plain data and one function each. Arguments are checked here, and every failure is one sentence.
 
 Knows the session, but not the MCP SDK: fast_path.py runs the tools, and sdk.py does so for the calls that it leaves.
-Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [WAKE-5].
+Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [GROUP-2], [BRAKE-4], [WAKE-5].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +26,10 @@ from agentbus.adapters.mcp.toolkit import (
     told,
     unread_line,
 )
-from agentbus.core.bus import Sent
+from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Peer
-from agentbus.core.names import address
+from agentbus.core.model import Pause, Peer
+from agentbus.core.names import recipient
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
@@ -36,23 +37,33 @@ from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 __all__ = ["TOOLS", "call", "call_now", "listing"]
 
 
+def _braked(context: ToolContext, session: Session, to: str | None) -> AbstractContextManager[None]:
+    """Count the message that the block sends to a name, a group or (None) everybody. [BURST-1], [BRAKE-4]
+
+    Raises TryAgain or Refused, here or when it is entered, if that message is one too many.
+    """
+    called = to or "everybody"
+    context.hourly_limit.check(called, lambda: session.peer.name, lambda: session.bus.sent_lately(session.peer, to))
+    return context.rate_limit.one(called)
+
+
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(address(arguments["to"])):
+    with _braked(context, session, recipient(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(address(arguments["to"])):
+    with _braked(context, session, recipient(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one("everybody"):
+    with _braked(context, session, None):
         return _sent_line(await session.broadcast(arguments["text"]))
 
 
 def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one("everybody"):
+    with _braked(context, session, None):
         return _sent_line(session.broadcast_now(arguments["text"]))
 
 
@@ -62,16 +73,22 @@ def _sent_line(sent: Sequence[Sent]) -> str:
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
 
 
-def _line(peer: Peer, own: Peer, usual_trigger: str) -> str:
+def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], pause: Pause | None) -> str:
     you = " (you)" if peer.session == own.session else ""
     how = "" if peer.trigger == usual_trigger else f", woken by {word(peer.trigger)}"
-    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}"
+    where = f", in {one_line(' '.join(groups))}" if groups else ""
+    held = "" if pause is None else f", {pause}"
+    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}{where}{held}"
 
 
 async def _list_peers(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     own = session.peer
     peers = await session.peers()
-    lines = [_line(peer, own, context.usual_trigger) for peer in peers]
+    queries = session.bus.store.queries
+    groups, pauses = queries.groups_of(), queries.pauses(session.bus.clock())
+    lines = [
+        _line(peer, own, context.usual_trigger, groups.get(peer.name, ()), pauses.get(peer.name)) for peer in peers
+    ]
     if all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
     return "\n".join(lines)
@@ -79,19 +96,24 @@ async def _list_peers(context: ToolContext, session: Session, _arguments: Mappin
 
 async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     peer = session.peer
+    pause = session.bus.pause_of(peer)
     waits = context.choice.mode is Mode.PULL or context.trouble()
     how = "messages wait for check_messages" if waits else "messages are pushed into this session"
     return (
         f'you are "{peer.name}", woken by {word(peer.trigger)}, in {one_line(peer.cwd)}{name_note(session)}; '
-        f"{how} ({peer.receives})"
+        f"{how} ({peer.receives})" + ("" if pause is None else f"; {pause}: nothing comes or goes before that")
     )
 
 
-async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+def _not_for_a_guest(session: Session, what: str) -> None:
     if session.is_guest:
         raise Refused(
-            "the name belongs to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
+            f"{what} to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
         )
+
+
+async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "the name belongs")
     before = session.peer.name
     renamed = await session.rename(arguments["name"])
     after = renamed.name
@@ -101,11 +123,27 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
     return f"{said}; {renamed.kept_note}" if renamed.kept else said
 
 
+async def _join_group(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "its groups belong")
+    name = session.peer.name
+    group, members, is_new = await retry_while_busy(lambda: session.bus.join_group(name, arguments["group"]))
+    others = one_line(", ".join(one for one in members if one != name)) or "nobody else yet"
+    return f"you are in {group} {'now' if is_new else 'already'}, with {others}"
+
+
+async def _leave_group(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "its groups belong")
+    left = await retry_while_busy(lambda: session.bus.leave_group(session.peer.name, arguments["group"]))
+    return f"you have left {left}"
+
+
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     return str(session.bus.store.queries.status(arguments["id"]))
 
 
 _TEXT = Argument("What to say, up to 64 KiB. For anything larger, write a file and send its path.")
+
+_GROUP = Argument("Its name, as @review.")
 
 
 def _highest_id(_profile: Profile) -> int:
@@ -120,7 +158,9 @@ TOOLS: tuple[Tool, ...] = (
         "not wait in a loop for an answer, it arrives by itself.",
         _send_message,
         {
-            "to": Argument("The peer's name, as list_peers shows it; a name that is offline is fine."),
+            "to": Argument(
+                "A peer's name, as list_peers shows it, or a @group, as in to_group; who is offline gets it later."
+            ),
             "text": _TEXT,
             "reply_to": Argument("The msg_id of the message that this answers.", False, 1, _highest_id),
         },
@@ -135,7 +175,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "list_peers",
-        "Who is online: the name, the kind and the folder of each session.",
+        "Who is online: the name, the kind, the folder and the groups of each session.",
         _list_peers,
         only_reads=True,
     ),
@@ -152,6 +192,8 @@ TOOLS: tuple[Tool, ...] = (
         _set_name,
         {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
     ),
+    Tool("join_group", "Be a member of a group: what is sent to it comes here too.", _join_group, {"group": _GROUP}),
+    Tool("leave_group", "Leave a group.", _leave_group, {"group": _GROUP}),
     Tool(
         "check_messages",
         "The messages to this session that it has not read, oldest first, each once. Needed where messages are not "
