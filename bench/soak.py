@@ -1,4 +1,4 @@
-"""Does anything get lost when sessions send, rename, die and come back at random, for as long as you like?
+"""Does anything get lost when sessions send, rename, join groups, die and come back at random, and are paused?
 
 It runs real `agentbus serve claude-mcp` processes over pipes. The same seed makes the same decisions, but their timing
 depends on the machine. At the end the audit checks every accepted message: in the database it must be delivered or
@@ -28,6 +28,7 @@ import apsw
 import typer
 
 from tests.support.client import INITIALIZE, RawClient
+from tests.support.command import agentbus
 
 ACCEPTED = re.compile(r"#(\d+)")
 RENAMED = "was taken by another session meanwhile"
@@ -36,6 +37,8 @@ UNSEEN = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 # How often in a second a session is stopped, and the clock jumps.
 STOPS_A_SECOND = 0.1
 JUMPS_A_SECOND = 0.2
+# How often in a second a person pauses a session, for a second.
+PAUSES_A_SECOND = 0.3
 
 
 class Soak:
@@ -49,12 +52,13 @@ class Soak:
         self._variables = _clock_variables(home.parent) if clock else {}
         # Stopped servers, each with the instant at which it goes on.
         self._stopped: dict[str, float] = {}
-        self._next_stop_at = self._next_jump_at = time.monotonic()
+        self._next_stop_at = self._next_jump_at = self._next_pause_at = time.monotonic()
         self._of_killed: set[int] = set()
         self.renamed: list[str] = []
         self._chance = random.Random(seed)
         self._names = [f"s{number}" for number in range(sessions)]
         self._aliases = [f"a{number}" for number in range(2 * sessions)]
+        self._groups = ["@odd", "@even"]
         self._live: dict[str, RawClient] = {}
         self.accepted: set[int] = set()
         self.received: Counter[int] = Counter()
@@ -93,10 +97,14 @@ class Soak:
             return
         dice = self._chance.random()
         if dice < 0.9:
-            to = self._chance.choice(self._names + self._aliases)
+            to = self._chance.choice(self._names + self._aliases + self._groups)
             self._call(client, "send_message", to=to, text="x" * self._chance.choice([1, 100, 5_000]))
-        elif dice < 0.97:
+        elif dice < 0.95:
             self._call(client, "set_name", name=self._chance.choice([name, *self._aliases]))
+        elif dice < 0.963:
+            self._call(client, "join_group", group=self._chance.choice(self._groups))
+        elif dice < 0.97:
+            self._call(client, "leave_group", group=self._chance.choice(self._groups))
         elif dice < 0.975:
             self._call(client, "broadcast", text="to all")
         elif dice < 0.985:
@@ -106,8 +114,13 @@ class Soak:
         time.sleep(self._chance.random() * 0.02)
 
     def _disturb(self) -> None:
-        """Stop a session, let one go on, make the clock jump, when it is time."""
+        """Stop a session, let one go on, make the clock jump, pause a session, when it is time."""
         now = time.monotonic()
+        if now >= self._next_pause_at:
+            self._next_pause_at = now + self._chance.random() * 2 / PAUSES_A_SECOND
+            # A name that no session has had yet is refused.
+            if agentbus(self._home, "pause", self._chance.choice(self._names), "--for", "1s").returncode == 0:
+                self.counts["pause"] += 1
         for name, until in list(self._stopped.items()):
             if now >= until:
                 self._go_on(name)
@@ -155,6 +168,7 @@ class Soak:
         for name in self._names:
             if name not in self._live:
                 self.start(name)
+        agentbus(self._home, "resume", "--all")  # a clock that was set back would let a pause go on
         give_up_at = time.monotonic() + patience_s
         while time.monotonic() < give_up_at and self._pending_for_the_living():
             time.sleep(0.2)
@@ -227,7 +241,7 @@ def main(
     stop: Annotated[float, typer.Option(help="Stop sessions for so many seconds; 0: none.", min=0)] = 0.0,
     clock: Annotated[bool, typer.Option("--clock", help="Make the wall clock jump.")] = False,
 ) -> None:
-    """Send, rename, kill and restart at random, then audit every message.
+    """Send, rename, join groups, pause, kill and restart at random, then audit every message.
 
     Example: python -m bench.soak --seconds 600 --seed 7
     """
