@@ -75,6 +75,8 @@ def test_what_a_client_does_first(start: Start, adapter: str) -> None:
         "list_peers": [],
         "whoami": [],
         "set_name": ["name"],
+        "join_group": ["group"],
+        "leave_group": ["group"],
         "check_messages": ["wait_s"],
         "message_status": ["id"],
     }

@@ -561,6 +561,10 @@ async def test_a_result_is_settled_by_whether_it_was_written(monkeypatch: pytest
     assert len(written) == (end == "written")
 
 
+# Tools that there were not when the clients were recorded: they are called in the same form.
+SINCE_RECORDED = {"join_group", "leave_group"}
+
+
 @pytest.mark.spec("DESK-1")
 @pytest.mark.parametrize("client_name", ["claude-code", "codex", "gemini", "opencode"])
 def test_a_known_client_never_wakes_the_sdk(home: Path, start: Callable[..., RawClient], client_name: str) -> None:
@@ -571,7 +575,7 @@ def test_a_known_client_never_wakes_the_sdk(home: Path, start: Callable[..., Raw
     probes = [place for place, one in enumerate(messages) if one.get("method") == "server/discover"]
     sessions = [messages[a:b] for a, b in pairwise([*(probes or begins), len(messages)])]
     called = {one["params"]["name"] for one in messages if one["method"] == "tools/call"}
-    assert called == {tool.name for tool in tools.TOOLS}
+    assert called == {tool.name for tool in tools.TOOLS} - SINCE_RECORDED
     for session in sessions:
         client = start("bob", AGENTBUS_DELIVERY="pull", adapter="mcp")
         cancelled = {one["params"]["requestId"] for one in session if one["method"] == "notifications/cancelled"}
