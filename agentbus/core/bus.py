@@ -417,9 +417,9 @@ class Bus:
         Raises InvalidRequest for a bad name, Refused when the group is full, Busy.
         """
         wanted = group_name(group)
-        _, is_new = self.store.join_group(wanted, address(name), now=self.clock())
+        members, is_new = self.store.join_group(wanted, address(name), now=self.clock())
         self._tell()
-        return wanted, self.store.queries.groups().get(wanted, []), is_new
+        return wanted, members, is_new
 
     def leave_group(self, name: object, group: object) -> str:
         """End the membership of `name` in `group`; return the group. Raises InvalidRequest, Refused, Busy. [GROUP-2]"""
@@ -457,10 +457,11 @@ class Bus:
         """
         names, resumed = self.store.resume(None if name is None else address(name), by=by, now=self.clock())
         self._tell()
-        # What has waited is due now, not at the next safety poll.
-        for peer in self.store.present():
-            if peer.name in resumed:
-                self._wake(peer)
+        # What has waited is due now, not at the next safety poll. It is resumed, whatever fails from here on.
+        with suppress(AgentbusError):
+            for peer in self.store.present():
+                if peer.name in resumed:
+                    self._wake(peer)
         return names, resumed
 
     def pause_of(self, peer: Peer) -> Pause | None:

@@ -351,14 +351,14 @@ class Store(Peers):
 
     # -- groups and brakes -----------------------------------------------------------------------------------
 
-    def join_group(self, group: str, name: str, *, now: int) -> tuple[str, bool]:
-        """Make what `name` leads to a member; return its present name, and whether it was none. [GROUP-2]
+    def join_group(self, group: str, name: str, *, now: int) -> tuple[list[str], bool]:
+        """Make what `name` leads to a member; return all members, and whether it was none before. [GROUP-2]
 
         Raises Refused when the group is full.
         """
         with self._looking_for(name), self._writing() as execute:
-            member = self._resolve(execute, name).mailbox
-            return member, groups.join(execute, group, member, now)
+            is_new = groups.join(execute, group, self._resolve(execute, name).mailbox, now)
+            return groups.members(execute, group), is_new
 
     def leave_group(self, group: str, name: str) -> tuple[str, bool]:
         """End the membership of what `name` leads to; return its present name, and whether it was a member."""
