@@ -59,14 +59,18 @@ def rows(said: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in said.splitlines()]
 
 
-@pytest.mark.spec("GROUP-2", "GROUP-3")
-def test_the_groups_of_the_readme_are_as_shown(run: Run) -> None:
-    (block,) = re.findall(r"## Groups\n.*?```console\n(.*?)```", README, re.DOTALL)
+@pytest.mark.spec("GROUP-2", "GROUP-3", "BRAKE-2")
+@pytest.mark.parametrize("section", ["Groups", "The brakes"])
+def test_the_groups_and_the_brakes_of_the_readme_are_as_shown(run: Run, bus: Bus, section: str) -> None:
+    (block,) = re.findall(rf"## {section}\n.*?```console\n(.*?)```", README, re.DOTALL)
+    if section == "The brakes":
+        claim(bus, "backend")
     printed = ""
     for line in block.splitlines():
         if line.startswith("$ agentbus "):
             words = re.findall(r'"(.*?)"|(\S+)', line.removeprefix("$ agentbus "))
             printed += f"{line}\n" + run(*(quoted or plain for quoted, plain in words))
+    printed = re.sub(r"until [0-9T:.-]+Z", "until 2026-01-31T14:00:00.000Z", printed.replace('"root"', '"you"'))
     assert printed == block
 
 

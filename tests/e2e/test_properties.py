@@ -28,7 +28,7 @@ from agentbus.core.store import Store
 from tests.support.client import RawClient, clients
 from tests.support.command import PATIENCE_S
 from tests.support.fakes import arrival, envelope
-from tests.support.group_changer import Changer
+from tests.support.group_changer import GROUPS, Changer
 
 # A loaded machine takes its time; a correct result does not depend on it.
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200, derandomize=True)
@@ -193,14 +193,16 @@ def test_each_session_is_in_what_it_joined_whatever_the_others_do(steps: list[tu
 
 @pytest.mark.spec("GROUP-2", "GROUP-3", "GROUP-4", "BRAKE-1", "BRAKE-2")
 def test_groups_and_pauses_hold_while_two_processes_change_them(home: Path) -> None:
-    prepare_home(home)
+    store = Store(prepare_home(home), busy_ms=10_000)
+    there = {"name": "there", "groups": list(GROUPS), "is_paused": False, "ids": []}
+    for group in GROUPS:
+        store.join_group(group, "there", now=0)
     command = [sys.executable, "-m", "tests.support.group_changer", str(home)]
     running = [
         subprocess.Popen([*command, name, str(seed), "400"], stdout=subprocess.PIPE, cwd=ROOT)
         for seed, name in enumerate(("x", "y"))
     ]
     states = [json.loads(child.communicate(timeout=PATIENCE_S)[0]) for child in running]
-    store = Store(home / "bus.db", busy_ms=0)
-    audit_groups(store, states)
+    audit_groups(store, [there, *states])
     assert all(state["ids"] for state in states)
     store.close()
