@@ -57,6 +57,8 @@ def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     found = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
+    if envelope.answer_by is not None:
+        found["answer_by"] = timestamp(envelope.answer_by)  # [ASK-1]
     old_ms = (time.time_ns() // 1_000_000 if now is None else now) - envelope.sent_at
     if old_ms > AGED_MS:
         found["age"] = f"{old_ms // AGED_MS} h" if old_ms < _DAY_MS else f"{old_ms // _DAY_MS} d"

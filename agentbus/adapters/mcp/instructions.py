@@ -97,10 +97,10 @@ def instructions(context: ToolContext) -> str:
         f"Other sessions, scripts and people reach you under it.{'' if session is None else _earlier(session)}\n"
         "\n"
         f'{arrival}<channel source="agentbus" from="NAME" msg_id="N" ts="...">text</channel>. '
-        "Answer with send_message to the name in `from`, with reply_to. list_peers shows who is online; "
-        "a message to a name that is offline waits until a session of that name starts.\n"
+        "Answer with send_message to the name in `from`, with reply_to; answer_by: it waits. list_peers "
+        "shows who is online; a message to a name that is offline waits until a session of that name starts.\n"
         "\n"
-        "Keep messages short and complete: say what you need, where it is (paths), and what you expect back. Put bulk "
-        "into a file and send its path. Do not answer a message that needs no answer."
+        "Keep messages short and complete: say what you need, where it is (paths), what you expect back. Put bulk "
+        "into a file and send its path. Answer no message that needs no answer."
         f"{context.profile.more_instructions}"
     )
