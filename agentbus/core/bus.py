@@ -21,7 +21,7 @@ from agentbus.core.names import address, group_name, is_group, is_kept, session_
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Store
+from agentbus.core.store import Question, Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -58,11 +58,17 @@ class Sent:
     is_known: bool
     similar: tuple[str, ...] = ()
     pulls: bool = False
+    # A command waits for this message: it answers the question of that command. [ASK-5]
+    is_awaited: bool = False
+    # The session that has the mailbox; empty if none has.
+    session: str = ""
     # The recipient's pause, if a person has paused it. [BRAKE-3]
     pause: Pause | None = None
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.is_awaited:
+            return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
         if self.pause is not None:
             return f'queued #{self.id} for "{self.recipient}"{moved}: it is {self.pause}, and gets its mail then'
         if self.is_online and self.pulls:
@@ -172,22 +178,40 @@ class Bus:
         *,
         reply_to: int | None = None,
         sender_session: str | None = None,
+        question: Question | None = None,
     ) -> Sent:
         """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name or text, MailboxFull, Refused when `sender_session` is paused, Busy; then
-        nothing was sent.
+        Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Refused when `sender_session` is paused,
+        Busy; then nothing was sent.
         """
         asked = address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
-            sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+            sender,
+            asked,
+            body,
+            now=self.clock(),
+            reply_to=answered,
+            sender_session=sender_session,
+            question=question,
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer), found.pause)
+        return Sent(
+            row_id,
+            asked,
+            found.mailbox,
+            is_online,
+            is_known,
+            similar,
+            pulls=_pulls(found.peer),
+            is_awaited=found.is_awaited,
+            session="" if found.peer is None else found.peer.session,
+            pause=found.pause,
+        )
 
     def send_group(
         self,
@@ -202,8 +226,8 @@ class Bus:
 
         A member whose mailbox is full does not fail the others. The message `reply_to` counts as read by the sender.
 
-        Raises InvalidRequest for a bad name or text and for a group of nobody else, MailboxFull when no member has
-        room, Refused, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or `reply_to` and for a group of nobody else, MailboxFull when no
+        member has room, Refused, Busy; then nothing was sent.
         """
         wanted = group_name(group)
         body = check_body(text, self._max_bytes)
@@ -215,7 +239,7 @@ class Bus:
         for row_id, found in rows:
             is_online = found.peer is not None and self._wake(found.peer)
             name = found.mailbox
-            sent.append(Sent(row_id, name, name, is_online, True, (), _pulls(found.peer), found.pause))
+            sent.append(Sent(row_id, name, name, is_online, True, pulls=_pulls(found.peer), pause=found.pause))
         self._tell()
         return GroupSent(wanted, tuple(sent), tuple(full))
 

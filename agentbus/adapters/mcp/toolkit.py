@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,10 +25,12 @@ __all__ = [
     "CALL_META",
     "MAX_COUNTED",
     "MAX_QUOTED_CHARS",
+    "ONLY_WAITS",
     "Argument",
     "Tool",
     "ToolContext",
     "ToolResult",
+    "braked",
     "count_unread",
     "messages_text",
     "name_note",
@@ -51,6 +54,8 @@ async def _unknown(_meta: Mapping[str, Any]) -> None:
 
 # The `_meta` of the call that this task carries out: what the client says about it beside the arguments.
 CALL_META: ContextVar[Mapping[str, Any]] = ContextVar("meta", default=MappingProxyType({}))
+# What the tool of this task calls once it has done what no later call may overtake, and only waits. [DESK-4]
+ONLY_WAITS: ContextVar[Callable[[], None]] = ContextVar("only waits", default=lambda: None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,6 +178,16 @@ class Tool:
             "annotations": {"readOnlyHint": self.only_reads, "destructiveHint": False, "openWorldHint": False},
         }
         return {**found, "_meta": {profile.load_key: self.is_loaded}} if profile.load_key else found
+
+
+def braked(context: ToolContext, session: Session, to: str | None) -> AbstractContextManager[None]:
+    """Count the message that the block sends to a name, a group or (None) everybody. [BURST-1], [BRAKE-4]
+
+    Raises TryAgain or Refused, here or when it is entered, if that message is one too many.
+    """
+    called = to or "everybody"
+    context.hourly_limit.check(called, lambda: session.peer.name, lambda: session.bus.sent_lately(session.peer, to))
+    return context.rate_limit.one(called)
 
 
 def messages_text(count: int) -> str:

@@ -7,10 +7,10 @@ Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [GROUP-2], [BRAKE-4], [WAKE
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from agentbus.adapters.mcp.asking import ask, status_line
 from agentbus.adapters.mcp.hosts import Mode
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.reading import check_messages
@@ -22,10 +22,12 @@ from agentbus.adapters.mcp.toolkit import (
     Tool,
     ToolContext,
     ToolResult,
+    braked,
     name_note,
     told,
     unread_line,
 )
+from agentbus.core.asking import DEFAULT_S
 from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import Pause, Peer
@@ -37,33 +39,23 @@ from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 __all__ = ["TOOLS", "call", "call_now", "listing"]
 
 
-def _braked(context: ToolContext, session: Session, to: str | None) -> AbstractContextManager[None]:
-    """Count the message that the block sends to a name, a group or (None) everybody. [BURST-1], [BRAKE-4]
-
-    Raises TryAgain or Refused, here or when it is entered, if that message is one too many.
-    """
-    called = to or "everybody"
-    context.hourly_limit.check(called, lambda: session.peer.name, lambda: session.bus.sent_lately(session.peer, to))
-    return context.rate_limit.one(called)
-
-
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with _braked(context, session, recipient(arguments["to"])):
+    with braked(context, session, recipient(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with _braked(context, session, recipient(arguments["to"])):
+    with braked(context, session, recipient(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with _braked(context, session, None):
+    with braked(context, session, None):
         return _sent_line(await session.broadcast(arguments["text"]))
 
 
 def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with _braked(context, session, None):
+    with braked(context, session, None):
         return _sent_line(session.broadcast_now(arguments["text"]))
 
 
@@ -138,7 +130,7 @@ async def _leave_group(_context: ToolContext, session: Session, arguments: Mappi
 
 
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    return str(session.bus.store.queries.status(arguments["id"]))
+    return status_line(session, arguments["id"])
 
 
 _TEXT = Argument("Up to 64 KiB; for more, send the path of a file.")
@@ -162,6 +154,19 @@ TOOLS: tuple[Tool, ...] = (
         },
         _send_message_now,
         is_loaded=True,
+    ),
+    Tool(
+        "ask",
+        "Send a question to a peer and wait for its answer, which is the result. If none comes in time, or the peer is "
+        "offline or ends, the result says so, and a later answer arrives as every message does.",
+        ask,
+        {
+            "to": Argument("The peer's name."),
+            "text": _TEXT,
+            "wait_s": Argument(
+                f"Seconds to wait, by default {DEFAULT_S}.", False, 1, lambda profile: profile.max_wait_s
+            ),
+        },
     ),
     Tool(
         "broadcast",

@@ -20,4 +20,4 @@ CREATE TABLE pauses (
 ) STRICT;
 
 -- A program of before would push to a paused session, and send for it: a brake that some ignore is none.
-UPDATE bus SET oldest = 8;
+UPDATE bus SET oldest = 9;
