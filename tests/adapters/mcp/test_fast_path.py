@@ -562,7 +562,7 @@ async def test_a_result_is_settled_by_whether_it_was_written(monkeypatch: pytest
 
 
 # Tools that there were not when the clients were recorded: they are called in the same form.
-SINCE_RECORDED = {"join_group", "leave_group"}
+SINCE_RECORDED = {"ask", "join_group", "leave_group"}
 
 
 @pytest.mark.spec("DESK-1")
