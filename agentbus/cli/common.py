@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from agentbus.core.adapter import Reachable
+
 __all__ = [
     "broadcast",
     "bus_and_settings",
@@ -162,22 +164,29 @@ def peers(*, as_json: bool) -> None:
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
         waiting = bus.store.queries.waiting()
+        reachable = {one.name: one for one in bus.reachable()}
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
 
-        for row in _json_rows(present, waiting, offline):
+        for row in _json_rows(present, waiting, offline, reachable):
             output.json_line(row)
         return
     if present:
         _print_table(present, waiting)
     else:
         print("nobody is online")
+    for one in reachable.values():
+        held = one.held()
+        why = f", and not posted to: {one_line(held, MAX_REASON_CHARS)}" if held else ""
+        print(f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, reachable, not joined{why}")
     for name, count in offline.items():
         print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
 
 
-def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _json_rows(
+    present: list[Peer], waiting: dict[str, int], offline: dict[str, int], reachable: dict[str, Reachable]
+) -> Iterator[dict[str, Any]]:
     for peer in present:
         yield {
             "name": peer.name,
@@ -192,8 +201,12 @@ def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, 
             "started_at": timestamp(peer.started_at),
             "last_seen": timestamp(peer.last_seen),
         }
-    for name, count in offline.items():
-        yield {"name": name, "online": False, "pending": count}
+    for name in dict.fromkeys((*reachable, *offline)):
+        row = {"name": name, "online": False, "pending": offline.get(name, 0)}
+        one = reachable.get(name)
+        about = {} if one is None else {"runtime": one.runtime, "pid": one.host.pid, "cwd": one.cwd}
+        held = {} if one is None else {"reachable": True, "held": one.held() or None}
+        yield {**row, **held, **about}
 
 
 def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
