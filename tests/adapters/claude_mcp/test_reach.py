@@ -18,10 +18,11 @@ from agentbus.adapters.claude_mcp import mode
 from agentbus.cli import common
 from agentbus.core import config, process
 from agentbus.core.bus import Bus
-from agentbus.core.model import Arrival, MessageState, timestamp
+from agentbus.core.model import MessageState, timestamp
 from agentbus.core.process import Process, current
 from tests.adapters.claude_mcp.test_records import ID
 from tests.support.command import agentbus, claude_on_path, until
+from tests.support.fakes import arrival
 from tests.support.inbox_stand_in import InboxStandIn
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a registry entry is known by the start in /proc")
@@ -80,19 +81,8 @@ def bus(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
 
 def arrive(bus: Bus, name: str, host: Process, conversation: str = "") -> str:
     """A peer of that name under `host`, present until the test ends; its session."""
-    arrival = Arrival(
-        host=host,
-        launch_name=name,
-        process=current(),
-        runtime="test",
-        cwd="/work",
-        domain=process.domain(),
-        delivery="pull",
-        trigger="poll",
-        conversation=conversation,
-        is_asked=False,
-    )
-    claimed = bus.store.claim(arrival, now=bus.clock(), endpoint=lambda _session: "", join_crowd=True)
+    arrived = arrival(name, host=host, domain=process.domain(), conversation=conversation, is_asked=False)
+    claimed = bus.store.claim(arrived, now=bus.clock(), endpoint=lambda _session: "", join_crowd=True)
     assert claimed is not None
     return claimed[0].session
 
