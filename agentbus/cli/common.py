@@ -164,7 +164,7 @@ def peers(*, as_json: bool) -> None:
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
         waiting = bus.store.queries.waiting()
-        reachable = {one.name: one for one in bus.reachable()}
+        reachable = bus.reachable()
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
@@ -176,7 +176,7 @@ def peers(*, as_json: bool) -> None:
         _print_table(present, waiting)
     else:
         print("nobody is online")
-    for one in reachable.values():
+    for one in reachable:
         held = one.held()
         why = f", and not posted to: {one_line(held, MAX_REASON_CHARS)}" if held else ""
         print(f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, reachable, not joined{why}")
@@ -185,7 +185,7 @@ def peers(*, as_json: bool) -> None:
 
 
 def _json_rows(
-    present: list[Peer], waiting: dict[str, int], offline: dict[str, int], reachable: dict[str, Reachable]
+    present: list[Peer], waiting: dict[str, int], offline: dict[str, int], reachable: list[Reachable]
 ) -> Iterator[dict[str, Any]]:
     for peer in present:
         yield {
@@ -201,12 +201,19 @@ def _json_rows(
             "started_at": timestamp(peer.started_at),
             "last_seen": timestamp(peer.last_seen),
         }
-    for name in dict.fromkeys((*reachable, *offline)):
-        row = {"name": name, "online": False, "pending": offline.get(name, 0)}
-        one = reachable.get(name)
-        about = {} if one is None else {"runtime": one.runtime, "pid": one.host.pid, "cwd": one.cwd}
-        held = {} if one is None else {"reachable": True, "held": one.held() or None}
-        yield {**row, **held, **about}
+    for one in reachable:
+        yield {
+            "name": one.name,
+            "online": False,
+            "pending": offline.pop(one.name, 0),
+            "reachable": True,
+            "held": one.held() or None,
+            "runtime": one.runtime,
+            "pid": one.host.pid,
+            "cwd": one.cwd,
+        }
+    for name, count in offline.items():
+        yield {"name": name, "online": False, "pending": count}
 
 
 def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:

@@ -74,7 +74,7 @@ def install() -> None:
 
 
 def _show_next(manifest: Manifest, registration: Registration) -> None:
-    for one in registry.running(config.load()) if manifest.sessions else ():
+    for one in _reachable() if manifest.sessions else ():
         if one.runtime == manifest.id:
             _show_running(one)
     print()
@@ -86,6 +86,20 @@ def _show_next(manifest: Manifest, registration: Registration) -> None:
     print("If a message does not arrive: agentbus doctor backend")
     if registration.unattended():
         print(registration.unattended()[:1].upper() + registration.unattended()[1:] + ".")
+
+
+def _reachable() -> list[Reachable]:
+    """The running sessions that have not joined; those that run, where there is no bus. Makes no home. [MOD-3]"""
+    try:
+        settings = config.load()
+        if not (settings.home / config.HOME_FILES[0]).exists():
+            return registry.running(settings)
+        with bus_and_settings() as (bus, _settings):
+            return bus.reachable()
+    except AgentbusError as error:
+        # The registration is done, and which sessions run is only said.
+        output.say(f"agentbus cannot tell which sessions run ({error})")
+        return []
 
 
 def _show_running(one: Reachable) -> None:

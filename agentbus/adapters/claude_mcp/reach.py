@@ -9,6 +9,7 @@ with 2.1.332. To list them imports little, because `agentbus send` to a name tha
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -29,6 +30,7 @@ __all__ = ["sessions"]
 
 # A message that is longer is not posted: the session has no tool with which it could read it otherwise.
 _MOST_CHARS = 200_000
+_PID = re.compile(r"[0-9]{1,10}")
 
 
 def sessions(runtime: str, home: Path) -> list[Reachable]:
@@ -40,29 +42,31 @@ def sessions(runtime: str, home: Path) -> list[Reachable]:
         names = os.listdir(records.config_folder() / "sessions")
     except (OSError, BrokenSetup):
         return []
-    found = []
-    for name in sorted(names):
-        pid, _, kind = name.partition(".")
-        host = process.look_up(int(pid)) if kind == "json" and pid.isascii() and pid.isdecimal() else None
-        entry = records.entry(host) if host is not None else None
-        called = session_wish(entry.name) if entry is not None else None
-        if host is None or entry is None or not entry.inbox or called is None:
-            continue
-        place = str(records.transcript(entry))
-        found.append(
-            Reachable(
-                name=called,
-                host=host,
-                session=entry.session_id,
-                runtime=runtime,
-                cwd=entry.cwd,
-                # Places are kept one a line, and in a database that takes text only.
-                place=place if place.isprintable() else "",
-                held=partial(_held, host, entry.cwd),
-                post=partial(_post, host, Path(entry.inbox), called, home),
-            )
-        )
-    return found
+    pids = [
+        int(pid) for pid, _, kind in (name.partition(".") for name in names) if kind == "json" and _PID.fullmatch(pid)
+    ]
+    with process.one_look():
+        hosts = [host for pid in sorted(pids) if (host := process.look_up(pid)) is not None]
+    return [found for host in hosts if (found := _session(runtime, home, host)) is not None]
+
+
+def _session(runtime: str, home: Path, host: Process) -> Reachable | None:
+    entry = records.entry(host)
+    name = session_wish(entry.name) if entry is not None else None
+    if entry is None or name is None or not entry.inbox:
+        return None
+    place = str(records.transcript(entry))
+    return Reachable(
+        name=name,
+        host=host,
+        session=entry.session_id,
+        runtime=runtime,
+        cwd=entry.cwd,
+        # Places are kept one a line, and in a database that takes text only.
+        place=place if place.isprintable() else "",
+        held=partial(_held, host, entry.cwd),
+        post=partial(_post, host, Path(entry.inbox), name, home),
+    )
 
 
 def _held(host: Process, cwd: str) -> str:
@@ -112,5 +116,5 @@ def _post(host: Process, path: Path, name: str, home: Path, batch: Sequence[Enve
 def _command(home: Path) -> str:
     """What the session's shell has to type for this agentbus on this bus."""
     program = "agentbus" if shutil.which("agentbus") else shlex.join(own_command())
-    is_usual = home == Path("~/.agentbus").expanduser()
+    is_usual = str(home) == os.path.expanduser("~/.agentbus")
     return program if is_usual else f"AGENTBUS_HOME={shlex.quote(str(home))} {program}"
