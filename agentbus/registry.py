@@ -7,6 +7,7 @@ triggers, and each adapter is found by its manifest. Implements [WAKE-5], [WATCH
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -24,7 +25,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-    from agentbus.core.adapter import Manifest, Registration
+    from agentbus.core.adapter import Manifest, Reachable, Registration
 
 __all__ = [
     "CONVERSATIONS",
@@ -36,6 +37,7 @@ __all__ = [
     "manifests",
     "open_bus",
     "registration",
+    "running",
     "serve",
     "variables",
     "watchers",
@@ -126,7 +128,25 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
     store = Store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
     bus = Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
     bus.recorded = _recorded
+    bus.running = lambda: running(settings)
     return bus, triggers
+
+
+def running(settings: Settings) -> list[Reachable]:
+    """The sessions that the clients of this machine run, joined or not, as far as their adapters know. [REACH-1]
+
+    Raises BrokenSetup when an adapter does not match its manifest.
+    """
+    found: list[Reachable] = []
+    for runtime, sessions in _session_lists():
+        found += sessions(runtime, settings.home)
+    return found
+
+
+@cache
+def _session_lists() -> list[tuple[str, Callable[[str, Path], list[Reachable]]]]:
+    """What lists the running sessions, by the id of its adapter. Kept: a program can send often to who is not there."""
+    return [(of.id, _part(of, of.sessions)) for of in manifests()[0] if of.sessions]
 
 
 def _recorded(runtime: str, place: str) -> set[Shown] | None:

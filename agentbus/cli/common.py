@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from agentbus.core.adapter import Reachable
+
 __all__ = [
     "broadcast",
     "bus_and_settings",
@@ -201,11 +203,12 @@ def peers(*, as_json: bool) -> None:
         present = bus.peers()
         queries = bus.store.queries
         waiting, groups, pauses = queries.waiting(), queries.groups_of(), queries.pauses(bus.clock())
+        reachable = bus.reachable()
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
 
-        for row in _json_rows(present, waiting, offline):
+        for row in _json_rows(present, waiting, offline, reachable):
             pause = pauses.get(row["name"])
             output.json_line(
                 {**row, "groups": groups.get(row["name"], []), "paused": pause and output.pause_row(pause)}
@@ -217,11 +220,17 @@ def peers(*, as_json: bool) -> None:
         print("nobody is online")
     for name, pause in pauses.items():
         print(f"{name} is {pause}: agentbus resume {name}")
+    for one in reachable:
+        held = one.held()
+        why = f", and not posted to: {one_line(held, MAX_REASON_CHARS)}" if held else ""
+        print(f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, reachable, not joined{why}")
     for name, count in offline.items():
         print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
 
 
-def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _json_rows(
+    present: list[Peer], waiting: dict[str, int], offline: dict[str, int], reachable: list[Reachable]
+) -> Iterator[dict[str, Any]]:
     for peer in present:
         yield {
             "name": peer.name,
@@ -235,6 +244,17 @@ def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, 
             "cwd": peer.cwd,
             "started_at": timestamp(peer.started_at),
             "last_seen": timestamp(peer.last_seen),
+        }
+    for one in reachable:
+        yield {
+            "name": one.name,
+            "online": False,
+            "pending": offline.pop(one.name, 0),
+            "reachable": True,
+            "held": one.held() or None,
+            "runtime": one.runtime,
+            "pid": one.host.pid,
+            "cwd": one.cwd,
         }
     for name, count in offline.items():
         yield {"name": name, "online": False, "pending": count}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from agentbus.core import config
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding
-from agentbus.core.model import Peer
+from agentbus.core.model import Envelope, Peer
+from agentbus.core.process import Process
 
-__all__ = ["Manifest", "Registered", "Registration", "Standing", "Variable", "own_command"]
+__all__ = ["Manifest", "Reachable", "Registered", "Registration", "Standing", "Variable", "own_command"]
 
 # Where uv and pipx keep programs that they run once: the next clean-up of their caches removes them.
 _RUN_ONCE = re.compile(r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pipx)/|/pipx/\.cache/")
@@ -68,6 +69,8 @@ class Manifest:
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
     that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
+    `sessions`, as `module:function`, gets the id of the adapter and the home, and returns the sessions of its client
+    that run (see Reachable); empty if its client does not say which these are.
     """
 
     id: str
@@ -84,6 +87,7 @@ class Manifest:
     variables: Mapping[str, Variable]
     record: str = ""
     leftovers: str = ""
+    sessions: str = ""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:
@@ -108,6 +112,25 @@ class Manifest:
     def number(self, variable: str) -> int:
         """The value of a variable with a range. Raises InvalidRequest."""
         return int(self.variables[variable].read(variable))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reachable:
+    """A session that its client runs, with its name there, and how it takes a post without a server of ours.
+
+    `session` is what its client calls it, and `place` where the client records what its model was given; "" if nowhere.
+    `held` says why its client would not give a post to its model just now; "" if it would. `post` posts the first of a
+    batch once and returns how many; it raises DeliveryFailed, and then nothing was posted. Neither waits.
+    """
+
+    name: str
+    host: Process
+    session: str
+    runtime: str
+    cwd: str
+    place: str
+    held: Callable[[], str]
+    post: Callable[[Sequence[Envelope]], int]
 
 
 class Standing(Enum):

@@ -27,6 +27,8 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from agentbus.core.adapter import Reachable
+
     _T = TypeVar("_T")
 
 __all__ = ["PULL", "Bus", "Claimed", "GroupSent", "Sent", "now_ms", "retry_while_busy"]
@@ -36,6 +38,8 @@ PULL = "pull"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
+# So many messages go into a session that has not joined, with one post.
+_MOST_POSTED = 20
 # A send or a mark holds the lock for 0.1 ms. If it is held for longer, the pauses between two tries grow.
 _SPIN_S = 0.000_5
 _FIRST_PAUSE_S = 0.001
@@ -64,6 +68,8 @@ class Sent:
     session: str = ""
     # The recipient's pause, if a person has paused it. [BRAKE-3]
     pause: Pause | None = None
+    # What is to be said where a session of that name runs and has not joined; empty if none does. [REACH-2]
+    reached: str = ""
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
@@ -78,6 +84,8 @@ class Sent:
             )
         if self.is_online:
             return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
+        if self.reached:
+            return self.reached
         if is_kept(self.recipient):
             return f'queued #{self.id} for "{self.recipient}": a person reads it with agentbus inbox {self.recipient}'
         if self.is_known:
@@ -158,6 +166,8 @@ class Bus:
         # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
         # opens the bus, which knows the adapters.
         self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
+        # The sessions that the clients of this machine run. Set by what opens the bus, which knows the adapters.
+        self.running: Callable[[], list[Reachable]] = list
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -199,6 +209,7 @@ class Bus:
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
+        reached = "" if is_online or found.is_awaited else self._reach(row_id, found.mailbox)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(
             row_id,
@@ -211,7 +222,36 @@ class Bus:
             is_awaited=found.is_awaited,
             session="" if found.peer is None else found.peer.session,
             pause=found.pause,
+            reached=reached,
         )
+
+    def _reach(self, row_id: int, name: str) -> str:
+        """Post what waits for `name` to the one session that runs under it and has not joined. [REACH-2], [REACH-3]
+
+        Returns what to say of the message `row_id`; "" if there is no such session. Never raises: the message is
+        committed, and waits. [SEND-6]
+        """
+        try:
+            found = self.reachable(name)
+            if not found:
+                return ""
+            why = f"{len(found)} running sessions are called so" if len(found) > 1 else found[0].held()
+            if not why and row_id in self.store.post(found[0], _MOST_POSTED, now=self.clock()):
+                self._tell()
+                return f'sent #{row_id} to "{name}" (reachable, not joined: posted once into its session)'
+        except AgentbusError as error:
+            why = str(error)
+        why = why or "others wait before it"
+        return f'queued #{row_id} for "{name}" (reachable, not joined): {why}, so it waits for a session of that name'
+
+    def reachable(self, name: str | None = None) -> list[Reachable]:
+        """The running sessions of clients that have not joined this bus, sorted by name; those called `name`. [REACH-1]
+
+        Raises what the adapters raise for a broken installation.
+        """
+        found = [one for one in self.running() if name in (None, one.name)]
+        joined = {peer.host for peer in self.store.live()} if found else set()
+        return sorted((one for one in found if one.host not in joined), key=lambda one: one.name)
 
     def send_group(
         self,

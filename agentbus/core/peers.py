@@ -28,7 +28,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any, Literal
 
-__all__ = ["LEFT_AT", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows"]
+__all__ = ["LEFT_AT", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows", "remember"]
 
 # How long a session that has left is remembered: 30 days. Who a sender was can be asked for as long. [LEDGER-3]
 SESSIONS_KEPT_MS = 30 * 86_400_000
@@ -57,7 +57,7 @@ def _base(name: str, launch_name: str) -> str:
     return launch_name if is_numbered else name
 
 
-def _remember(execute: Callable[..., Any], conversation: str, name: str, launch_name: str, now: int) -> None:
+def remember(execute: Callable[..., Any], conversation: str, name: str, launch_name: str, now: int) -> None:
     """Note with which name a conversation is here. [NAME-8]"""
     if conversation:
         execute(
@@ -320,7 +320,7 @@ class Peers:
                 " (SELECT session FROM peers WHERE conversation = ?2 AND session <> ?1)",
                 (peer.session, arrival.conversation),
             )
-        _remember(execute, arrival.conversation, peer.name, arrival.launch_name, peer.last_seen)
+        remember(execute, arrival.conversation, peer.name, arrival.launch_name, peer.last_seen)
 
     def turn_to(self, session: str, pid: int, conversation: str, *, now: int) -> None:
         """Record that `session` is another conversation now. It keeps its name, and so does the former one. [NAME-8]"""
@@ -334,7 +334,7 @@ class Peers:
                 execute("UPDATE peers SET conversation = ? WHERE session = ?", (conversation, session))
                 # One that is remembered keeps its own name: `claude -p --continue` says only late which it is.
                 if not execute("SELECT 1 FROM conversations WHERE conversation = ?", (conversation,)).fetchone():
-                    _remember(execute, conversation, row[0], row[1], now)
+                    remember(execute, conversation, row[0], row[1], now)
 
     def _predecessor(self, execute: Callable[..., Any], arrival: Arrival) -> tuple[Peer | None, bool]:
         """The ended session that `arrival` takes over, or None; and, if None, whether one of its host still lives."""

@@ -16,14 +16,17 @@ from pathlib import Path
 from agentbus.core import brakes, groups
 from agentbus.core.config import Shared
 from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull, Refused
-from agentbus.core.model import Address, Ended, Envelope, Pause, Peer, Status, Unread
-from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
+from agentbus.core.model import Address, Ended, Envelope, Pause, Peer, Status, Unread, storable
+from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of, remember
+from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
-from agentbus.core.queries import ELSEWHERE, MESSAGE, THREAD
+from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
+
+    from agentbus.core.adapter import Reachable
 
 __all__ = ["AGAIN_MS", "MAX_PENDING", "Question", "Store"]
 
@@ -35,6 +38,8 @@ AGAIN_MS = 60_000
 
 # An error names so many members of a group; the others would bury the sentence.
 _MOST_NAMED = 5
+# The carrier of what is posted into a session that has not joined. [REACH-2]
+INBOX = "inbox"
 # A text of more bytes has a row of its own. With all that can stand beside it, a shorter one fits into a page of 4,096.
 _LARGE_BYTES = 3_000
 # A command that waits for an answer is done this long after the instant until which it waits, in ms, or hangs. For
@@ -376,6 +381,49 @@ class Store(Peers):
                 " WHERE id = ? AND delivered_at IS NULL",
                 [(now, carrier, session, row_id) for row_id in ids],
             )
+
+    def post(self, to: Reachable, limit: int, *, now: int) -> list[int]:
+        """Post what waits for a session that has not joined, in one transaction with the mark. [REACH-2]
+
+        The session gets a row that has left already: what it does not read is returned by that, as of any other.
+        Returns the ids that were posted, none if somebody has joined meanwhile.
+
+        Raises DeliveryFailed; then all is as before.
+        """
+        host = (to.host.pid, to.host.started)
+        with self._writing() as execute:
+            if execute(
+                "SELECT 1 FROM peers WHERE left_at IS NULL AND (name = ? OR host_pid = ? AND host_started = ?)",
+                (to.name, *host),
+            ).fetchone():
+                return []
+            rows = execute(
+                f"SELECT {MESSAGE} FROM messages m WHERE m.recipient = ? AND m.delivered_at IS NULL"
+                " AND m.sent_at > ? AND m.kept_from IS NOT ?"
+                f" AND {_NOT_AWAITED} ORDER BY m.id LIMIT ?",
+                (to.name, now - OLD_MS, to.session, limit),
+            ).fetchall()
+            batch = [Envelope.from_row(row) for row in rows]
+            ids = [one.id for one in batch[: to.post(batch)]] if batch else []
+            execute(
+                f"INSERT INTO peers ({PEER}, left_at, proof, conversation) VALUES ({', '.join('?' * 20)})"
+                " ON CONFLICT (session) DO UPDATE SET name = excluded.name, host_pid = excluded.host_pid,"
+                " host_started = excluded.host_started, domain = excluded.domain, last_seen = excluded.last_seen,"
+                " left_at = excluded.left_at, proof = excluded.proof",
+                (
+                    *(to.session, to.name, *host, "", *host, to.runtime, storable(to.cwd), INBOX, "", "", now, now),
+                    *("it has not joined", BEAT, self.here, now, to.place, to.session),
+                ),
+            )
+            # Once it joins, it is called as it was called here, and has what waits there. [NAME-8]
+            if not execute("SELECT 1 FROM conversations WHERE conversation = ?", (to.session,)).fetchone():
+                remember(execute, to.session, to.name, to.name, now)
+            for row_id in ids:
+                execute(
+                    "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ? WHERE id = ?",
+                    (now, INBOX, to.session, row_id),
+                )
+        return ids
 
     def unread(self, session: str, pid: int, limit: int, held: int = 0) -> list[Unread]:
         """The oldest `limit` unread messages of `session`, if it is present in process `pid`, ascending. [READ-1]

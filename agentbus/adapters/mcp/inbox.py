@@ -30,7 +30,7 @@ from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose", "leftovers"]
+__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose", "leftovers", "mark"]
 
 # The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
@@ -191,7 +191,7 @@ def _file_name(host: Process) -> str:
     return f"{host.pid}-{re.sub(r'[^A-Za-z0-9]+', '_', host.started)}"
 
 
-def _mark() -> str:
+def mark() -> str:
     """What makes a post unlike the one before, when the same messages go out again. [INBOX-2]
 
     The strictest client drops a text that equals the last one within 30 s (measured). Three digits of base 36 count the
@@ -205,12 +205,17 @@ def _mark() -> str:
 
 
 def compose(
-    batch: Sequence[Envelope], mark: str, frames: Frames = CHANNEL, max_line_chars: int = _MAX_LINE_CHARS
+    batch: Sequence[Envelope],
+    stamp: str,
+    frames: Frames = CHANNEL,
+    max_line_chars: int = _MAX_LINE_CHARS,
+    how: str = "",
 ) -> tuple[str, int]:
     """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
 
-    `mark` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
-    message of more than `max_line_chars` as JSON is only announced.
+    `stamp` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
+    message of more than `max_line_chars` as JSON is only announced. `how` says how to answer, to a
+    session that has no instructions of ours.
     """
     elements: list[str] = []
     size = 0
@@ -225,7 +230,8 @@ def compose(
             break
         elements.append(shown)
     # How to answer stands in the instructions, once.
-    head = f"agentbus {mark}, not your user:" if mark else "agentbus, not your user:"
+    head = f"agentbus {stamp}, not your user" if stamp else "agentbus, not your user"
+    head += f". {how}" if how else ":"
     return "\n".join([head, *elements]), len(elements)
 
 
@@ -319,7 +325,7 @@ class InboxDelivery:
         try:
             if not self._budget.take():
                 raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
-            text, count = compose(batch, _mark(), self._frames)
+            text, count = compose(batch, mark(), self._frames)
             await self._write(connection, self._inbox.frame(text))
             await self._inbox.settled(self._failing)
         except BaseException:

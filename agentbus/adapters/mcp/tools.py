@@ -81,7 +81,9 @@ async def _list_peers(context: ToolContext, session: Session, _arguments: Mappin
     lines = [
         _line(peer, own, context.usual_trigger, groups.get(peer.name, ()), pauses.get(peer.name)) for peer in peers
     ]
-    if all(peer.session == own.session for peer in peers):
+    others = [f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, not joined" for one in session.bus.reachable()]
+    lines += others
+    if not others and all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
     return "\n".join(lines)
 
