@@ -20,7 +20,7 @@ from rich.text import Text
 from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core import config, eventloop
-from agentbus.core.bus import PULL
+from agentbus.core.bus import HOOK, PULL
 from agentbus.core.changes import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
@@ -139,7 +139,7 @@ def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
     table.add_column("FOLDER", no_wrap=True, overflow="ellipsis")
     for peer in sorted(peers, key=lambda one: one.name):
         pending = waiting.get(peer.name, 0)
-        style = "yellow" if peer.delivery == PULL else "green"
+        style = "yellow" if peer.delivery in (PULL, HOOK) else "green"
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
         cells = (Text(peer.name, "bold"), runtime, Text(delivery, style), trigger)
         table.add_row(*cells, Text(str(pending), "yellow" if pending else "dim"), one_line(peer.cwd))

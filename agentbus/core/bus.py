@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
+__all__ = ["HOOK", "PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
+# The `delivery` of a peer that is given messages while it works: one that is idle gets them with its next prompt.
+HOOK = "hook"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
@@ -45,6 +47,13 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+# What a sender is told of a peer that a message does not reach at once. [VOID-2]
+_WAITS = {
+    PULL: ", but nothing can be pushed to it: it reads its mail when it calls check_messages",
+    HOOK: ", but idle it is not reached: it gets its mail while it works, or with its user's next prompt",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in."""
@@ -55,17 +64,12 @@ class Sent:
     is_online: bool
     is_known: bool
     similar: tuple[str, ...] = ()
-    pulls: bool = False
+    delivery: str = ""
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
-        if self.is_online and self.pulls:
-            return (
-                f'sent #{self.id} to "{self.recipient}"{moved} '
-                "(online, but nothing can be pushed to it: it reads its mail when it calls check_messages)"
-            )
         if self.is_online:
-            return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
+            return f'sent #{self.id} to "{self.recipient}"{moved} (online{_WAITS.get(self.delivery, "")})'
         if is_kept(self.recipient):
             return f'queued #{self.id} for "{self.recipient}": a person reads it with agentbus inbox {self.recipient}'
         if self.is_known:
@@ -95,10 +99,6 @@ def _check_reply(reply_to: object) -> int | None:
     if isinstance(reply_to, bool) or not isinstance(reply_to, int) or reply_to < 1:
         raise InvalidRequest(f"{str(reply_to)[:40]!r} is not a message id", hint="use the number after msg_id")
     return reply_to
-
-
-def _pulls(peer: Peer | None) -> bool:
-    return peer is not None and peer.delivery == PULL
 
 
 class Bus:
@@ -160,7 +160,8 @@ class Bus:
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
+        delivery = found.peer.delivery if found.peer is not None else ""
+        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, delivery)
 
     def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
@@ -170,7 +171,7 @@ class Bus:
         body = check_body(text, self._max_bytes)
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
         sent = [
-            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, pulls=_pulls(peer))
+            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, delivery=peer.delivery)
             for row_id, peer in rows
         ]
         self._tell()

@@ -216,6 +216,8 @@ async def _serve(context: ToolContext, opened: _Opened, stdio: Stdio, conversati
         await tasks.start(session.run)
         if watched is not None:
             tasks.start_soon(watched.watch)
+        if choice.beside is not None:
+            tasks.start_soon(choice.beside)
 
     try:
         async with anyio.create_task_group() as tasks:

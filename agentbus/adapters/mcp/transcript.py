@@ -14,7 +14,7 @@ from typing import Any
 
 from agentbus.adapters.mcp.inbox import NOT_HERE
 
-__all__ = ["Texts", "Transcript", "given", "piece", "shown"]
+__all__ = ["Texts", "Transcript", "given", "messages", "piece", "shown"]
 
 # Read at once: some 2 ms. A line can be longer, with an image in it; then more is read, up to the end of the line.
 _PIECE_BYTES = 1 << 20
@@ -34,8 +34,13 @@ def given(line: bytes, texts: Texts) -> set[tuple[int, str]]:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):
         return set()
+    return messages(texts(row))
+
+
+def messages(texts: Iterable[str]) -> set[tuple[int, str]]:
+    """The messages whose elements stand whole in `texts`, by id and `ts`."""
     found: set[tuple[int, str]] = set()
-    for text in texts(row):
+    for text in texts:
         for words, body in _ELEMENT.findall(text):
             said = dict(_ATTRIBUTE.findall(words))
             # A note in the place of a message that is too long is not the message.
