@@ -111,7 +111,7 @@ class Choice:
     `peers` shows `delivery`. `make` makes the delivery; if it is None, nothing is pushed. `held` says why messages have
     to be held back just now, or nothing; if it is None, they never have to. `twin` is set where one agent process can
     have only one peer of the same wish: it says what else can have started the other server, and what removes that.
-    `beside` runs for as long as the session is a peer: what the delivery needs beside it.
+    `beside` runs for as long as the session listens: what the delivery needs beside it.
     `record` is what the client records of what its model was given; None if it keeps no record. [PROOF-2]
     `settings` are those of this very session, where they are not those of this process. `conversation` is what the
     client calls the conversation. `guest_of` is the conversation whose subagent this server serves: then it is no peer

@@ -195,6 +195,7 @@ def _make_session(
         say=say,
         retention_hours=settings.retention_hours,
         holds_old=True,
+        beside=choice.beside,
         conversation=lambda: conversation(choice.host),
     )
     if delivery is not None:
@@ -216,8 +217,6 @@ async def _serve(context: ToolContext, opened: _Opened, stdio: Stdio, conversati
         await tasks.start(session.run)
         if watched is not None:
             tasks.start_soon(watched.watch)
-        if choice.beside is not None:
-            tasks.start_soon(choice.beside)
 
     try:
         async with anyio.create_task_group() as tasks:
