@@ -253,6 +253,8 @@ async def hook() -> AsyncIterator[FarEnd]:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hooks.run)
+            while not list(home.glob("hooks/*.sock")):
+                await anyio.sleep(0.001)
             yield FarEnd(Retried(delivery), take, None)
             is_over.set()
             if worker.ident is not None:

@@ -84,7 +84,6 @@ class Hooks:
         delivery.troubled = self.trouble
         for name in leftovers(self._folder):
             peer_socket.clear_if_dead(self._folder / name)
-        self._listen()
 
     @property
     def is_main_agent(self) -> bool | None:
@@ -98,7 +97,7 @@ class Hooks:
         return self._said()
 
     def _said(self) -> str:
-        if self._listener is None:
+        if self._no_socket:
             return f"no socket for its hooks is to be had ({self._no_socket})"
         return "its hooks do not run: agentbus doctor says why" if self._is_called and not self._is_heard else ""
 
@@ -114,7 +113,7 @@ class Hooks:
             listener.close()
             self._no_socket = str(error)
             return
-        self._listener = listener
+        self._listener, self._no_socket = listener, ""
 
     def close(self) -> None:
         """Remove the socket."""
@@ -125,17 +124,17 @@ class Hooks:
                 self._path.unlink()
 
     async def run(self) -> None:
-        """Answer hooks until cancelled."""
+        """Answer hooks until cancelled. A server that stands aside does not, and has no socket. [TWIN-1]"""
         told = ""
         try:
             async with anyio.create_task_group() as tasks:
                 while True:
-                    if (said := self._said()) != told:
-                        await self._report(said)
-                        told = said
                     if self._listener is None or not self._path.exists():
                         self.close()
                         self._listen()
+                    if (said := self._said()) != told:
+                        await self._report(said)
+                        told = said
                     if self._listener is None:
                         await anyio.sleep(_LOOK_S)
                         continue

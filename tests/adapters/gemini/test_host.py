@@ -11,6 +11,7 @@ from agentbus.adapters.gemini.host import GeminiCli
 from agentbus.adapters.mcp.hosts import Mode
 from agentbus.core.process import Process
 from tests.support.client import RawClient
+from tests.support.command import until
 
 CHAIN = [Process(30, "3"), Process(20, "2"), Process(10, "1")]
 
@@ -63,7 +64,9 @@ def test_started_twice_it_is_one_peer_and_its_socket_goes_with_it(home: Path, st
     second = start("backend", adapter="gemini", AGENTBUS_DELIVERY="auto", GEMINI_CLI="1")
     second.handshake()
     assert "stands aside" in second.refuse("whoami")
-    assert 'you are "backend"' in first.call("whoami")
+    (path,) = (home / "hooks").iterdir()
     first.end()
-    second.wait(lambda: True)
-    assert len(list((home / "hooks").iterdir())) == 1
+    (other,) = until(lambda: [one for one in (home / "hooks").iterdir() if one != path])
+    assert not path.exists()
+    second.end()
+    assert not other.exists()
