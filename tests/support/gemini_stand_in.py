@@ -10,11 +10,13 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from agentbus.core.model import timestamp
 from tests.support.command import clean_env
 
 SESSION = "1d3e7ed6-b721-401b-a910-97516dfe3c5c"
@@ -96,7 +98,8 @@ class GeminiStandIn:
 
     def _ask_model(self, content: list[dict[str, Any]], texts: list[str], *, is_cancelled: bool) -> None:
         self._number += 1
-        row = {"id": f"u{self._number}", "type": "user", "content": content}
+        now = timestamp(time.time_ns() // 1_000_000)
+        row = {"id": f"u{self._number}", "timestamp": now, "type": "user", "content": content}
         self._note(row)
         self._note({"$set": {"lastUpdated": "2026-11-27T13:19:23.499Z"}})
         self.requests.append(texts)

@@ -20,15 +20,13 @@ from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.inbox import compose
 from agentbus.core.bus import HOOK
 from agentbus.core.errors import DeliveryFailed
-from agentbus.core.model import Envelope, timestamp
+from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 
 __all__ = ["AFTER_AGENT", "AFTER_TOOL", "BEFORE_AGENT", "HookDelivery"]
 
 # Gemini CLI's names for: the user's prompt goes to the model; a tool has ended; the turn has ended.
 BEFORE_AGENT, AFTER_TOOL, AFTER_AGENT = "BeforeAgent", "AfterTool", "AfterAgent"
-# Our tools have another name there.
-_ANSWER_WITH = "the tool mcp_agentbus_send_message"
 # A hook waits so long for the pump, if the pump has messages to hand over: it reads the mailbox anew. If it has none,
 # a message can have been committed in this moment.
 _PUMP_S = 0.5
@@ -173,7 +171,7 @@ class HookDelivery:
 
     def _compose(self, envelopes: Sequence[Envelope], max_bytes: int = _POST_BYTES) -> tuple[str, int]:
         """The next post, with a mark by which it is known as the prompt of a turn: see `compose`."""
-        return compose(envelopes, self._mark, self._frames, answer_with=_ANSWER_WITH, max_bytes=max_bytes)
+        return compose(envelopes, self._mark, self._frames, max_bytes=max_bytes)
 
     def _dropped(self, prompt: str) -> list[Envelope]:
         """What was given for an earlier turn, and was dropped with it. `prompt` begins this turn, and can be ours."""
@@ -191,9 +189,9 @@ class HookDelivery:
         return self._out.keys().isdisjoint(ids)
 
     def _look(self) -> None:
-        for row_id, ts in self._chat.read():
+        for row_id, at in self._chat.read():
             one = self._out.get(row_id)
-            if one is not None and timestamp(one.envelope.sent_at) == ts:
+            if one is not None and one.envelope.sent_at <= at:
                 del self._out[row_id]
 
 

@@ -9,18 +9,18 @@ looks different shows nothing. Reads, and changes nothing. Implements [GEMINI-4]
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentbus.adapters.mcp.transcript import messages, piece
+from agentbus.adapters.mcp.transcript import instant, messages, piece
+from agentbus.core.ports import Shown
 
-__all__ = ["HEAD", "Chat", "shown"]
-
-Message = tuple[int, str]
+__all__ = ["Chat", "shown"]
 
 # How a post begins, which is a whole prompt where it begins a turn.
-HEAD = "agentbus brings "
+_HEAD = re.compile(r"agentbus \S+, not your user:")
 _OPENING, _CLOSING = "<hook_context>", "</hook_context>"
 
 
@@ -37,7 +37,7 @@ def _texts(content: object) -> Iterator[str]:
         # It stands at the end. Nothing that a hook brings has a `<`, so the last opening tag is Gemini CLI's own.
         if text.endswith(_CLOSING) and _OPENING in text:
             yield text[text.rindex(_OPENING) :].replace("&lt;", "<").replace("&gt;", ">")
-        elif text.startswith(HEAD):
+        elif _HEAD.match(text):
             yield text
 
 
@@ -45,20 +45,22 @@ class _Reading:
     """Lines, one after the other. `given` stand in the model's context, and no answer of the model behind them yet."""
 
     def __init__(self) -> None:
-        self.given: set[Message] = set()
+        self.given: set[Shown] = set()
         self.is_answered = True
         self._answer = ""
 
-    def take(self, line: bytes) -> set[Message]:
+    def take(self, line: bytes) -> set[Shown]:
         """The messages that this line shows as read."""
         try:
             row: Any = json.loads(line)
             rewritten = row["$set"].get("messages") if "$set" in row else None
             if isinstance(rewritten, list):
                 # What is not in it any more was cancelled, or summarised.
-                self.given &= messages(text for one in rewritten for text in _texts(one.get("content")))
+                left = messages(text for one in rewritten for text in _texts(one.get("content")))
+                self.given = {(row_id, at) for row_id, at in self.given if row_id in left}
             elif row.get("type") == "user":
-                self.given |= messages(_texts(row.get("content")))
+                at = instant(row.get("timestamp"))
+                self.given |= {(row_id, at) for row_id in messages(_texts(row.get("content")))}
                 self.is_answered = False
             elif row.get("type") == "gemini" and row.get("id") != self._answer:
                 # The line of an answer is written again when it has called tools, under the same id.
@@ -77,7 +79,7 @@ class _File:
         self._path = Path(place)
         self._offset = offset
         self.reading = _Reading()
-        self.read: list[Message] = []
+        self.read: list[Shown] = []
 
     def follow(self) -> bool:
         """Read the next piece. Returns whether there was one. Raises OSError."""
@@ -117,7 +119,7 @@ class Chat:
             size = 0
         return len(self._files.setdefault(place, _File(place, size)).read)
 
-    def look(self, place: str, offset: int) -> tuple[set[Message], int]:
+    def look(self, place: str, offset: int) -> tuple[set[Shown], int]:
         """What is shown since `offset`. A file that is not there, or cannot be read, shows nothing new."""
         file = self._files.setdefault(place, _File(place))
         try:
@@ -126,7 +128,7 @@ class Chat:
             return set(), offset
         return set(file.read[offset:]), max(offset, len(file.read))
 
-    def read(self) -> set[Message]:
+    def read(self) -> set[Shown]:
         """All that the present file has shown."""
         return self.look(self._place, 0)[0] if self._place else set()
 
@@ -136,7 +138,7 @@ class Chat:
         return not self._place or self._files[self._place].reading.is_answered
 
 
-def shown(place: str) -> set[Message] | None:
+def shown(place: str) -> set[Shown] | None:
     """All that the file at `place` shows as read; None if it cannot be read. For a session that has ended. [STATE-6]"""
     file = _File(place)
     try:

@@ -21,7 +21,7 @@ PROFILE = Profile(
     # It adds this one to every call. [ARG-2]
     ignored_arguments=frozenset({"wait_for_previous"}),
     frames=FRAMES,
-    more_instructions="\n\nHere the element can stand in <hook_context>, with &lt; for its <.",
+    answer_with="mcp_agentbus_send_message",
 )
 
 
