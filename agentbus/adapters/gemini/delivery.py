@@ -19,7 +19,7 @@ from agentbus.adapters.gemini.records import Chat
 from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.inbox import compose
 from agentbus.core.bus import HOOK
-from agentbus.core.errors import DeliveryFailed
+from agentbus.core.errors import DeliveryFailed, DeliveryWaited
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 
@@ -27,9 +27,9 @@ __all__ = ["AFTER_AGENT", "AFTER_TOOL", "BEFORE_AGENT", "HookDelivery"]
 
 # Gemini CLI's names for: the user's prompt goes to the model; a tool has ended; the turn has ended.
 BEFORE_AGENT, AFTER_TOOL, AFTER_AGENT = "BeforeAgent", "AfterTool", "AfterAgent"
-# A hook waits so long for the pump, if the pump has messages to hand over: it reads the mailbox anew. If it has none,
-# a message can have been committed in this moment.
-_PUMP_S = 0.5
+# A hook waits so long for the pump, if that has messages to hand over: it reads the mailbox anew, in 0.2 ms, or finds
+# that they were read meanwhile. If it has none, a message can have been committed in this moment.
+_PUMP_S = 0.05
 _GRACE_S = 0.005
 # Of the result of a tool with all that is appended, Gemini CLI keeps 40,000 characters, the last 32,000 for certain
 # (0.61; a setting). What is longer than this waits for the end of the turn. A `<` becomes four characters there.
@@ -108,7 +108,7 @@ class HookDelivery:
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
         """Wait until a hook asks, and let it have the first of `batch`.
 
-        Raises DeliveryFailed when it had to wait: what is pending by now has to be read anew.
+        Raises DeliveryWaited when it had to wait, and DeliveryFailed when the hook has taken nothing.
         """
         has_waited = False
         while True:
@@ -123,7 +123,7 @@ class HookDelivery:
                 ask.is_answered.set()  # it waits for the end of the turn
             elif has_waited:
                 self._ask = ask
-                raise DeliveryFailed("a hook asks now")
+                raise DeliveryWaited("a hook asks now")
             else:
                 break
         ask.batch = batch

@@ -232,6 +232,23 @@ async def test_what_a_killed_hook_has_not_printed_comes_with_the_next(made: Made
 
 
 @pytest.mark.spec("GEMINI-2")
+async def test_what_was_read_or_taken_back_while_the_session_was_idle_does_not_come(made: Made) -> None:
+    async with made.running() as far:
+        await do(far.prompt)
+        for number in range(1, 30, 2):
+            made.post(envelope(number))
+            await anyio.sleep(0.01)  # the delivery waits with it
+            del made.pending[number]
+            await do(far.tool)
+        made.post(envelope(99))
+        await anyio.sleep(0.01)
+        made.post(envelope(100))
+        await do(far.tool)
+        await made.until_marked(99, 100)
+    assert [ids(texts) for texts in far.requests if ids(texts)] == [[99, 100]]
+
+
+@pytest.mark.spec("GEMINI-2")
 async def test_hooks_that_ask_together_bring_it_once(made: Made) -> None:
     async with made.running() as far:
         await do(far.prompt)
