@@ -195,6 +195,21 @@ async def test_what_a_cancelled_turn_has_dropped_is_given_once_more_and_first(ma
 
 
 @pytest.mark.spec("GEMINI-4")
+async def test_what_has_left_the_history_is_not_read_by_the_next_answer(made: Made) -> None:
+    run = made.far.run
+    async with made.running() as far:
+        made.post(envelope(1))
+        await do(far.prompt, is_cancelled=True)
+        far.run = lambda _said: ""  # this prompt's hook is killed
+        await do(far.prompt)
+        assert shown(str(far.transcript)) == set()
+        far.run = run
+        await do(far.prompt)
+        await made.until_marked(1)
+    assert [ids(texts) for texts in far.requests] == [[1], [], [1]]
+
+
+@pytest.mark.spec("GEMINI-4")
 async def test_in_a_record_of_another_form_nothing_comes_for_ever(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made.far, "_note", lambda _row: None)
     async with made.running() as far:
