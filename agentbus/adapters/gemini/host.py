@@ -69,6 +69,7 @@ class GeminiCli:
             # `gemini --acp` starts its servers twice.
             twin=lambda: "Gemini CLI has started it a second time, or there is an entry of the user's own",
             beside=self._listen,
+            end=self._close,
             record=self._chat,
         )
 
@@ -83,6 +84,10 @@ class GeminiCli:
     async def _listen(self) -> None:
         assert self._hooks is not None, "the delivery is made first"
         await self._hooks.run()
+
+    def _close(self) -> None:
+        if self._hooks is not None:
+            self._hooks.close()
 
     def conversation(self, _host: Process) -> str:
         """What Gemini CLI calls the session; "" before its first prompt. [NAME-8]"""
