@@ -102,18 +102,17 @@ class Hooks:
         return "its hooks do not run: agentbus doctor says why" if self._is_called and not self._is_heard else ""
 
     def _listen(self) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             prepare_folder(self._folder)
-            listener.setblocking(False)
-            listener.bind(str(self._path))
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.setblocking(False)
+            self._listener.bind(str(self._path))
             self._path.chmod(0o600)
-            listener.listen(64)
+            self._listener.listen(64)
+            self._no_socket = ""
         except (OSError, AgentbusError) as error:
-            listener.close()
+            self.close()
             self._no_socket = str(error)
-            return
-        self._listener, self._no_socket = listener, ""
 
     def close(self) -> None:
         """Remove the socket."""
@@ -138,9 +137,14 @@ class Hooks:
                     if self._listener is None:
                         await anyio.sleep(_LOOK_S)
                         continue
-                    with anyio.move_on_after(_LOOK_S), suppress(OSError):
+                    with anyio.move_on_after(_LOOK_S):
                         await anyio.wait_readable(self._listener)
-                        tasks.start_soon(self._hear, self._listener.accept()[0])
+                        try:
+                            tasks.start_soon(self._hear, self._listener.accept()[0])
+                        except BlockingIOError:
+                            pass  # the hook has ended
+                        except OSError:
+                            await anyio.sleep(_LOOK_S)  # no descriptor is left, say: it would be asked without a pause
         finally:
             self.close()
 
@@ -149,7 +153,7 @@ class Hooks:
             connection.setblocking(False)
             if not self._is_below(connection):
                 return
-            with suppress(OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError, RecursionError):
                 said = json.loads(await _line(connection))
                 event = str(said.get("hook_event_name"))
                 if self._note(event, said):

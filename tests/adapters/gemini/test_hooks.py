@@ -328,7 +328,7 @@ async def test_what_is_no_event_does_no_harm(made: Made) -> None:
         (path,) = (made.home / "hooks").iterdir()
         assert oct(path.stat().st_mode & 0o777) == "0o600"
         no_event = b'{"hook_event_name": 7, "session_id": "../x"}\n'
-        for line in (b"", b"[]\n", b"\xff\n", b'"x"\n', no_event, b"{" * 200_000):
+        for line in (b"", b"[]\n", b"[" * 60_000 + b"\n", b"\xff\n", b'"x"\n', no_event, b"{" * 200_000):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as odd:
                 odd.connect(str(path))
                 await anyio.to_thread.run_sync(odd.sendall, line)
