@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import PULL, Bus, GroupSent, Sent
+from agentbus.core.bus import HOOK, PULL, Bus, GroupSent, Sent
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
 from agentbus.core.names import address, folded, is_group, is_kept, login_name
@@ -279,6 +279,8 @@ def _print_table(present: list[Peer], waiting: dict[str, int], groups: dict[str,
         if peer.delivery == PULL:
             why = one_line(peer.delivery_reason, MAX_REASON_CHARS)
             print(f"nothing can be pushed to {peer.name}, it reads with check_messages: {why}")
+        elif peer.delivery == HOOK:
+            print(f"idle, {peer.name} is not reached before its user's next prompt")
 
 
 async def when_signalled(act: Callable[[int], None], *, task_status: TaskStatus[None]) -> None:

@@ -22,7 +22,7 @@ from rich.text import Text
 from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core import config, eventloop
-from agentbus.core.bus import PULL
+from agentbus.core.bus import HOOK, PULL
 from agentbus.core.changes import SAFETY_S, Changes, Event, MessageEvent, NameEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
@@ -157,7 +157,7 @@ def _standing(
     for peer in sorted(peers, key=lambda one: one.name):
         pending = waiting.get(peer.name, 0)
         is_paused = peer.name in pauses
-        style = "yellow" if is_paused or peer.delivery == PULL else "green"
+        style = "yellow" if is_paused or peer.delivery in (PULL, HOOK) else "green"
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
         cells = (Text(peer.name, "bold"), runtime, Text("paused" if is_paused else delivery, style), trigger)
         its = one_line(" ".join(groups.get(peer.name, ())))

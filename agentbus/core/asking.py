@@ -59,8 +59,8 @@ class Asked:
         if self.has_ended:
             left = "" if self.state is MessageState.READ else ", and waits for the next session of that name"
             return f"{to} has ended without an answer to #{self.sent.id}: {where}{left}"
-        pulls = f"; {to} reads its mail only when it calls check_messages" if self.sent.pulls else ""
-        return f"no answer to #{self.sent.id} from {to} within {self.wait_s:g} s: {where}{pulls}"
+        waits = f"; {to} {self.sent.waits}" if self.sent.waits else ""
+        return f"no answer to #{self.sent.id} from {to} within {self.wait_s:g} s: {where}{waits}"
 
 
 def question(to: object, wait_s: float, now: int, waiter: str | None = None) -> Question:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["PULL", "Bus", "Claimed", "GroupSent", "Sent", "now_ms", "retry_while_busy"]
+__all__ = ["HOOK", "PULL", "Bus", "Claimed", "GroupSent", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
+# The `delivery` of a peer that is given messages while it works: one that is idle gets them with its next prompt.
+HOOK = "hook"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
@@ -51,6 +53,13 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+# What a sender is told of a peer that a message does not reach at once: why, and when it does. [VOID-2]
+_WAITS = {
+    PULL: ("nothing can be pushed to it", "reads its mail only when it calls check_messages"),
+    HOOK: ("idle it is not reached", "gets its mail while it works, or with its user's next prompt"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in."""
@@ -61,7 +70,7 @@ class Sent:
     is_online: bool
     is_known: bool
     similar: tuple[str, ...] = ()
-    pulls: bool = False
+    delivery: str = ""
     # A command waits for this message: it answers the question of that command. [ASK-5]
     is_awaited: bool = False
     # The session that has the mailbox; empty if none has.
@@ -71,19 +80,20 @@ class Sent:
     # What is to be said where a session of that name runs and has not joined; empty if none does. [REACH-2]
     reached: str = ""
 
+    @property
+    def waits(self) -> str:
+        """When the recipient gets it, in a clause without a subject, if that is not at once; else empty."""
+        return _WAITS.get(self.delivery, ("", ""))[1]
+
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_awaited:
             return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
         if self.pause is not None:
             return f'queued #{self.id} for "{self.recipient}"{moved}: it is {self.pause}, and gets its mail then'
-        if self.is_online and self.pulls:
-            return (
-                f'sent #{self.id} to "{self.recipient}"{moved} '
-                "(online, but nothing can be pushed to it: it reads when it calls check_messages)"
-            )
         if self.is_online:
-            return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
+            why = f", but {_WAITS[self.delivery][0]}: it {self.waits}" if self.waits else ""
+            return f'sent #{self.id} to "{self.recipient}"{moved} (online{why})'
         if self.reached:
             return self.reached
         if is_kept(self.recipient):
@@ -135,10 +145,6 @@ def _check_reply(reply_to: object) -> int | None:
     if isinstance(reply_to, bool) or not isinstance(reply_to, int) or reply_to < 1:
         raise InvalidRequest(f"{str(reply_to)[:40]!r} is not a message id", hint="use the number after msg_id")
     return reply_to
-
-
-def _pulls(peer: Peer | None) -> bool:
-    return peer is not None and peer.delivery == PULL
 
 
 class Bus:
@@ -218,7 +224,7 @@ class Bus:
             is_online,
             is_known,
             similar,
-            pulls=_pulls(found.peer),
+            delivery="" if found.peer is None else found.peer.delivery,
             is_awaited=found.is_awaited,
             session="" if found.peer is None else found.peer.session,
             pause=found.pause,
@@ -279,7 +285,8 @@ class Bus:
         for row_id, found in rows:
             is_online = found.peer is not None and self._wake(found.peer)
             name = found.mailbox
-            sent.append(Sent(row_id, name, name, is_online, True, pulls=_pulls(found.peer), pause=found.pause))
+            delivery = "" if found.peer is None else found.peer.delivery
+            sent.append(Sent(row_id, name, name, is_online, is_known=True, delivery=delivery, pause=found.pause))
         self._tell()
         return GroupSent(wanted, tuple(sent), tuple(full))
 
@@ -292,7 +299,7 @@ class Bus:
         body = check_body(text, self._max_bytes)
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
         sent = [
-            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, pulls=_pulls(peer))
+            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, delivery=peer.delivery)
             for row_id, peer in rows
         ]
         self._tell()

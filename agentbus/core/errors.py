@@ -12,6 +12,7 @@ __all__ = [
     "Busy",
     "DeliveryClosed",
     "DeliveryFailed",
+    "DeliveryWaited",
     "InvalidRequest",
     "MailboxFull",
     "Refused",
@@ -63,6 +64,10 @@ class MailboxFull(TryAgain):
 
 class DeliveryFailed(AgentbusError):
     """The delivery handed nothing over; it can be tried again."""
+
+
+class DeliveryWaited(DeliveryFailed):
+    """It handed nothing over, because it had to wait for the far end, which can take something now: read anew."""
 
 
 class DeliveryClosed(AgentbusError):

@@ -135,8 +135,8 @@ class Delivery(Protocol):
         Can wait as long as the far end takes nothing. If the call is cancelled, the envelope in progress may have been
         handed over already: the next process delivers it again under the same id.
 
-        Raises DeliveryFailed when nothing was handed over but a later try can succeed, and DeliveryClosed when the far
-        end is gone for good.
+        Raises DeliveryFailed when nothing was handed over but a later try can succeed, DeliveryWaited when it can
+        succeed at once, with what is pending by now, and DeliveryClosed when the far end is gone for good.
         """
 
 

@@ -214,8 +214,9 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     wrong = next((one for one in found if one.level is Level.WRONG), None)
     notes = {one.code for one in found if one.level is Level.NOTE}
     if wrong is None and "delivery" in notes:
-        seen = f'a message to "{name}" may wait until its model calls check_messages: see delivery'
-        yield Finding("verdict", Level.NOTE, seen)
+        is_pull = any("check_messages" in one.seen for one in found if one.code == "delivery")
+        until = "its model calls check_messages" if is_pull else "its user prompts it"
+        yield Finding("verdict", Level.NOTE, f'a message to "{name}" may wait until {until}: see delivery')
     elif wrong is None:
         unsure = ", if its account has channels" if "gate" in notes else ""
         yield Finding("verdict", Level.OK, f'a message to "{name}" is pushed into its session{unsure}')

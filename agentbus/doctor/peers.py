@@ -14,7 +14,7 @@ from agentbus import registry
 from agentbus.cli import output
 from agentbus.core import process
 from agentbus.core.adapter import Registration
-from agentbus.core.bus import PULL, now_ms
+from agentbus.core.bus import HOOK, PULL, now_ms
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
@@ -93,7 +93,7 @@ def _check_peer(
     heard = "it has received nothing yet" if last is None else f"it last received a message {output.age(last, now)} ago"
     if counts is not None and counts.oldest_pending_at is not None:
         waited = now - counts.oldest_pending_at
-        is_stuck = waited > _STUCK_MS and peer.delivery != PULL and not is_paused
+        is_stuck = waited > _STUCK_MS and peer.delivery not in (PULL, HOOK) and not is_paused
         since = output.age(counts.oldest_pending_at, now)
         seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {since}; {heard}'
         remedy = "end that session and start it again; its messages are kept" if is_stuck else ""

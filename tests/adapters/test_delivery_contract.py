@@ -7,17 +7,22 @@ import os
 import re
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from agentbus.adapters.claude_mcp.inbox import inbox as claude_inbox
 from agentbus.adapters.codex.app_server import AppServer
 from agentbus.adapters.codex.delivery import AppServerDelivery
 from agentbus.adapters.codex.thread import Thread
+from agentbus.adapters.gemini.delivery import HookDelivery
+from agentbus.adapters.gemini.hooks import Hooks
+from agentbus.adapters.gemini.records import Chat
 from agentbus.adapters.mcp.channel import ChannelDelivery
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.inbox import Address, InboxDelivery, PostBudget
@@ -27,13 +32,14 @@ from agentbus.adapters.qwen.inbox import QwenInbox
 from agentbus.core.errors import DeliveryClosed, DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt
-from agentbus.core.process import current
+from agentbus.core.process import current, parent
 from agentbus.member import _HandOver
 from tests.support.app_server_stand_in import AppServerStandIn
 from tests.support.command import PATIENCE_S
 from tests.support.door_stand_in import TOKEN as DOOR_TOKEN
 from tests.support.door_stand_in import DoorStandIn
 from tests.support.fakes import FakeDelivery, envelope
+from tests.support.gemini_stand_in import GeminiStandIn, ask_socket
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
 from tests.support.qwen_stand_in import SESSION, QwenStandIn
 
@@ -216,6 +222,46 @@ async def plugin() -> AsyncIterator[FarEnd]:
         far.close()
 
 
+@asynccontextmanager
+async def hook() -> AsyncIterator[FarEnd]:
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        chat = Chat()
+        delivery = HookDelivery(chat)
+        home = Path(folder, "bus")
+        home.mkdir(mode=0o700)
+
+        async def report(_trouble: str) -> None:
+            pass
+
+        hooks = Hooks(parent(), home, chat, delivery, ReadyGate(), report)
+        far = GeminiStandIn(Path(folder), ask_socket(home / "hooks"))
+        is_over = threading.Event()
+        seen = 0
+
+        def work() -> None:
+            while not is_over.is_set():
+                far.prompt()
+
+        worker = threading.Thread(target=work)
+
+        def take() -> list[str]:
+            nonlocal seen
+            if worker.ident is None:
+                worker.start()
+            new, seen = far.requests[seen:], len(far.requests)
+            return re.findall(r'msg_id="(\d+)"', "".join(text for texts in new for text in texts))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hooks.run)
+            while not list(home.glob("hooks/*.sock")):
+                await anyio.sleep(0.001)
+            yield FarEnd(Retried(delivery), take, None)
+            is_over.set()
+            if worker.ident is not None:
+                await anyio.to_thread.run_sync(worker.join)
+            tasks.cancel_scope.cancel()
+
+
 def socket_pair() -> tuple[int, int]:
     theirs, ours = socket.socketpair()
     return theirs.detach(), ours.detach()
@@ -228,6 +274,7 @@ DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
     "app-server": app_server,
     "inbox, with receipts": lambda: inbox(QwenStandIn),
     "plugin": plugin,
+    "hook": hook,
     "channel, pipe": lambda: channel(os.pipe),
     "channel, socketpair": lambda: channel(socket_pair),
 }

@@ -136,7 +136,7 @@ def test_as_whom_a_shell_sends(home: Path, start: Callable[..., RawClient]) -> N
             ["serve", "carrier-pigeon"],
             "",
             2,
-            "there is no module 'carrier-pigeon': use claude-mcp or codex or mcp or opencode or qwen",
+            "there is no module 'carrier-pigeon': use claude-mcp or codex or gemini or mcp or opencode or qwen",
         ),
         (["serve"], "", 2, "Missing argument"),
         (["frobnicate"], "", 2, "No such command 'frobnicate': see agentbus --help"),

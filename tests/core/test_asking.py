@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agentbus.core import asking
 from agentbus.core.asking import Asked, Attention, question
+from agentbus.core.bus import PULL
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState
@@ -369,11 +370,11 @@ async def _live_through(world: World, steps: list[str]) -> None:
 @pytest.mark.spec("ASK-2")
 def test_what_is_said_without_an_answer(world: World) -> None:
     sent = world.bus.send("web", "api", "well?")
-    online = replace(sent, is_online=True, pulls=True)
+    online = replace(sent, is_online=True, delivery=PULL)
     assert str(Asked(online, 60, state=MessageState.PENDING)) == (
         'no answer to #1 from "api" within 60 s: the question is pending; "api" reads its mail only when it calls '
         "check_messages"
     )
-    read = Asked(replace(online, pulls=False), 1.5, has_ended=True, state=MessageState.READ)
+    read = Asked(replace(online, delivery="channel"), 1.5, has_ended=True, state=MessageState.READ)
     assert str(read) == '"api" has ended without an answer to #1: the question was read'
     assert question("api", 1.5, 7) == Question(1_507)

@@ -209,9 +209,10 @@ def compose(
     stamp: str,
     frames: Frames = CHANNEL,
     max_line_chars: int = _MAX_LINE_CHARS,
+    max_bytes: int = _MAX_TEXT_BYTES,
     how: str = "",
 ) -> tuple[str, int]:
-    """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
+    """One text for the first envelopes of `batch`, and their number: at least one, up to `max_bytes`. [INBOX-2]
 
     `stamp` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
     message of more than `max_line_chars` as JSON is only announced. `how` says how to answer, to a
@@ -226,7 +227,7 @@ def compose(
             note = f"a message of {len(envelope.text):,} characters, {NOT_HERE}"
             shown = element(replace(envelope, text=note), frames)
         size += len(shown.encode()) + 1
-        if elements and size > _MAX_TEXT_BYTES:
+        if elements and size > max_bytes:
             break
         elements.append(shown)
     # How to answer stands in the instructions, once.

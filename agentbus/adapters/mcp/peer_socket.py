@@ -17,7 +17,7 @@ from pathlib import Path
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import Process
 
-__all__ = ["connect", "listener"]
+__all__ = ["clear_if_dead", "connect", "listener", "other_end"]
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -36,7 +36,7 @@ def connect(path: Path, host: Process) -> socket.socket:
         connection.setblocking(False)
         connection.connect(str(path))
         if sys.platform == "linux":
-            pid, uid = _other_end(connection)
+            pid, uid = other_end(connection)
             if pid != host.pid or uid != os.geteuid():
                 raise DeliveryFailed(f"{path} belongs to process {pid}, not to the session's process {host.pid}")
     except OSError as error:
@@ -58,13 +58,23 @@ def listener(path: Path) -> int | None:
         _check(path)
         asking.setblocking(False)
         asking.connect(str(path))
-        pid, uid = _other_end(asking)
+        pid, uid = other_end(asking)
         return pid if uid == os.geteuid() else None
     return None
 
 
-def _other_end(connection: socket.socket) -> tuple[int, int]:
-    """The process and the user that listen."""
+def clear_if_dead(path: Path) -> None:
+    """Remove a socket on which nobody listens: its process was killed."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def other_end(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end, as they were when it connected or listened. Raises OSError. Linux."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
 

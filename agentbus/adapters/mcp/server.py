@@ -219,6 +219,8 @@ async def _serve(context: ToolContext, opened: _Opened, stdio: Stdio, conversati
         await tasks.start(session.run)
         if watched is not None:
             tasks.start_soon(watched.watch)
+        if choice.beside is not None:
+            tasks.start_soon(choice.beside)
 
     try:
         async with anyio.create_task_group() as tasks:
@@ -439,6 +441,8 @@ async def _watch_for_end(
             with anyio.move_on_after(_STOP_S):
                 await session.stop()
             _close(session)
+        if context.choice.end is not None:
+            context.choice.end()
     finally:
         stdio.restore()
         os._exit(0)
