@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
+    from agentbus.core.asking import NoAnswer
     from agentbus.core.bus import Sent
     from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
     from agentbus.core.model import Envelope, Peer
@@ -26,6 +27,7 @@ __all__ = [
     "InvalidRequest",
     "MailboxFull",
     "Member",
+    "NoAnswer",
     "Peer",
     "Refused",
     "Sent",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "Envelope": "agentbus.core.model",
     "Member": "agentbus.member",
+    "NoAnswer": "agentbus.core.asking",
     "Peer": "agentbus.core.model",
     "Sent": "agentbus.core.bus",
     "join": "agentbus.member",

@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
 __all__ = [
+    "SIGNALLED",
     "broadcast",
     "bus_and_settings",
     "known_names",
+    "own",
     "own_name",
+    "parse_seconds",
+    "parse_whole",
     "peers",
     "send",
     "serve",
@@ -41,6 +45,11 @@ __all__ = [
 
 # A session waits for the same time. [STORE-4]
 _BUSY_MS = 10_000
+# One day. To wait for ever, leave the option out.
+_LONGEST_S = 86_400.0
+_MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
+# Shells report death by a signal as this number plus the signal's number.
+SIGNALLED = 128
 
 
 @contextmanager
@@ -74,10 +83,10 @@ def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
 
     Raises InvalidRequest for a bad name, and Refused for one that no session can have, in a shell of a session.
     """
-    return _own(bus, settings, asked)[0]
+    return own(bus, settings, asked)[0]
 
 
-def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
+def own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
     """The name of a shell, and the session that it runs in and sends as; None if it sends as somebody else."""
     name = None if asked is None else address(asked)
     if name is not None and not is_kept(name):
@@ -109,6 +118,24 @@ def known_names(start: str) -> list[str]:
     return sorted(name for name in names if name.startswith(folded(start)))
 
 
+def parse_seconds(option: str, raw: str) -> float:
+    """The number of seconds that an option gives: 0 to 86,400. Raises InvalidRequest."""
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_S:
+        raise InvalidRequest(f"{option} is {raw[:40]!r}", hint=f"use a number of seconds from 0 to {_LONGEST_S:,.0f}")
+    return seconds
+
+
+def parse_whole(what: str, raw: str) -> int:
+    """The whole number in `raw`, at least 1. `what` is its name in the error. Raises InvalidRequest."""
+    if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
+        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="use a whole number, 1 or more")
+    return int(raw)
+
+
 def text_or_stdin(text: str | None) -> str:
     """`text`, or the text from stdin without its last newline. [CLI-1]
 
@@ -132,13 +159,15 @@ def send(
     text: str | None,
     *,
     sender: str | None,
+    reply_to: str | None = None,
     then: Callable[[Bus, config.Settings, Sent], None] = lambda _bus, _settings, _sent: None,
 ) -> None:
     """Send one message and print what became of it. Then call `then` with the result, while the bus is still open."""
+    answered = None if reply_to is None else parse_whole("--reply-to", reply_to.removeprefix("#"))
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        name, session = _own(bus, settings, sender)
-        sent = bus.send(name, to, body, sender_session=session)
+        name, session = own(bus, settings, sender)
+        sent = bus.send(name, to, body, reply_to=answered, sender_session=session)
         with reported():
             print(sent)
         then(bus, settings, sent)
@@ -148,7 +177,7 @@ def broadcast(text: str | None, *, sender: str | None) -> None:
     """Send one message to every peer that is online, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        name, session = _own(bus, settings, sender)
+        name, session = own(bus, settings, sender)
         sent = bus.broadcast(name, body, sender_session=session)
     with reported():
         if not sent:

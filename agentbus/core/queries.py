@@ -117,8 +117,17 @@ class Queries:
         )
         return [Status.from_row(row) for row in rows]
 
-    def newest_first(self, *, peer: str | None = None, since: int = 0) -> Iterator[Status]:
-        """Every message sent at or after `since`, to or from `peer` if one is named, newest first. [LEDGER-2]"""
+    def newest_first(self, *, peer: str | None = None, since: int = 0, thread: int | None = None) -> Iterator[Status]:
+        """Every message sent at or after `since`, to or from `peer` if one is named, newest first. [LEDGER-2]
+
+        With a `thread`, only those in the thread of the message of that id. [THREAD-3]
+        """
+        if thread is not None:
+            found = self.find(thread)
+            for one in self.thread(thread if found is None else found.root):
+                if one.sent_at >= since and peer in (None, one.sender, one.recipient):
+                    yield one
+            return
         below = 2**63 - 1
         while True:
             rows = self._read(

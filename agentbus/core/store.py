@@ -8,6 +8,7 @@ Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6], [THR
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -332,7 +333,7 @@ class Store(Peers):
         self,
         ids: Iterable[int],
         *,
-        session: str | None,
+        session: str,
         now: int,
         read_by: str = "check",
         carrier: str = "pull",
@@ -356,9 +357,22 @@ class Store(Peers):
 
     # -- questions whose answers a command waits for: see 0008_asking.sql. [ASK-5] ---------------------------
 
-    def end_ask(self, question: int) -> None:
-        """Nobody but the peer of the asker's name waits for the answer to `question` from now on."""
+    @contextmanager
+    def waiting(self) -> Iterator[str]:
+        """Hold a lock file while a command waits for an answer. Yields its name, "" where nothing can be locked."""
+        name = os.urandom(6).hex()
+        held = self._lock(name)
+        try:
+            yield "" if held is None else name
+        finally:
+            if held is not None:
+                held.release()
+
+    def end_ask(self, question: int, answer: int | None = None, *, now: int = 0) -> None:
+        """The command does not wait for the answer to `question` any longer. If it has the `answer`, that is read."""
         with self._writing() as execute:
+            if answer is not None:
+                execute(_MARK_READ, (now, "check", "ask", None, answer))
             execute("DELETE FROM asks WHERE question = ?", (question,))
 
     def forget_asks(self, *, now: int) -> bool:

@@ -236,7 +236,7 @@ async def test_what_cannot_be_asked_is_refused_and_sends_nothing(world: World) -
             ("front", 60, '"front" is you'),
             ("web", 60, '"web" is you'),
             ("@review", 60, "'@review' is a group, and a question goes to one peer"),
-            ("api", 0, "cannot be waited for during 0 s: use more than 0 and at most 86,400 s"),
+            ("api", -1, "cannot be waited for during -1 s: use 0 to 86,400 s"),
             ("api", 86_401, "during 86401 s"),
             ("api", float("nan"), "during nan s"),
         ):
