@@ -139,12 +139,13 @@ async def wait_for_answer(
     """
     give_up_at = time.monotonic() + wait_s
     attention: Attention | None = Attention(bus, sent)
+    judged_from = 0.0 if not sent.is_online else time.monotonic() + _LOOK_S
     while True:
         try:
             answer = look()
             if answer is not None:
                 return Asked(sent, wait_s, answer)
-            if attention is not None and attention.is_lost():
+            if attention is not None and time.monotonic() >= judged_from and attention.is_lost():
                 attention = None
                 ended = Asked(sent, wait_s, has_ended=True, state=_state(bus, sent))
                 if not stays(ended):

@@ -155,15 +155,22 @@ class Queries:
 
     def answer(self, question: int) -> Status | None:
         """The first message in the thread that `question` began which is for whom asked it: its answer. [ASK-1]"""
-        rows = self._read(
-            f"SELECT {MESSAGE} FROM messages q JOIN messages m ON m.thread = q.id WHERE q.id = ?"
-            # Under the name that it asked by, or that its session has now, or had when it took the answer.
-            " AND (m.recipient = q.sender OR m.delivered_to = q.sender_session"
-            " OR m.recipient IN (SELECT name FROM peers WHERE session = q.sender_session))"
-            " ORDER BY m.id LIMIT 1",
+        asker = self._read(
+            "SELECT sender, (SELECT name FROM peers WHERE session = q.sender_session), sender_session"
+            " FROM messages q WHERE id = ?",
             question,
         )
-        return Status.from_row(rows[0]) if rows else None
+        if not asker:
+            return None
+        # Under the name that it asked by, or that its session has now, or had when it took the answer. A program of
+        # schema 7 stores no thread: its answer is found while it is pending.
+        rows = self._read(
+            "SELECT min(id) FROM (SELECT id FROM messages WHERE thread = ?1"
+            " AND (recipient IN (?2, ?3) OR delivered_to = ?4) UNION ALL SELECT id FROM messages"
+            " WHERE recipient IN (?2, ?3) AND delivered_at IS NULL AND id > ?1 AND reply_to = ?1)",
+            *(question, *asker[0]),
+        )
+        return None if rows[0][0] is None else self.find(int(rows[0][0]))
 
     def counts(self) -> list[Counts]:
         """What each mailbox holds, by name. Reads every row: 0.1 s for some 100,000."""

@@ -50,7 +50,7 @@ _OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
 # the order of their ids.
 _SEAT = "FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL"
 # A command waits for an answer: the peer of its name leaves that to it. [ASK-5]
-_NOT_AWAITED = "(thread IS NULL OR thread NOT IN (SELECT question FROM asks))"
+_NOT_AWAITED = "(reply_to IS NULL OR coalesce(thread, reply_to) NOT IN (SELECT question FROM asks))"
 _UNREAD = (
     f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1"  # [NAME-12]
     f" AND {_NOT_AWAITED}",

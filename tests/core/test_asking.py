@@ -198,6 +198,26 @@ async def test_a_renamed_asker_and_another_in_the_thread_are_found(world: World)
         assert to_web.handed == []
 
 
+@pytest.mark.spec("ASK-1", "STORE-9")
+async def test_the_answer_of_a_program_from_before_is_found(world: World) -> None:
+    """A session of schema 7 goes on, and stores no thread."""
+    async with asking_two(world) as (web, to_web, _, to_api), anyio.create_task_group() as tasks:
+        call = Call()
+        tasks.start_soon(call.run, web, "api", 60)
+        await until(lambda: to_api.handed)
+        with world.store._writing() as execute:
+            execute(
+                "INSERT INTO messages (sender, recipient, body, reply_to, sent_at) VALUES ('api', 'web', '8080', ?, 1)",
+                (to_api.handed[0].id,),
+            )
+        world.trigger.notify(web.peer.endpoint)
+        await until(lambda: call.asked)
+        assert call.asked
+        assert call.asked.answer
+        assert call.asked.answer.text == "8080"
+        assert to_web.handed == []
+
+
 @pytest.mark.spec("ASK-1")
 async def test_an_ask_is_woken_while_a_push_is_stuck(world: World) -> None:
     class Stuck(FakeDelivery):
