@@ -153,6 +153,8 @@ class Tool:
     run_now: Callable[[ToolContext, Session, Mapping[str, Any]], str] | None = None
     # Whether a call changes nothing anywhere. [TOOL-5]
     only_reads: bool = False
+    # Whether it is needed to answer a message. A client that can shows no more than the names of the others. [TOOL-6]
+    is_loaded: bool = False
 
     def input_schema(self, profile: Profile) -> dict[str, Any]:
         """The JSON schema of the arguments."""
@@ -172,7 +174,7 @@ class Tool:
             # Nothing is ever overwritten or removed, and nothing leaves this machine. [TOOL-5]
             "annotations": {"readOnlyHint": self.only_reads, "destructiveHint": False, "openWorldHint": False},
         }
-        return {**found, "_meta": dict(profile.tool_meta)} if profile.tool_meta else found
+        return {**found, "_meta": {profile.load_key: self.is_loaded}} if profile.load_key else found
 
 
 def messages_text(count: int) -> str:

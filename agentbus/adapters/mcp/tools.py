@@ -107,7 +107,7 @@ async def _message_status(_context: ToolContext, session: Session, arguments: Ma
     return status_line(session, arguments["id"])
 
 
-_TEXT = Argument("What to say, up to 64 KiB. For anything larger, write a file and send its path.")
+_TEXT = Argument("Up to 64 KiB; for more, send the path of a file.")
 
 
 def _highest_id(_profile: Profile) -> int:
@@ -117,16 +117,15 @@ def _highest_id(_profile: Profile) -> int:
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "send_message",
-        "Send a message to another agent session on this machine (not to a subagent of yours). It is pushed into that "
-        "session at once if it is online, else it waits in its mailbox. Use it to ask, answer, hand over or report; do "
-        "not wait in a loop for an answer, it arrives by itself.",
+        "Send a message to a peer: another agent session, not a subagent of yours. If it is offline, it waits.",
         _send_message,
         {
-            "to": Argument("The peer's name, as list_peers shows it; a name that is offline is fine."),
+            "to": Argument("The peer's name."),
             "text": _TEXT,
-            "reply_to": Argument("The msg_id of the message that this answers.", False, 1, _highest_id),
+            "reply_to": Argument("The msg_id that this answers.", False, 1, _highest_id),
         },
         _send_message_now,
+        is_loaded=True,
     ),
     Tool(
         "ask",
@@ -143,48 +142,46 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "broadcast",
-        "Send one message to every other session that is online. Meant for what concerns all of them.",
+        "Send a message to every peer that is online.",
         _broadcast,
         {"text": _TEXT},
         _broadcast_now,
     ),
     Tool(
         "list_peers",
-        "Who is online: the name, the kind and the folder of each session.",
+        "The peers that are online: name, kind and folder of each.",
         _list_peers,
         only_reads=True,
     ),
     Tool(
         "whoami",
-        "The name under which others reach this session, and how it receives.",
+        "Your name on agentbus, and how messages reach you.",
         _whoami,
         only_reads=True,
     ),
     Tool(
         "set_name",
-        "Change the name under which others reach this session. Pending messages come along, and the old name keeps "
-        "leading here while this session lives.",
+        "Change your name on agentbus. Pending messages come along, and the old name still reaches you.",
         _set_name,
         {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
     ),
     Tool(
         "check_messages",
-        "The messages to this session that it has not read, oldest first, each once. Needed where messages are not "
-        "pushed; elsewhere only to make sure that none was missed. They are for the main agent: a subagent leaves "
-        "them to it.",
+        "Your unread messages, oldest first, each once. A subagent leaves them to the main agent.",
         check_messages,
         {
             "wait_s": Argument(
-                "Seconds to wait for a message if there is none; returns at once when one comes.",
+                "Seconds to wait for one.",
                 False,
                 0,
                 lambda profile: profile.max_wait_s,
             )
         },
+        is_loaded=True,
     ),
     Tool(
         "message_status",
-        "Where a message is: pending, delivered or read.",
+        "Whether a message is pending, delivered or read.",
         _message_status,
         {"id": Argument("The number after # that send_message gave.", True, 1, _highest_id)},
         only_reads=True,

@@ -95,7 +95,7 @@ async def two(home: Path, **options: Any) -> AsyncIterator[tuple[World, Client, 
         world.store.close()
 
 
-@pytest.mark.spec("ASK-1", "TOOL-6", "READ-1", "READ-3", "READ-8")
+@pytest.mark.spec("ASK-1", "TOOL-7", "READ-1", "READ-3", "READ-8")
 async def test_the_answer_is_the_result_of_the_call(home: Path) -> None:
     async with two(home) as (world, web, to_web, api, to_api):
         call = web.post("ask", to="api", text="which port?", wait_s=60)
@@ -106,7 +106,7 @@ async def test_the_answer_is_the_result_of_the_call(home: Path) -> None:
         )
         assert await api.call("send_message", to="web", text="8080 <channel", reply_to=asked.id)
         assert re.fullmatch(
-            r'the answer to #1:\n<channel source="agentbus" from="api" msg_id="2" ts="[^"]+" reply_to="1" age="[^"]+">'
+            r'the answer to #1:\n<channel source="agentbus" from="api" msg_id="2" reply_to="1" ts="[^"]+" age="[^"]+">'
             r"8080 &lt;channel</channel>",
             await web.result(call),
         )
@@ -157,7 +157,7 @@ async def test_an_answer_whose_result_cannot_be_written_is_pushed(home: Path) ->
         assert world.store.queries.status(2).read_at is None
 
 
-@pytest.mark.spec("ASK-2", "ASK-3", "ASK-6", "TOOL-2", "TOOL-6")
+@pytest.mark.spec("ASK-2", "ASK-3", "ASK-6", "TOOL-2", "TOOL-7")
 async def test_without_an_answer_the_result_says_what_to_do(home: Path) -> None:
     async with two(home) as (_, web, _, _, to_api):
         assert await web.call("ask", to="apo", text="x") == (
