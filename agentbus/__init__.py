@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
+    from agentbus.core.asking import NoAnswer
     from agentbus.core.bus import GroupSent, Sent
     from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
     from agentbus.core.model import Envelope, Peer
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidRequest",
     "MailboxFull",
     "Member",
+    "NoAnswer",
     "Peer",
     "Refused",
     "Sent",
@@ -39,6 +41,7 @@ _HOMES = {
     "Envelope": "agentbus.core.model",
     "GroupSent": "agentbus.core.bus",
     "Member": "agentbus.member",
+    "NoAnswer": "agentbus.core.asking",
     "Peer": "agentbus.core.model",
     "Sent": "agentbus.core.bus",
     "join": "agentbus.member",

@@ -19,6 +19,7 @@ import anyio.lowlevel
 
 from agentbus import registry
 from agentbus.core import config, process
+from agentbus.core.asking import CARRIER, DEFAULT_S, NoAnswer
 from agentbus.core.bus import GroupSent, Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.model import Arrival, Envelope, Peer
@@ -120,6 +121,19 @@ class Member:
     async def leave_group(self, group: str) -> None:
         """End the membership in `group`. Raises InvalidRequest, Refused when this is no member, TryAgain."""
         await retry_while_busy(lambda: self._session.bus.leave_group(self.name, group))
+
+    async def ask(self, to: str, text: str, *, timeout_s: float = DEFAULT_S) -> Envelope:
+        """Ask `to`, and return its answer, which is read then. Waits for `timeout_s` seconds at most, 0 to 86,400.
+
+        It is safe to cancel this: the question stays sent, and the answer comes as every message does.
+
+        Raises NoAnswer when none came in time, or the asked peer is offline or ends; and what `send` raises.
+        """
+        asked = await self._session.answer(await self._session.ask(to, text, timeout_s), timeout_s)
+        if asked.answer is None:
+            raise NoAnswer(asked)
+        await self._session.checked([asked.answer.id], reached=True, carrier=CARRIER)
+        return asked.answer
 
     async def broadcast(self, text: str) -> list[Sent]:
         """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does."""

@@ -1,7 +1,7 @@
 """The command line: parse with typer, call the command. No SQL, no socket, no MCP here.
 
-__main__.py parses `send` and `serve` when they are used; they are also here for `--help`. Each command imports what it
-needs when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
+__main__.py parses `send`, `ask` and `serve` when they are used; they are also here for `--help`. Each command imports
+what it needs when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
 """
 
 from __future__ import annotations
@@ -100,17 +100,45 @@ def send(
             help="Wait until the message is known to be read. Exit code 75 if that takes longer than SECONDS.",
         ),
     ] = None,
+    reply_to: Annotated[
+        str | None, typer.Option("--reply-to", metavar="ID", help="The number of the message that this answers.")
+    ] = None,
 ) -> None:
     """Send a message to a peer. If the peer is offline, the message waits in its mailbox.
 
     Example: agentbus send backend "the build is green"
     """
     if wait_read is None:
-        common.send(to, text, sender=sender)
+        common.send(to, text, sender=sender, reply_to=reply_to)
         return
     from agentbus.cli import wait
 
-    wait.send_until_read(to, text, sender=sender, seconds=wait.parse_seconds("--wait-read", wait_read))
+    seconds = common.parse_seconds("--wait-read", wait_read)
+    wait.send_until_read(to, text, sender=sender, seconds=seconds, reply_to=reply_to)
+
+
+@app.command()
+def ask(
+    to: Annotated[str, typer.Argument(help="A peer's name.", autocompletion=_names)],
+    text: _Text = None,
+    sender: _From = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Wait for SECONDS, 60 by default. Exit code 75 without an answer. If given, also a peer that is "
+            "offline is waited for.",
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Ask a peer and wait for its answer. Only the text of the answer goes to stdout.
+
+    Example: port=$(agentbus ask backend "which port does the API listen on?")
+    """
+    from agentbus.cli import ask
+
+    raise typer.Exit(ask.ask(to, text, sender=sender, timeout=timeout, as_json=as_json))
 
 
 @app.command()
@@ -159,7 +187,7 @@ def inbox(
         return
     if before is not None or yes:
         raise InvalidRequest("--before and --yes belong to --discard", hint="agentbus inbox NAME --discard --before 3d")
-    messages.inbox(name, limit=messages.parse_whole("--limit", limit), as_json=as_json)
+    messages.inbox(name, limit=common.parse_whole("--limit", limit), as_json=as_json)
 
 
 @app.command()
@@ -177,6 +205,10 @@ def history(
     grep: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Only messages whose text matches this regular expression.")
     ] = None,
+    thread: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only the thread of the message ID: what it answers, and what answers it."),
+    ] = None,
     limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, the newest.")] = "50",
     as_json: _Json = False,
     as_a2a: Annotated[bool, typer.Option("--a2a", help="One A2A Message per line, as JSON.")] = False,
@@ -187,8 +219,15 @@ def history(
     """
     from agentbus.cli import messages
 
-    count = messages.parse_whole("--limit", limit)
-    messages.history(peer=peer, since=since, grep=grep, limit=count, as_json=as_json, as_a2a=as_a2a)
+    messages.history(
+        peer=peer,
+        since=since,
+        grep=grep,
+        thread=None if thread is None else common.parse_whole("--thread", thread.removeprefix("#")),
+        limit=common.parse_whole("--limit", limit),
+        as_json=as_json,
+        as_a2a=as_a2a,
+    )
 
 
 @app.command()
@@ -202,7 +241,7 @@ def status(
     """
     from agentbus.cli import messages
 
-    messages.status(messages.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
+    messages.status(common.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
 
 
 @app.command()
@@ -213,7 +252,7 @@ def cancel(row_id: Annotated[str, typer.Argument(metavar="ID", help="The number 
     """
     from agentbus.cli import messages
 
-    messages.cancel(messages.parse_whole("the id", row_id.removeprefix("#")))
+    messages.cancel(common.parse_whole("the id", row_id.removeprefix("#")))
 
 
 @app.command()
@@ -243,7 +282,7 @@ def wait(
     """
     from agentbus.cli import wait
 
-    seconds = None if timeout is None else wait.parse_seconds("--timeout", timeout)
+    seconds = None if timeout is None else common.parse_seconds("--timeout", timeout)
     raise typer.Exit(wait.wait(name, timeout_s=seconds, as_json=as_json))
 
 

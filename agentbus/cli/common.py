@@ -30,13 +30,18 @@ if TYPE_CHECKING:
     from agentbus.core.adapter import Reachable
 
 __all__ = [
+    "SIGNALLED",
     "broadcast",
     "bus_and_settings",
     "known_names",
+    "own",
     "own_name",
+    "parse_seconds",
+    "parse_whole",
     "peers",
     "person_here",
     "send",
+    "sending_as",
     "serve",
     "session_here",
     "text_or_stdin",
@@ -45,6 +50,11 @@ __all__ = [
 
 # A session waits for the same time. [STORE-4]
 _BUSY_MS = 10_000
+# One day. To wait for ever, leave the option out.
+_LONGEST_S = 86_400.0
+_MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
+# Shells report death by a signal as this number plus the signal's number.
+SIGNALLED = 128
 
 
 @contextmanager
@@ -88,10 +98,10 @@ def own_name(bus: Bus, settings: config.Settings, asked: str | None) -> str:
 
     Raises InvalidRequest for a bad name, and Refused for one that no session can have, in a shell of a session.
     """
-    return _own(bus, settings, asked)[0]
+    return own(bus, settings, asked)[0]
 
 
-def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
+def own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
     """The name of a shell, and the session that it runs in and sends as; None if it sends as somebody else."""
     name = None if asked is None else address(asked)
     if name is not None and not is_kept(name):
@@ -107,8 +117,8 @@ def _own(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, s
     return name or (settings.name if settings.name_was_asked else login_name()), None
 
 
-def _sender(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
-    """The name that a shell sends under, and its session, as `_own`. Raises Refused if its session is paused.
+def sending_as(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str, str | None]:
+    """The name that a shell sends under, and its session, as `own`. Raises Refused if its session is paused.
 
     Whatever name it asks for: the pause is one of the session that runs this shell. [BRAKE-1]
     """
@@ -118,7 +128,7 @@ def _sender(bus: Bus, settings: config.Settings, asked: str | None) -> tuple[str
             f'this shell belongs to the session "{peer.name}", which is {pauses[peer.name]}, so nothing was sent',
             hint="only your user can change that, outside of this session",
         )
-    return _own(bus, settings, asked)
+    return own(bus, settings, asked)
 
 
 def person_here(bus: Bus, settings: config.Settings, what: str) -> str:
@@ -129,7 +139,7 @@ def person_here(bus: Bus, settings: config.Settings, what: str) -> str:
         raise Refused(
             f"this shell belongs to {whose}, and only a person can {what}", hint="your user does that outside of it"
         )
-    return _own(bus, settings, None)[0]
+    return own(bus, settings, None)[0]
 
 
 def known_names(start: str) -> list[str]:
@@ -143,6 +153,24 @@ def known_names(start: str) -> list[str]:
         queries = bus.store.queries
         names = {peer.name for peer in bus.store.live()} | set(queries.waiting()) | set(queries.groups())
     return sorted(name for name in names if name.startswith(folded(start)))
+
+
+def parse_seconds(option: str, raw: str) -> float:
+    """The number of seconds that an option gives: 0 to 86,400. Raises InvalidRequest."""
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_S:
+        raise InvalidRequest(f"{option} is {raw[:40]!r}", hint=f"use a number of seconds from 0 to {_LONGEST_S:,.0f}")
+    return seconds
+
+
+def parse_whole(what: str, raw: str) -> int:
+    """The whole number in `raw`, at least 1. `what` is its name in the error. Raises InvalidRequest."""
+    if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
+        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="use a whole number, 1 or more")
+    return int(raw)
 
 
 def text_or_stdin(text: str | None) -> str:
@@ -168,16 +196,18 @@ def send(
     text: str | None,
     *,
     sender: str | None,
+    reply_to: str | None = None,
     then: Callable[[Bus, config.Settings, Sent], None] = lambda _bus, _settings, _sent: None,
 ) -> None:
     """Send one message and print what became of it. Then call `then` with the result, while the bus is still open."""
+    answered = None if reply_to is None else parse_whole("--reply-to", reply_to.removeprefix("#"))
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        name, session = _sender(bus, settings, sender)
+        name, session = sending_as(bus, settings, sender)
         if is_group(to):
-            done: Sent | GroupSent = bus.send_group(name, to, body, sender_session=session)
+            done: Sent | GroupSent = bus.send_group(name, to, body, reply_to=answered, sender_session=session)
         else:
-            done = bus.send(name, to, body, sender_session=session)
+            done = bus.send(name, to, body, reply_to=answered, sender_session=session)
         with reported():
             print(done)
         if isinstance(done, Sent):
@@ -188,7 +218,7 @@ def broadcast(text: str | None, *, sender: str | None) -> None:
     """Send one message to every peer that is online, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
-        name, session = _sender(bus, settings, sender)
+        name, session = sending_as(bus, settings, sender)
         sent = bus.broadcast(name, body, sender_session=session)
     with reported():
         if not sent:

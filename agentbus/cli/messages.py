@@ -25,10 +25,9 @@ from agentbus.core.names import group_name, is_group, normalise_name
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
-__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_span", "parse_whole", "status"]
+__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_span", "status"]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
-_MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
 
@@ -55,13 +54,6 @@ def parse_span(what: str, text: str, most_days: int) -> int:
     if not 1 <= seconds <= most_days * 86_400:
         raise InvalidRequest(f"{what} is {text[:40]!r}", hint=f"use 90s, 10m, 2h or 3d, from 1s to {most_days}d")
     return seconds * 1_000
-
-
-def parse_whole(what: str, raw: str) -> int:
-    """The whole number in `raw`, at least 1. `what` is its name in the error. Raises InvalidRequest."""
-    if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
-        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="use a whole number, 1 or more")
-    return int(raw)
 
 
 def _parse_grep(text: str) -> re.Pattern[str]:
@@ -175,7 +167,14 @@ def _heading(one: Status, former: Sequence[str]) -> Text:
 
 
 def history(
-    *, peer: str | None, since: str | None, grep: str | None, limit: int, as_json: bool, as_a2a: bool = False
+    *,
+    peer: str | None,
+    since: str | None,
+    grep: str | None,
+    limit: int,
+    as_json: bool,
+    as_a2a: bool = False,
+    thread: int | None = None,
 ) -> None:
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
@@ -184,7 +183,7 @@ def history(
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):
-        all_of_them = bus.store.queries.newest_first(peer=name, since=start)
+        all_of_them = bus.store.queries.newest_first(peer=name, since=start, thread=thread)
         found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
         if as_a2a:
             for one in reversed(found):
@@ -192,7 +191,7 @@ def history(
             return
         former = bus.store.queries.earlier_names(found)
     if not as_json and not found:
-        print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
+        print("no such message" if name or since or grep or thread else "no message was sent yet, or all are pruned")
     out = output.console()
     for one in reversed(found):
         if as_json:
@@ -206,9 +205,10 @@ def status(row_id: int, *, as_json: bool) -> None:
     with common.bus_and_settings() as (bus, _settings):
         found = bus.store.queries.status(row_id)
         former = bus.store.queries.earlier_names([found])
+        answer = bus.store.queries.answer(row_id)
         by = None if found.sender_session is None else bus.store.queries.session(found.sender_session)
     if as_json:
-        output.json_line(_row(found, former))
+        output.json_line({**_row(found, former), "answered_by": None if answer is None else answer.id})
         return
     out = output.console()
     out.print(str(found))
@@ -220,4 +220,6 @@ def status(row_id: int, *, as_json: bool) -> None:
         out.print(f"    sent by session {found.sender_session} ({where}{now})")
     if found.reply_to is not None:
         out.print(f"    answers #{found.reply_to}")
+    if found.answer_by is not None:
+        out.print(f"    {found.answered(answer)}")
     out.print(_indented(found.text))

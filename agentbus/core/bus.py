@@ -443,6 +443,15 @@ class Bus:
         )
         self._tell()
 
+    def end_ask(self, question: int, answer: Envelope | None) -> None:
+        """A command has its answer, or gives up: what comes then is for the peer of its name. Raises Busy. [ASK-5]"""
+        self.store.end_ask(question, None if answer is None else answer.id, now=self.clock())
+        self._tell()
+        late = self.store.queries.answer(question) if answer is None else None
+        peer = None if late is None else self.store.seated("name", late.recipient)
+        if peer is not None:
+            self._wake(peer)
+
     def look_through(self, ended: Ended) -> tuple[set[Shown], bool]:
         """Look for the last time through the record of a session that has ended. It can take long: use a thread.
 

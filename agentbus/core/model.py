@@ -118,6 +118,14 @@ class Status(Envelope):
             return MessageState.READ
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
 
+    def answered(self, answer: Envelope | None) -> str:
+        """What to say about the `answer` to this question; None if there is none."""
+        return (
+            f"not answered, asked until {timestamp(self.answer_by or 0)}"
+            if answer is None
+            else f"answered by #{answer.id}"
+        )
+
     def __str__(self) -> str:
         group = f" (by {self.to_group})" if self.to_group is not None else ""
         line = f'#{self.id} from "{self.sender}" to "{self.recipient}"{group} is {self.state.value}: '

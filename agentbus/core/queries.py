@@ -144,8 +144,17 @@ class Queries:
         """The pauses that hold at the instant `now`, by the name of the session. [BRAKE-3]"""
         return {str(row[0]): Pause(*row) for row in self._read(f"{PAUSES} ORDER BY name", now)}
 
-    def newest_first(self, *, peer: str | None = None, since: int = 0) -> Iterator[Status]:
-        """Every message sent at or after `since`, to or from `peer`, a name or a group, newest first. [LEDGER-2]"""
+    def newest_first(self, *, peer: str | None = None, since: int = 0, thread: int | None = None) -> Iterator[Status]:
+        """Every message sent at or after `since`, to or from `peer`, a name or a group, newest first. [LEDGER-2]
+
+        With a `thread`, only those in the thread of the message of that id. [THREAD-3]
+        """
+        if thread is not None:
+            found = self.find(thread)
+            for one in self.thread(thread if found is None else found.root):
+                if one.sent_at >= since and peer in (None, one.sender, one.recipient, one.to_group):
+                    yield one
+            return
         below = 2**63 - 1
         while True:
             rows = self._read(
@@ -173,15 +182,22 @@ class Queries:
 
     def answer(self, question: int) -> Status | None:
         """The first message in the thread that `question` began which is for whom asked it: its answer. [ASK-1]"""
-        rows = self._read(
-            f"SELECT {MESSAGE} FROM messages q JOIN messages m ON m.thread = q.id WHERE q.id = ?"
-            # Under the name that it asked by, or that its session has now, or had when it took the answer.
-            " AND (m.recipient = q.sender OR m.delivered_to = q.sender_session"
-            " OR m.recipient IN (SELECT name FROM peers WHERE session = q.sender_session))"
-            " ORDER BY m.id LIMIT 1",
+        asker = self._read(
+            "SELECT sender, (SELECT name FROM peers WHERE session = q.sender_session), sender_session"
+            " FROM messages q WHERE id = ?",
             question,
         )
-        return Status.from_row(rows[0]) if rows else None
+        if not asker:
+            return None
+        # Under the name that it asked by, or that its session has now, or had when it took the answer. A program of
+        # schema 7 stores no thread: its answer is found while it is pending.
+        rows = self._read(
+            "SELECT min(id) FROM (SELECT id FROM messages WHERE thread = ?1"
+            " AND (recipient IN (?2, ?3) OR delivered_to = ?4) UNION ALL SELECT id FROM messages"
+            " WHERE recipient IN (?2, ?3) AND delivered_at IS NULL AND id > ?1 AND reply_to = ?1)",
+            *(question, *asker[0]),
+        )
+        return None if rows[0][0] is None else self.find(int(rows[0][0]))
 
     def counts(self) -> list[Counts]:
         """What each mailbox holds, by name. Reads every row: 0.1 s for some 100,000."""

@@ -8,16 +8,18 @@ Implements [SEND-1] to [SEND-4], [GROUP-3], [STATE-2], [STATE-6], [STATE-7], [RE
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentbus.core import brakes, groups
 from agentbus.core.config import Shared
-from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull, Refused
-from agentbus.core.model import Address, Ended, Envelope, Pause, Peer, Status, Unread, storable
-from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of, remember
+from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull
+from agentbus.core.memberships import Memberships
+from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread, storable
+from agentbus.core.peers import PEER, remember
 from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
 from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD
@@ -57,7 +59,7 @@ _OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
 # the order of their ids.
 _SEAT = "FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL"
 # A command waits for an answer: the peer of its name leaves that to it. [ASK-5]
-_NOT_AWAITED = "(thread IS NULL OR thread NOT IN (SELECT question FROM asks))"
+_NOT_AWAITED = "(reply_to IS NULL OR coalesce(thread, reply_to) NOT IN (SELECT question FROM asks))"
 _UNREAD = (
     f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1"  # [NAME-12]
     f" AND {_NOT_AWAITED}",
@@ -99,7 +101,7 @@ class Question:
     waiter: str | None = None
 
 
-class Store(Peers):
+class Store(Memberships):
     """The mailboxes and the peers of one bus. `max_pending` is the limit of a mailbox, in messages."""
 
     def __init__(
@@ -228,6 +230,8 @@ class Store(Peers):
                         execute("DELETE FROM messages WHERE id = last_insert_rowid()")
                         full.append(name)
                         continue
+                    # The copies are one thread: what the members answer to theirs belongs together. [THREAD-1]
+                    thread = row_id if thread is None else thread
                     sent.append((row_id, Address(name, present.get(name), is_known=True, pause=pauses.get(name))))
                 if not sent:
                     raise self._nobody_in(group, listed, full)
@@ -329,31 +333,6 @@ class Store(Peers):
                 f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
                 hint=f'start a session named "{mailbox}", to receive them, then send again',
             )
-
-    @contextmanager
-    def _looking_for(self, to: str) -> Iterator[None]:
-        """Look at the process that decides where `to` leads, if one does: before the transaction, which asks again."""
-        with one_look():
-            for pid, started, of in self._read(
-                "SELECT host_pid, host_started, domain FROM aliases JOIN peers USING (session)"
-                " WHERE alias = ? AND left_at IS NOT NULL",
-                to,
-            ):
-                self._host_life(Process(pid, started), of)
-            yield
-
-    def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
-        row = execute(f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (to,)).fetchone()
-        if row:
-            return Address(to, peer_of(row), is_known=True)
-        row = execute(
-            f"SELECT {PEER}, left_at FROM peers JOIN aliases USING (session) WHERE alias = ?", (to,)
-        ).fetchone()
-        # An alias lives as long as its session, and a session lives as long as its host process. [NAME-6]
-        if row and (row[LEFT_AT] is None or self._host_life(Process(row[2], row[3]), row[16]) is not Life.ENDED):
-            return Address(row[1], peer_of(row) if row[LEFT_AT] is None else None, is_known=True)
-        known = execute("SELECT 1 FROM peers WHERE name = ? LIMIT 1", (to,)).fetchone()
-        return Address(to, None, is_known=bool(known))
 
     def pending(self, session: str, pid: int, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for the name that `session` has now, ascending. [DRAIN-1]
@@ -458,7 +437,7 @@ class Store(Peers):
         self,
         ids: Iterable[int],
         *,
-        session: str | None,
+        session: str,
         now: int,
         read_by: str = "check",
         carrier: str = "pull",
@@ -480,87 +459,24 @@ class Store(Peers):
                 [(shown_at, row_id) for row_id in ids],
             )
 
-    # -- groups and brakes -----------------------------------------------------------------------------------
-
-    def join_group(self, group: str, name: str, *, now: int) -> tuple[list[str], bool]:
-        """Make what `name` leads to a member; return all members, and whether it was none before. [GROUP-2]
-
-        Raises Refused when the group is full.
-        """
-        with self._looking_for(name), self._writing() as execute:
-            is_new = groups.join(execute, group, self._resolve(execute, name).mailbox, now)
-            return groups.members(execute, group), is_new
-
-    def leave_group(self, group: str, name: str) -> tuple[str, bool]:
-        """End the membership of what `name` leads to; return its present name, and whether it was a member."""
-        with self._looking_for(name), self._writing() as execute:
-            member = self._resolve(execute, name).mailbox
-            return member, groups.leave(execute, group, member)
-
-    def drop_absent(self, before: int) -> list[tuple[str, str]]:
-        """End the memberships of names that nobody had since `before`; return group and name. [GROUP-5]"""
-        if not groups.has_absent(self._read, before):
-            return []
-        with self._writing() as execute:
-            return groups.drop_absent(execute, before)
-
-    def pause(self, name: str | None, *, by: str, now: int, until: int | None) -> list[str]:
-        """Pause the session that `name` leads to, or all that are there; return their names. [BRAKE-2]
-
-        Raises Refused when no session has or had that name, and when nobody is there.
-        """
-        with self._judging() as execute:
-            if name is None:
-                self._end_ended(execute, now)
-                names = [peer.name for peer in self._present(execute)]
-                if not names:
-                    raise Refused("nobody is online, and nobody was paused", hint="agentbus pause NAME pauses one")
-            else:
-                names = [self._session_called(execute, name, "paused")]
-            brakes.pause(execute, names, by, now, until)
-            return names
-
-    def resume(self, name: str | None, *, by: str, now: int) -> tuple[list[str], list[str]]:
-        """End the pause of what `name` leads to, or all pauses. Its sending is counted from now on. [BRAKE-2]
-
-        Returns the names that are meant, and those of them that were paused. Raises Refused when no session has or had
-        that name.
-        """
-        with self._judging() as execute:
-            pauses = brakes.check(execute, None, now)
-            names = list(pauses) if name is None else [self._session_called(execute, name, "resumed")]
-            brakes.resume(execute, names, by, now)
-            return names, [one for one in names if one in pauses]
-
-    def _session_called(self, execute: Callable[..., Any], name: str, what: str) -> str:
-        """The present name of the session, there or not, that `name` leads to. Raises Refused."""
-        address = self._resolve(execute, name)
-        if not address.is_known:
-            raise Refused(
-                f'no session has or had the name "{name}", nobody was {what}', hint="agentbus peers shows them"
-            )
-        return address.mailbox
-
-    def forget_pauses(self, now: int) -> None:
-        """Forget the pauses that ended long ago."""
-        if self._read("SELECT 1 FROM pauses WHERE until < ? LIMIT 1", now - brakes.HOUR_MS):
-            with self._writing() as execute:
-                brakes.forget(execute, now)
-
-    def pause_of(self, session: str, now: int) -> Pause | None:
-        """The pause of a session, by the name that it has now; None if it is not paused. [BRAKE-1]"""
-        rows = self._read(f"{brakes.PAUSES} AND name = (SELECT name FROM peers WHERE session = ?)", now, session)
-        return Pause(*rows[0]) if rows else None
-
-    def sent_lately(self, session: str, names: Sequence[str], now: int) -> tuple[str, int, int] | None:
-        """See `brakes.sent_lately`."""
-        return brakes.sent_lately(self._read, session, names, now)
-
     # -- questions whose answers a command waits for: see 0008_asking.sql. [ASK-5] ---------------------------
 
-    def end_ask(self, question: int) -> None:
-        """Nobody but the peer of the asker's name waits for the answer to `question` from now on."""
+    @contextmanager
+    def waiting(self) -> Iterator[str]:
+        """Hold a lock file while a command waits for an answer. Yields its name, "" where nothing can be locked."""
+        name = os.urandom(6).hex()
+        held = self._lock(name)
+        try:
+            yield "" if held is None else name
+        finally:
+            if held is not None:
+                held.release()
+
+    def end_ask(self, question: int, answer: int | None = None, *, now: int = 0) -> None:
+        """The command does not wait for the answer to `question` any longer. If it has the `answer`, that is read."""
         with self._writing() as execute:
+            if answer is not None:
+                execute(_MARK_READ, (now, "check", "ask", None, answer))
             execute("DELETE FROM asks WHERE question = ?", (question,))
 
     def forget_asks(self, *, now: int) -> bool:

@@ -199,6 +199,26 @@ async def test_a_renamed_asker_and_another_in_the_thread_are_found(world: World)
         assert to_web.handed == []
 
 
+@pytest.mark.spec("ASK-1", "STORE-9")
+async def test_the_answer_of_a_program_from_before_is_found(world: World) -> None:
+    """A session of schema 7 goes on, and stores no thread."""
+    async with asking_two(world) as (web, to_web, _, to_api), anyio.create_task_group() as tasks:
+        call = Call()
+        tasks.start_soon(call.run, web, "api", 60)
+        await until(lambda: to_api.handed)
+        with world.store._writing() as execute:
+            execute(
+                "INSERT INTO messages (sender, recipient, body, reply_to, sent_at) VALUES ('api', 'web', '8080', ?, 1)",
+                (to_api.handed[0].id,),
+            )
+        world.trigger.notify(web.peer.endpoint)
+        await until(lambda: call.asked)
+        assert call.asked
+        assert call.asked.answer
+        assert call.asked.answer.text == "8080"
+        assert to_web.handed == []
+
+
 @pytest.mark.spec("ASK-1")
 async def test_an_ask_is_woken_while_a_push_is_stuck(world: World) -> None:
     class Stuck(FakeDelivery):
@@ -237,7 +257,7 @@ async def test_what_cannot_be_asked_is_refused_and_sends_nothing(world: World) -
             ("front", 60, '"front" is you'),
             ("web", 60, '"web" is you'),
             ("@review", 60, "'@review' is a group, and a question goes to one peer"),
-            ("api", 0, "cannot be waited for during 0 s: use more than 0 and at most 86,400 s"),
+            ("api", -1, "cannot be waited for during -1 s: use 0 to 86,400 s"),
             ("api", 86_401, "during 86401 s"),
             ("api", float("nan"), "during nan s"),
         ):

@@ -63,7 +63,7 @@ def rows(tables: dict[str, list[dict[str, Any]]], start: str) -> set[str]:
 
 
 def test_the_commands_are_known() -> None:
-    assert {"delivery_latency", "throughput", "scale", "startup", "soak"} <= set(COMMANDS)
+    assert {"delivery_latency", "throughput", "scale", "startup", "asking", "soak"} <= set(COMMANDS)
     about = ROOT.joinpath("bench", "README.md").read_text()
     assert all(f"`python -m bench.{name}`" in about for name in COMMANDS)
 
@@ -123,6 +123,14 @@ def test_scale(tmp_path: Path) -> None:
     assert rows(tables, "live peers") == {*each, "broadcast, a call"}
     assert "drained after tools/list was asked for" in rows(tables, "pending")
     assert {"0", "1,000", "last / first"} <= set(tables["old rows: p50, ms"][0])
+
+
+def test_asking(tmp_path: Path) -> None:
+    tables = measured(tmp_path, "asking", "--rounds", "2", "--commands", "1")
+    expected = {"a message, one way", "an ask, there and back", "an ask / a message"}
+    assert rows(tables, "tool call written") == expected
+    assert rows(tables, "whole processes") == {"agentbus send", "agentbus ask"}
+    assert len(tables["targets"]) == 2
 
 
 def test_startup(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from agentbus.adapters.claude_mcp import caller, mode, records
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp import server as claude_server
 from agentbus.adapters.mcp import element, fast_path, gate, hold, inbox, lines, rate_limit, server
-from agentbus.cli import common, wait
+from agentbus.cli import common
 from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store, text
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
@@ -75,7 +75,7 @@ PROMISES = [
     ("WATCH-2", "more than {} messages", changes._MAX_FOLLOWED),
     ("BYPASS-1", "last {} bytes", mode._TAIL_BYTES),
     ("BYPASS-2", "every {} s", hold._LOOK_S),
-    ("WAIT-3", "0 to {} s", wait._LONGEST_S),
+    ("WAIT-3", "0 to {} s", common._LONGEST_S),
     ("REG-5", "within {} s", claude_registration._PATIENCE_S),
     ("DOCTOR-4", "from {}", ".".join(map(str, claude_registration._LEAST_VERSION))),
     ("STORE-4", "up to {} s", bus.BUSY_PATIENCE_S),

@@ -45,5 +45,4 @@ def status_line(session: Session, row_id: int) -> str:
     found = queries.status(row_id)
     if found.answer_by is None:
         return str(found)
-    answer = queries.answer(row_id)
-    return f"{found}; {'not answered' if answer is None else f'answered by #{answer.id}'}"
+    return f"{found}; {found.answered(queries.answer(row_id))}"

@@ -585,6 +585,14 @@ def test_a_known_client_never_wakes_the_sdk(home: Path, start: Callable[..., Raw
             if "id" in one and not is_waiting:
                 client.answer(one["id"])
                 cancelled.discard(one["id"])
+            if one["method"] == "tools/call" and one["params"]["name"] == "send_message":
+                arguments = {**one["params"]["arguments"], "to": "nobody", "text": "well?"}
+                arguments.pop("reply_to", None)
+                asks = {**one["params"], "name": "ask", "arguments": arguments}
+                assert (
+                    "nobody answers now"
+                    in client.request("tools/call", asks, f"ask {one['id']}")["result"]["content"][0]["text"]
+                )
         assert client.request("ping", request_id="last")["result"] == {}
         assert not cancelled & {message.get("id") for _, message in client.arrived}
         assert client.stderr == ""
