@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import PULL, Bus, Sent
+from agentbus.core.bus import PULL, Bus, Sent, now_ms
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
 from agentbus.core.names import address, folded, is_kept, login_name
@@ -162,22 +162,25 @@ def peers(*, as_json: bool) -> None:
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
         waiting = bus.store.queries.waiting()
+        activity = {peer.session: bus.activity(peer) for peer in present}
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
 
-        for row in _json_rows(present, waiting, offline):
+        for row in _json_rows(present, waiting, offline, activity):
             output.json_line(row)
         return
     if present:
-        _print_table(present, waiting)
+        _print_table(present, waiting, activity)
     else:
         print("nobody is online")
     for name, count in offline.items():
         print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
 
 
-def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _json_rows(
+    present: list[Peer], waiting: dict[str, int], offline: dict[str, int], activity: dict[str, str]
+) -> Iterator[dict[str, Any]]:
     for peer in present:
         yield {
             "name": peer.name,
@@ -191,21 +194,29 @@ def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, 
             "cwd": peer.cwd,
             "started_at": timestamp(peer.started_at),
             "last_seen": timestamp(peer.last_seen),
+            "activity": activity[peer.session] or None,
+            "status": peer.status or None,
+            "status_at": None if peer.status_at is None else timestamp(peer.status_at),
         }
     for name, count in offline.items():
         yield {"name": name, "online": False, "pending": count}
 
 
-def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
-    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER")]
+def _print_table(present: list[Peer], waiting: dict[str, int], activity: dict[str, str]) -> None:
+    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER", "IS", "STATUS")]
+    now = now_ms()
     for peer in present:
         pending = str(waiting.get(peer.name, 0))
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
-        rows.append((peer.name, runtime, delivery, trigger, pending, str(peer.process.pid), one_line(peer.cwd)))
+        process_and_folder = (str(peer.process.pid), one_line(peer.cwd))
+        doing = (activity[peer.session], peer.doing(now))
+        rows.append((peer.name, runtime, delivery, trigger, pending, *process_and_folder, *doing))
     from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
 
-    widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
+    # A column that says nothing is left out: many clients do not tell, and many sessions say nothing.
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(cell_len(cell) for cell in column) for column in columns]
+    for row in zip(*columns, strict=True):
         cells = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
     for peer in present:

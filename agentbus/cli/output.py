@@ -18,6 +18,7 @@ from rich.text import Text
 
 from agentbus.core import stderr
 from agentbus.core.model import Envelope, MessageState, Status, timestamp
+from agentbus.core.text import age, span
 
 __all__ = [
     "age",
@@ -26,6 +27,7 @@ __all__ = [
     "contents",
     "envelope_row",
     "exactly",
+    "instant",
     "json_line",
     "line",
     "named",
@@ -42,7 +44,6 @@ STYLES = {MessageState.PENDING: "yellow", MessageState.DELIVERED: "cyan", Messag
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # Of the names that a sender had before, this many are shown: the first, and the latest.
 _MOST_FORMER = 3
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def console() -> Console:
@@ -93,22 +94,6 @@ def printable(text: str, *, lines: bool = True) -> str:
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
 
-def span(ms: float) -> str:
-    """A length of time in the unit that suits it."""
-    if ms < 1_000:
-        return f"{ms:.0f} ms"
-    seconds = ms / 1_000
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def age(at_ms: int, now_ms: int) -> str:
-    """How long ago `at_ms` was, at least 1 s, even if the clock was set back since then."""
-    return span(max(1_000, now_ms - at_ms))
-
-
 def clock(at_ms: int) -> str:
     """The local time of day, to the millisecond, with the date if it is not today."""
     then, now = time.localtime(at_ms / 1_000), time.localtime()
@@ -116,12 +101,13 @@ def clock(at_ms: int) -> str:
     return f"{day}{time.strftime('%H:%M:%S', then)}.{at_ms % 1_000:03d}"
 
 
+def instant(at: int | None) -> str | None:
+    """An instant in ISO 8601; None if it has not come yet. [CLI-3]"""
+    return None if at is None else timestamp(at)
+
+
 def status_row(status: Status) -> dict[str, Any]:
     """A message as JSON: times in ISO 8601, null for a time that has not come yet. [CLI-3]"""
-
-    def instant(at: int | None) -> str | None:
-        return None if at is None else timestamp(at)
-
     row = envelope_row(status)
     return {
         "id": row.pop("id"),

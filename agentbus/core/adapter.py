@@ -68,6 +68,8 @@ class Manifest:
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
     that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
+    `activity`, as `module:function`, gets the agent process of a session and returns "busy" or "idle" as the client
+    itself tells it just now, or "" if it does not; empty if the client never does.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Manifest:
     variables: Mapping[str, Variable]
     record: str = ""
     leftovers: str = ""
+    activity: str = ""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:

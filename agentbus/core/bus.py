@@ -14,7 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body
+from agentbus.core.model import (
+    Arrival,
+    Ended,
+    Envelope,
+    Peer,
+    Renamed,
+    Status,
+    Unread,
+    check_body,
+    check_status,
+)
 from agentbus.core.names import address, is_kept, session_name
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
@@ -126,6 +136,8 @@ class Bus:
         # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
         # opens the bus, which knows the adapters.
         self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
+        # Whether the client of a peer is "busy" or "idle" just now; "" where it does not tell. Set in the same way.
+        self.activity: Callable[[Peer], str] = lambda _peer: ""
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -250,6 +262,17 @@ class Bus:
         renamed = self.store.rename(peer.session, peer.process.pid, session_name(name))
         self._tell()
         return renamed
+
+    def set_status(self, peer: Peer, text: object) -> Peer:
+        """Record what `peer` says that it is doing; empty clears it. Returns the peer with that status. [STATUS-1]
+
+        Raises InvalidRequest for a bad text, and Busy.
+        """
+        status = check_status(text)
+        at = self.clock() if status else None
+        self.store.set_status(peer.session, status, at)
+        self._tell()
+        return replace(peer, status=status, status_at=at)
 
     def pending(self, peer: Peer, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""

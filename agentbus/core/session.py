@@ -596,6 +596,12 @@ class Session:
             self._say(renamed.kept_note)
         return renamed
 
+    async def set_status(self, text: object) -> str:
+        """Say what this peer is doing; empty clears it. Raises what `Bus.set_status` raises. [STATUS-1]"""
+        peer = await self._in_turn(lambda: self.bus.set_status(self.peer, text))
+        self._update(replace(self.peer, status=peer.status, status_at=peer.status_at))
+        return peer.status
+
     def _wake_itself(self) -> None:
         if self._armed is not None:
             self._armed.notify(self.peer.endpoint)

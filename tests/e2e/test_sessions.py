@@ -73,7 +73,8 @@ def test_what_a_client_does_first(start: Start, adapter: str) -> None:
         "broadcast": ["text"],
         "list_peers": [],
         "whoami": [],
-        "set_name": ["name"],
+        "set_name": ["name", "status"],
+        "set_status": ["text"],
         "check_messages": ["wait_s"],
         "message_status": ["id"],
     }

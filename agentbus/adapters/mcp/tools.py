@@ -27,7 +27,7 @@ from agentbus.adapters.mcp.toolkit import (
 )
 from agentbus.core.bus import Sent
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Peer
+from agentbus.core.model import MAX_STATUS_CHARS, Peer, Renamed, check_status
 from agentbus.core.names import address
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
@@ -62,16 +62,18 @@ def _sent_line(sent: Sequence[Sent]) -> str:
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
 
 
-def _line(peer: Peer, own: Peer, usual_trigger: str) -> str:
+def _line(peer: Peer, own: Peer, usual_trigger: str, activity: str, now: int) -> str:
     you = " (you)" if peer.session == own.session else ""
     how = "" if peer.trigger == usual_trigger else f", woken by {word(peer.trigger)}"
-    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}"
+    doing = "".join(f"; {one}" for one in (activity, peer.doing(now)) if one)
+    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}{doing}"
 
 
 async def _list_peers(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     own = session.peer
     peers = await session.peers()
-    lines = [_line(peer, own, context.usual_trigger) for peer in peers]
+    activity, now = session.bus.activity, session.bus.clock()
+    lines = [_line(peer, own, context.usual_trigger, activity(peer), now) for peer in peers]
     if all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
     return "\n".join(lines)
@@ -87,18 +89,39 @@ async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[st
     )
 
 
-async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+def _refuse_guest(session: Session, what: str) -> None:
     if session.is_guest:
         raise Refused(
-            "the name belongs to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
+            f"the {what} belongs to the main agent of this session, and you are a subagent of it",
+            hint="leave it as it is",
         )
+
+
+async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _refuse_guest(session, "name")
+    if "status" in arguments:
+        check_status(arguments["status"])  # before anything is changed
     before = session.peer.name
-    renamed = await session.rename(arguments["name"])
+    said = _named(before, await session.rename(arguments["name"]))
+    return f"{said}; {await _say_status(session, arguments['status'])}" if "status" in arguments else said
+
+
+def _named(before: str, renamed: Renamed) -> str:
     after = renamed.name
     if after == before:
         return f'you are "{after}" already'
     said = f'you are "{after}" now; messages to "{before}" still reach you while this session lives'
     return f"{said}; {renamed.kept_note}" if renamed.kept else said
+
+
+async def _set_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _refuse_guest(session, "status")
+    return await _say_status(session, arguments["text"])
+
+
+async def _say_status(session: Session, text: str) -> str:
+    status = await session.set_status(text)
+    return f"others see the status: {one_line(status, 2 * MAX_STATUS_CHARS)}" if status else "the status is cleared"
 
 
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
@@ -134,7 +157,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "list_peers",
-        "The peers that are online: name, kind and folder of each.",
+        "The peers that are online: name, kind and folder of each, and what it is doing.",
         _list_peers,
         only_reads=True,
     ),
@@ -148,7 +171,16 @@ TOOLS: tuple[Tool, ...] = (
         "set_name",
         "Change your name on agentbus. Pending messages come along, and the old name still reaches you.",
         _set_name,
-        {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
+        {
+            "name": Argument("1 to 32 letters and digits, with _ - . between them."),
+            "status": Argument("As for set_status.", False),
+        },
+    ),
+    Tool(
+        "set_status",
+        "Tell peers what you are doing.",
+        _set_status,
+        {"text": Argument("0 to 120 characters; empty clears it.")},
     ),
     Tool(
         "check_messages",
