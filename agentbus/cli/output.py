@@ -34,6 +34,7 @@ __all__ = [
     "printable",
     "say",
     "span",
+    "status_head",
     "status_line",
     "status_row",
     "was",
@@ -148,10 +149,14 @@ def named(sender: str, former: Sequence[str]) -> str:
 
 def status_line(status: Status, former: Sequence[str] = ()) -> Text:
     """A message on one line: time, id, state, sender with the names that it had before, recipient, text."""
+    return status_head(status, former).append(contents(status))
+
+
+def status_head(status: Status, former: Sequence[str] = ()) -> Text:
+    """The line of a message up to its text."""
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
-    text.append(f"  {named(status.sender, former)} -> {status.recipient}", "bold")
-    return text.append(contents(status))
+    return text.append(f"  {named(status.sender, former)} -> {status.recipient}", "bold")
 
 
 def contents(status: Status) -> Text:

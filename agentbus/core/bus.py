@@ -29,7 +29,7 @@ from agentbus.core.names import address, is_kept, session_name
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Store
+from agentbus.core.store import PRUNE_ROWS, Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ BUSY_PATIENCE_S = 10.0
 _SPIN_S = 0.000_5
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.012
+# The pause between two batches of a long work, so that who waits for the database gets a turn.
+_TURN_S = 0.002
 
 
 def now_ms() -> int:
@@ -301,6 +303,24 @@ class Bus:
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete the unread messages of `mailbox` sent before an instant; return them. Raises Busy. [OLD-2]"""
         removed = self.store.discard(mailbox, before)
+        if removed:
+            self._tell()
+        return removed
+
+    def prune(self, before: int, *, peer: str | None = None, with_pending: bool = False) -> list[bool]:
+        """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
+
+        Only messages to or from `peer`, if it is given. `with_pending`: also what is pending and was sent before the
+        instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        """
+        removed: list[bool] = []
+        above = 0
+        while ids := self.store.queries.prunable(
+            above=above, before=before, peer=peer, with_pending=with_pending, limit=PRUNE_ROWS
+        ):
+            removed += self.store.remove(ids, with_pending=with_pending)
+            above = ids[-1]
+            time.sleep(_TURN_S)
         if removed:
             self._tell()
         return removed

@@ -17,19 +17,20 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "Counts", "Old", "Queries"]
+__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "TEXT", "Counts", "Old", "Queries"]
 
 # What stands in `body` when the text is in the table `bodies`: see 0007_settings.sql. A message can have these words.
 ELSEWHERE = (
     "(a long message, its text is in the table bodies; a session that shows this line was started before agentbus was"
     " upgraded: restart it)"
 )
-_TEXT = (
+# The text of a message, wherever it is, in a query that calls the table m.
+TEXT = (
     f"CASE m.body WHEN '{ELSEWHERE}' THEN coalesce((SELECT text FROM bodies WHERE bodies.id = m.id), m.body)"
     " ELSE m.body END"
 )
-# COLUMNS, for a query that calls the table m.
-MESSAGE = ", ".join(_TEXT if column == "body" else f"m.{column}" for column in COLUMNS)
+# COLUMNS, for such a query.
+MESSAGE = ", ".join(TEXT if column == "body" else f"m.{column}" for column in COLUMNS)
 # Rows per read of a long history: enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
 # Mail that waits for longer is old: who starts after a day away does not want it as if it were new. [OLD-1]
@@ -130,6 +131,28 @@ class Queries:
             row_id,
         )
         return int(rows[0][0])
+
+    def thread(self, row_id: int) -> list[int]:
+        """The ids of all messages in the thread of `row_id`. Raises InvalidRequest as `status` does."""
+        rows = self._read(
+            "WITH RECURSIVE down (id) AS (VALUES (?) UNION"
+            " SELECT m.id FROM down JOIN messages m ON m.reply_to = down.id)"
+            " SELECT id FROM down",
+            self.root(self.status(row_id).id),
+        )
+        return [int(row[0]) for row in rows]
+
+    def prunable(self, *, above: int, before: int, peer: str | None, with_pending: bool, limit: int) -> list[int]:
+        """The lowest `limit` ids above `above` of messages that were delivered before the instant `before`. [KEEP-1]
+
+        Only those to or from `peer`, if it is given. `with_pending`: also those that are pending, sent before it.
+        """
+        rows = self._read(
+            "SELECT id FROM messages WHERE id > ?1 AND coalesce(delivered_at, sent_at) < ?2"
+            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient)) ORDER BY id LIMIT ?5",
+            *(above, before, with_pending, peer, limit),
+        )
+        return [int(row[0]) for row in rows]
 
     def counts(self) -> list[Counts]:
         """What each mailbox holds, by name. Reads every row: 0.1 s for some 100,000."""

@@ -32,6 +32,7 @@ from agentbus.core.process import Life, life, one_look
 from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
+from agentbus.core.store import PRUNE_ROWS
 from agentbus.core.wakes import SharedWakes
 
 __all__ = ["Checkpoints", "Session"]
@@ -44,8 +45,6 @@ _PREDECESSOR_PATIENCE_S = 0.3
 _PREDECESSOR_POLL_S = 0.02
 # How often `check` re-reads the mailbox in case a wake was lost: as often as the safety poll of a drain. [DRAIN-5]
 _CHECK_POLL_S = 3.0
-# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
-_PRUNE_ROWS = 1_000
 # So much old mail is still pushed: more would bury what is new, and flood the context at a start. [OLD-4]
 MOST_OLD = 20
 # The line about old mail names so many senders.
@@ -455,7 +454,7 @@ class Session:
         await self._settle()
         store = self.bus.store
         before = self.bus.clock() - store.queries.setting(RETENTION) * 3_600_000
-        while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
+        while await retry_while_busy(lambda: store.prune(before, PRUNE_ROWS)) == PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
         await retry_while_busy(lambda: store.forget_conversations(before))
 
