@@ -51,7 +51,7 @@ def search(
     start = 0 if since is None else parse_since(since, now_ms())
     with common.bus_and_settings() as (bus, _settings):
         queries, index = bus.store.queries, bus.store.search_index()
-        among = None if thread is None else queries.thread(thread)
+        among = None if thread is None else [one.id for one in queries.thread(queries.status(thread).root)]
         found = index.search(text, limit=limit + 1, peer=name, since=start, among=among, tell=_Progress())
         hits = found.hits[:limit]
         former = queries.earlier_names([hit.message for hit in hits])
