@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentbus.core.config import Shared
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import COLUMNS, Status
+from agentbus.core.model import COLUMNS, Status, timestamp
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ MESSAGE = ", ".join(_WRITTEN.get(column, f"m.{column}") for column in COLUMNS)
 _PAGE = 500
 # Mail that waits for longer is old: who starts after a day away does not want it as if it were new. [OLD-1]
 OLD_MS = 86_400_000
+# What is said about it names so many senders.
+_MOST_SENDERS = 5
 # `was_peer` looks at the senders and recipients of this many messages.
 _LATELY = 10_000
 
@@ -71,6 +73,13 @@ class Old:
     def count(self) -> int:
         """How many messages there are."""
         return sum(self.senders.values())
+
+    @property
+    def origin(self) -> str:
+        """From whom they are, and since when, in a clause."""
+        shown = [f"{name} ({count:,})" for name, count in self.senders.items()][:_MOST_SENDERS]
+        more = f" and {len(self.senders) - len(shown)} others" if len(self.senders) > len(shown) else ""
+        return f"from {', '.join(shown)}{more}, since {timestamp(self.since or 0)}"
 
 
 class Queries:

@@ -23,7 +23,7 @@ from agentbus.core.checkpoints import Checkpoints
 from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
-from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timestamp
+from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread
 from agentbus.core.names import BUS_NAME
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
@@ -46,8 +46,6 @@ _PREDECESSOR_POLL_S = 0.02
 _CHECK_POLL_S = 3.0
 # So much old mail is still pushed: more would bury what is new, and flood the context at a start. [OLD-4]
 MOST_OLD = 20
-# The line about old mail names so many senders.
-_MOST_SENDERS = 5
 
 
 class Session:
@@ -203,15 +201,13 @@ class Session:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
         peer = self.peer
         old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS, peer.session)
-        if old.count <= MOST_OLD or old.since is None:
+        if old.count <= MOST_OLD:
             return
         self._held = old.newest_id
-        shown = [f"{name} ({count:,})" for name, count in old.senders.items()][:_MOST_SENDERS]
-        more = f" and {len(old.senders) - len(shown)} others" if len(old.senders) > len(shown) else ""
         line = (
-            f"{old.count:,} messages for you are older than a day, from {', '.join(shown)}{more}, since "
-            f"{timestamp(old.since)}: they are not pushed. check_messages returns them, after what is new; to discard "
-            f"them, your user types: agentbus inbox {peer.name} --discard --before 1d"
+            f"{old.count:,} messages for you are older than a day, {old.origin}: they are not pushed. check_messages "
+            "returns them, after what is new; to discard them, your user types: "
+            f"agentbus inbox {peer.name} --discard --before 1d"
         )
         if self._delivery is None:
             self._notice = line
@@ -622,7 +618,7 @@ class Session:
     async def set_status(self, text: object) -> str:
         """Say what this peer is doing; empty clears it. Raises what `Bus.set_status` raises. [STATUS-1]"""
         peer = await self._in_turn(lambda: self.bus.set_status(self.peer, text))
-        self._update(replace(self.peer, status=peer.status, status_at=peer.status_at))
+        self._update(peer)
         return peer.status
 
     def _wake_itself(self) -> None:
