@@ -70,6 +70,7 @@ def test_what_a_client_does_first(start: Start, adapter: str) -> None:
     tools = client.request("tools/list")["result"]["tools"]
     assert {tool["name"]: list(tool["inputSchema"]["properties"]) for tool in tools} == {
         "send_message": ["to", "text", "reply_to"],
+        "ask": ["to", "text", "wait_s"],
         "broadcast": ["text"],
         "list_peers": [],
         "whoami": [],
