@@ -153,6 +153,13 @@ class Member:
         """
         return (await self._session.rename(name)).name
 
+    async def set_status(self, text: str) -> None:
+        """Say what this program is doing, in 0 to 120 characters on one line; others see it. Empty clears it.
+
+        Raises InvalidRequest for another text, TryAgain.
+        """
+        await self._session.set_status(text)
+
     async def receive(self) -> Envelope:
         """Wait for the next message. It is safe to cancel this, for example for a timeout: no message is lost."""
         return await self._hand_over.receive.receive()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agentbus.core.adapter import Manifest, Reachable, Registration
+    from agentbus.core.model import Peer
+    from agentbus.core.process import Process
 
 __all__ = [
     "CONVERSATIONS",
@@ -129,6 +131,7 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
     bus = Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
     bus.recorded = _recorded
     bus.running = lambda: running(settings)
+    bus.activity = _Activities(store)
     return bus, triggers
 
 
@@ -157,6 +160,31 @@ def _recorded(runtime: str, place: str) -> set[Shown] | None:
     except AgentbusError:
         return None
     return found
+
+
+class _Activities:
+    """Asks the client of a peer, by its adapter, whether it is busy or idle. Each adapter is loaded once. [STATUS-3]"""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ask: dict[str, Callable[[Process], str]] = {}
+
+    def __call__(self, peer: Peer) -> str:
+        # Where its pid means nothing, another process can have it.
+        if not peer.domain or peer.domain != self._store.here:
+            return ""
+        if peer.runtime not in self._ask:
+            self._ask[peer.runtime] = self._load(peer.runtime)
+        return self._ask[peer.runtime](peer.host)
+
+    @staticmethod
+    def _load(runtime: str) -> Callable[[Process], str]:
+        try:
+            of = manifest(runtime)
+            found: Callable[[Process], str] = _part(of, of.activity) if of.activity else lambda _host: ""
+        except AgentbusError:  # a program, or an adapter that cannot be loaded, which is reported elsewhere
+            return lambda _host: ""
+        return found
 
 
 def _read_manifest(path: Path) -> Manifest:

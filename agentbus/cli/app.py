@@ -231,6 +231,60 @@ def history(
 
 
 @app.command()
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="WORDS", help='All of these words; also OR, NOT, ( ), word* and "a phrase".'),
+    ],
+    peer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Only messages since WHEN: an age (2h, 3d) or a time.")
+    ] = None,
+    thread: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only messages of the conversation that message ID belongs to.")
+    ] = None,
+    limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, the best first.")] = "20",
+    as_json: _Json = False,
+) -> None:
+    """Find messages by their words, the best match first. The first search of a long history takes some seconds.
+
+    Example: agentbus search port 'migrat*' --since 3d
+    """
+    from agentbus.cli import messages
+    from agentbus.cli import search as finder
+
+    row_id = None if thread is None else common.parse_whole("--thread", thread.removeprefix("#"))
+    count = common.parse_whole("--limit", limit)
+    finder.search(words, peer=peer, since=since, thread=row_id, limit=count, as_json=as_json)
+
+
+@app.command()
+def prune(
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Only messages delivered before WHEN, an age (3d) or a time."),
+    ] = None,
+    peer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+    ] = None,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="Also messages that are still pending, and were sent before WHEN.")
+    ] = False,
+) -> None:
+    """Remove delivered messages for good, at once. With neither option: those older than the bus keeps them.
+
+    Example: agentbus prune --before 7d
+    """
+    from agentbus.cli import messages
+
+    messages.prune(before=before, peer=peer, with_pending=pending)
+
+
+@app.command()
 def status(
     row_id: Annotated[str, typer.Argument(metavar="ID", help="The number that `send` printed.")],
     as_json: _Json = False,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import HOOK, PULL, Bus, GroupSent, Sent
+from agentbus.core.bus import HOOK, PULL, Bus, GroupSent, Sent, now_ms
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
 from agentbus.core.names import address, folded, is_group, is_kept, login_name
@@ -234,18 +234,19 @@ def peers(*, as_json: bool) -> None:
         queries = bus.store.queries
         waiting, groups, pauses = queries.waiting(), queries.groups_of(), queries.pauses(bus.clock())
         reachable = bus.reachable()
+        activity = {peer.session: bus.activity(peer) for peer in present}
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
 
-        for row in _json_rows(present, waiting, offline, reachable):
+        for row in _json_rows(present, waiting, offline, reachable, activity):
             pause = pauses.get(row["name"])
             output.json_line(
                 {**row, "groups": groups.get(row["name"], []), "paused": pause and output.pause_row(pause)}
             )
         return
     if present:
-        _print_table(present, waiting, groups)
+        _print_table(present, waiting, groups, activity)
     else:
         print("nobody is online")
     for name, pause in pauses.items():
@@ -259,7 +260,11 @@ def peers(*, as_json: bool) -> None:
 
 
 def _json_rows(
-    present: list[Peer], waiting: dict[str, int], offline: dict[str, int], reachable: list[Reachable]
+    present: list[Peer],
+    waiting: dict[str, int],
+    offline: dict[str, int],
+    reachable: list[Reachable],
+    activity: dict[str, str],
 ) -> Iterator[dict[str, Any]]:
     for peer in present:
         yield {
@@ -274,6 +279,9 @@ def _json_rows(
             "cwd": peer.cwd,
             "started_at": timestamp(peer.started_at),
             "last_seen": timestamp(peer.last_seen),
+            "activity": activity[peer.session] or None,
+            "status": peer.status or None,
+            "status_at": None if peer.status_at is None else timestamp(peer.status_at),
         }
     for one in reachable:
         yield {
@@ -290,19 +298,24 @@ def _json_rows(
         yield {"name": name, "online": False, "pending": count}
 
 
-def _print_table(present: list[Peer], waiting: dict[str, int], groups: dict[str, list[str]]) -> None:
-    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER", "GROUPS")]
+def _print_table(
+    present: list[Peer], waiting: dict[str, int], groups: dict[str, list[str]], activity: dict[str, str]
+) -> None:
+    rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER", "GROUPS", "IS", "STATUS")]
+    now = now_ms()
     for peer in present:
         pending = str(waiting.get(peer.name, 0))
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
+        process_and_folder = (str(peer.process.pid), one_line(peer.cwd))
         its = one_line(" ".join(groups.get(peer.name, ())))
-        rows.append((peer.name, runtime, delivery, trigger, pending, str(peer.process.pid), one_line(peer.cwd), its))
-    if not any(row[-1] for row in rows[1:]):
-        rows = [(*row[:-1], "") for row in rows]
+        doing = (activity[peer.session], peer.doing(now))
+        rows.append((peer.name, runtime, delivery, trigger, pending, *process_and_folder, its, *doing))
     from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
 
-    widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
+    # A column that says nothing is left out: many clients do not tell, and many sessions say nothing.
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(cell_len(cell) for cell in column) for column in columns]
+    for row in zip(*columns, strict=True):
         cells = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
     for peer in present:

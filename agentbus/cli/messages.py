@@ -1,6 +1,6 @@
 """The commands that read the mailboxes: inbox, history, status, which change nothing; and those that remove mail.
 
-Implements [OLD-2], [OLD-3], [LEDGER-1] to [LEDGER-3], [CLI-3].
+Implements [OLD-2], [OLD-3], [KEEP-1], [LEDGER-1] to [LEDGER-3], [CLI-3].
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rich.text import Text
 from agentbus.cli import common, output
 from agentbus.core import a2a
 from agentbus.core.bus import Bus, now_ms
-from agentbus.core.config import Settings
+from agentbus.core.config import RETENTION, Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
 from agentbus.core.names import group_name, is_group, normalise_name
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
-__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_span", "status"]
+__all__ = ["cancel", "discard", "history", "inbox", "message_row", "parse_since", "parse_span", "prune", "status"]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
@@ -79,7 +79,7 @@ def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
     shown, is_more = found[:limit], len(found) > limit
     if as_json:
         for one in shown:
-            output.json_line(_row(one, former))
+            output.json_line(message_row(one, former))
         return
     out = output.console()
     for one in shown:
@@ -144,11 +144,32 @@ def cancel(row_id: int) -> None:
         )
 
 
+def prune(*, before: str | None, peer: str | None, with_pending: bool) -> None:
+    """Remove what was delivered, and print how many messages that were. Raises InvalidRequest. [KEEP-1]"""
+    if with_pending and before is None and peer is None:
+        raise InvalidRequest("--pending needs to know which mail", hint="add --before WHEN or --peer NAME")
+    name = None if peer is None else normalise_name(peer)
+    instant = None if before is None else parse_since(before, now_ms(), "--before")
+    with common.bus_and_settings() as (bus, _settings):
+        hours = bus.store.queries.setting(RETENTION)
+        if instant is None:
+            instant = 2**63 - 1 if name is not None else now_ms() - hours * 3_600_000
+        removed = bus.prune(instant, peer=name, with_pending=with_pending)
+    with reported():
+        if not removed:
+            kept = f" that is older than {hours:,} h" if before is None and name is None else ""
+            print(f"no {'' if with_pending else 'delivered '}message to remove{kept}")
+            return
+        pending = f", {sum(removed):,} of them pending" if with_pending else ""
+        print(f"removed {len(removed):,} {'message' if len(removed) == 1 else 'messages'}{pending}")
+
+
 def _indented(text: str) -> Text:
     return Text("    " + output.printable(text).replace("\n", "\n    "))
 
 
-def _row(one: Status, former: Mapping[int, list[str]]) -> dict[str, Any]:
+def message_row(one: Status, former: Mapping[int, list[str]]) -> dict[str, Any]:
+    """A message as JSON, with what its sender was called before. [NAME-13]"""
     return {**output.status_row(one), "sender_was": former.get(one.id, [])}
 
 
@@ -195,7 +216,7 @@ def history(
     out = output.console()
     for one in reversed(found):
         if as_json:
-            output.json_line(_row(one, former))
+            output.json_line(message_row(one, former))
         else:
             output.line(out, output.status_line(one, former.get(one.id, ())))
 
@@ -208,7 +229,7 @@ def status(row_id: int, *, as_json: bool) -> None:
         answer = bus.store.queries.answer(row_id)
         by = None if found.sender_session is None else bus.store.queries.session(found.sender_session)
     if as_json:
-        output.json_line({**_row(found, former), "answered_by": None if answer is None else answer.id})
+        output.json_line({**message_row(found, former), "answered_by": None if answer is None else answer.id})
         return
     out = output.console()
     out.print(str(found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from rich.text import Text
 from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core import config, eventloop
-from agentbus.core.bus import HOOK, PULL
+from agentbus.core.bus import HOOK, PULL, now_ms
 from agentbus.core.changes import SAFETY_S, Changes, Event, MessageEvent, NameEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
@@ -54,6 +54,8 @@ def _event_line(event: Event) -> Text:
         text.append(f"  {peer.name}", "bold")
         if event.what == "renamed":
             text.append(f", was {event.was}")
+        elif event.what == "status":
+            text.append(f"  {one_line(peer.status)}" if peer.status else "  cleared")
         elif event.what == "online":
             runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
             text.append(f"  ({runtime}, {delivery}, woken by {trigger}, process {peer.process.pid})", "dim")
@@ -118,13 +120,16 @@ def _event_row(event: Event) -> dict[str, Any]:
         "trigger": peer.trigger,
         "pid": peer.process.pid,
         "cwd": peer.cwd,
+        "status": peer.status or None,
+        "status_at": output.instant(peer.status_at),
     }
 
 
 class _Screen:
     """For a terminal: the events scroll by, and the table below them shows which peers are online now."""
 
-    def __init__(self) -> None:
+    def __init__(self, activity: Callable[[Peer], str]) -> None:
+        self._activity = activity
         self._out = output.console()
         self._out.soft_wrap = False
         # rich must not start a thread for this: the table is drawn when it has changed.
@@ -136,7 +141,7 @@ class _Screen:
 
     def refresh(self, changes: Changes, waiting: dict[str, int]) -> None:
         peers = list(changes.peers.values())
-        self.live.update(_standing(peers, waiting, changes.groups, changes.pauses), refresh=True)
+        self.live.update(_standing(peers, waiting, self._activity, changes.groups, changes.pauses), refresh=True)
 
     def say(self, line: str) -> None:
         output.line(self._out, Text(f"agentbus: {escaped(line)}", "yellow"))
@@ -145,6 +150,7 @@ class _Screen:
 def _standing(
     peers: list[Peer],
     waiting: dict[str, int],
+    activity: Callable[[Peer], str],
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
     pauses: Collection[str] = (),
 ) -> Group:
@@ -154,14 +160,22 @@ def _standing(
     table.add_column("PENDING", justify="right")
     table.add_column("GROUPS" if groups else "", no_wrap=True, overflow="ellipsis")
     table.add_column("FOLDER", no_wrap=True, overflow="ellipsis")
-    for peer in sorted(peers, key=lambda one: one.name):
+    shown = sorted(peers, key=lambda one: one.name)
+    now = now_ms()
+    # Many clients do not tell, and many sessions say nothing: then there is no column for it.
+    columns = (("IS", [activity(peer) for peer in shown]), ("STATUS", [peer.doing(now) for peer in shown]))
+    told = {heading: cells for heading, cells in columns if any(cells)}
+    for heading in told:
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for number, peer in enumerate(shown):
         pending = waiting.get(peer.name, 0)
         is_paused = peer.name in pauses
         style = "yellow" if is_paused or peer.delivery in (PULL, HOOK) else "green"
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
         cells = (Text(peer.name, "bold"), runtime, Text("paused" if is_paused else delivery, style), trigger)
         its = one_line(" ".join(groups.get(peer.name, ())))
-        table.add_row(*cells, Text(str(pending), "yellow" if pending else "dim"), its, one_line(peer.cwd))
+        doing = [Text(cells_of[number]) for cells_of in told.values()]
+        table.add_row(*cells, Text(str(pending), "yellow" if pending else "dim"), its, one_line(peer.cwd), *doing)
     names = {peer.name for peer in peers}
     for name, count in waiting.items():
         if name not in names:
@@ -179,7 +193,7 @@ def watch(*, as_json: bool) -> None:
     """Show what happens, until a signal comes or the reader of the output ends. Raises what opening the bus raises."""
     with common.bus_and_settings() as (bus, settings):
         if not as_json and output.console().is_terminal:
-            screen = _Screen()
+            screen = _Screen(bus.activity)
             with screen.live:
                 eventloop.run(_watch, bus.store, settings, screen)
         else:

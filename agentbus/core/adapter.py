@@ -71,6 +71,8 @@ class Manifest:
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
     `sessions`, as `module:function`, gets the id of the adapter and the home, and returns the sessions of its client
     that run (see Reachable); empty if its client does not say which these are.
+    `activity`, as `module:function`, gets the agent process of a session and returns "busy" or "idle" as the client
+    itself tells it just now, or "" if it does not; empty if the client never does.
     """
 
     id: str
@@ -88,6 +90,7 @@ class Manifest:
     record: str = ""
     leftovers: str = ""
     sessions: str = ""
+    activity: str = ""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:

@@ -16,12 +16,23 @@ from dataclasses import dataclass, replace
 
 from agentbus.core.config import MEMBER_DAYS
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Pause, Peer, Renamed, Status, Unread, check_body
+from agentbus.core.model import (
+    Arrival,
+    Ended,
+    Envelope,
+    Pause,
+    Peer,
+    Renamed,
+    Status,
+    Unread,
+    check_body,
+    check_status,
+)
 from agentbus.core.names import address, group_name, is_group, is_kept, session_name
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Question, Store
+from agentbus.core.store import PRUNE_ROWS, Question, Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -46,6 +57,8 @@ _MOST_POSTED = 20
 _SPIN_S = 0.000_5
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.012
+# The pause between two batches of a long work, so that who waits for the database gets a turn.
+_TURN_S = 0.002
 
 
 def now_ms() -> int:
@@ -174,6 +187,8 @@ class Bus:
         self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
         # The sessions that the clients of this machine run. Set by what opens the bus, which knows the adapters.
         self.running: Callable[[], list[Reachable]] = list
+        # Whether the client of a peer is "busy" or "idle" just now; "" where it does not tell. Set in the same way.
+        self.activity: Callable[[Peer], str] = lambda _peer: ""
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -380,6 +395,17 @@ class Bus:
         self._tell()
         return renamed
 
+    def set_status(self, peer: Peer, text: object) -> Peer:
+        """Record what `peer` says that it is doing; empty clears it. Returns the peer with that status. [STATUS-1]
+
+        Raises InvalidRequest for a bad text, and Busy.
+        """
+        status = check_status(text)
+        at = self.clock() if status else None
+        self.store.set_status(peer.session, status, at)
+        self._tell()
+        return replace(peer, status=status, status_at=at)
+
     def pending(self, peer: Peer, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""
         return self.store.pending(peer.session, peer.process.pid, limit, above)
@@ -407,6 +433,24 @@ class Bus:
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete the unread messages of `mailbox` sent before an instant; return them. Raises Busy. [OLD-2]"""
         removed = self.store.discard(mailbox, before)
+        if removed:
+            self._tell()
+        return removed
+
+    def prune(self, before: int, *, peer: str | None = None, with_pending: bool = False) -> list[bool]:
+        """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
+
+        Only messages to or from `peer`, if it is given. `with_pending`: also what is pending and was sent before the
+        instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        """
+        removed: list[bool] = []
+        above = 0
+        while ids := self.store.queries.prunable(
+            above=above, before=before, peer=peer, with_pending=with_pending, limit=PRUNE_ROWS
+        ):
+            removed += self.store.remove(ids, with_pending=with_pending)
+            above = ids[-1]
+            time.sleep(_TURN_S)
         if removed:
             self._tell()
         return removed

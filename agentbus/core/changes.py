@@ -75,7 +75,7 @@ class MessageEvent:
 
 @dataclass(frozen=True, slots=True)
 class PeerEvent:
-    """A peer that came (`online`), went (`offline`), or has a new name instead of `was` (`renamed`)."""
+    """A peer that came (`online`), went (`offline`), has a new name instead of `was` (`renamed`), or a new `status`."""
 
     at: int
     what: str
@@ -171,6 +171,8 @@ class Changes:
                 yield PeerEvent(peer.started_at, "online", peer)
             elif known.name != peer.name:
                 yield PeerEvent(now_ms(), "renamed", peer, was=known.name)
+            if known is not None and (known.status, known.status_at) != (peer.status, peer.status_at):
+                yield PeerEvent(peer.status_at or now_ms(), "status", peer)
         self.peers = present
 
     def _steps(self) -> Iterator[MessageEvent]:

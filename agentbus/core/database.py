@@ -15,7 +15,7 @@ import apsw
 
 from agentbus.core import files
 from agentbus.core.config import unwritable
-from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, DamagedIndex, InvalidRequest, TryAgain
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
 
 # The schema that this program knows. A constant, and not what the folder holds: an upgrade replaces the files below a
 # program that runs, and that program still knows only this one.
-SCHEMA = 9
+SCHEMA = 10
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # From this many pages (4 KiB each) in the WAL on, a session does a checkpoint: SQLite's own default.
 CHECKPOINT_PAGES = 1_000
@@ -234,6 +234,9 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
             return TryAgain(f"the disk of {path} is full, nothing was changed", hint="free some space, then repeat")
         case apsw.ReadOnlyError():
             return BrokenSetup(f"{path} is read-only", hint=unwritable(path))
+        case apsw.CorruptError() if getattr(error, "extendedresult", 0) == apsw.SQLITE_CORRUPT_VTAB:
+            # What FTS5 reports of its own tables. The mail is well.
+            return DamagedIndex(f"the search index in {path} is damaged", hint="agentbus search makes it anew")
         case apsw.NotADBError() | apsw.CorruptError():
             return BrokenSetup(
                 f"{path} is not a healthy SQLite database, and is left as it is",
@@ -241,6 +244,14 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
             )
         case apsw.CantOpenError():
             return BrokenSetup(f"{path} cannot be opened", hint=unwritable(path))
+        case apsw.SQLError() if str(error).startswith("fts5: "):
+            problem = str(error).removeprefix("fts5: ").replace('near ""', "at its end")
+            return InvalidRequest(
+                f"the search is not understood: {problem}",
+                hint='AND, OR and NOT stand between words, "a phrase" in quotes, and the beginning of a word before *',
+            )
+        case apsw.SQLError() if str(error) == "no such module: fts5":
+            return BrokenSetup("this SQLite cannot search (no FTS5)", hint="pip install --force-reinstall apsw")
         case _:
             return BrokenSetup(f"{path}: SQLite says {type(error).__name__}: {error}")
 
@@ -362,6 +373,12 @@ class Database:
             with suppress(apsw.Error):  # what was done is committed, and the next command tries again
                 _merge(self._connection)
         self._connection.close()
+
+    def merge_if_due(self) -> None:
+        """Merge the WAL between two parts of a long work, if nobody else was given the duty to, and it is large."""
+        if self._pages >= CHECKPOINT_PAGES:
+            with suppress(AgentbusError):  # what was done is committed, and the next commit asks again
+                checkpoint(self.path)
 
     def read(self, sql: str, *values: Any) -> list[Any]:
         """All rows of a query."""

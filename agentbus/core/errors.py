@@ -10,6 +10,7 @@ __all__ = [
     "AgentbusError",
     "BrokenSetup",
     "Busy",
+    "DamagedIndex",
     "DeliveryClosed",
     "DeliveryFailed",
     "DeliveryWaited",
@@ -42,6 +43,10 @@ class InvalidRequest(AgentbusError):
 
 class BrokenSetup(AgentbusError):
     """The home folder, the database or the environment cannot be used; a person has to fix it."""
+
+
+class DamagedIndex(BrokenSetup):
+    """The index of the search is damaged. The messages are not in it, so it can be made anew."""
 
 
 class Refused(AgentbusError):

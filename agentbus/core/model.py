@@ -11,7 +11,7 @@ from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.process import Process
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "MAX_STATUS_CHARS",
     "Address",
     "Arrival",
     "Ended",
@@ -31,9 +32,14 @@ __all__ = [
     "Status",
     "Unread",
     "check_body",
+    "check_status",
     "storable",
     "timestamp",
 ]
+
+
+# What a peer is doing is one line in a list. [STATUS-1]
+MAX_STATUS_CHARS = 120
 
 
 class MessageState(Enum):
@@ -144,7 +150,8 @@ class Peer:
     """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
 
     `session` outlives a restart of `process` under the same `host`; `endpoint` is where `trigger` wakes it. `presence`
-    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only.
+    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only. `status` is what
+    it says that it is doing, empty if nothing, and `status_at` when it said so.
     """
 
     session: str
@@ -162,6 +169,17 @@ class Peer:
     delivery_reason: str = ""
     presence: str = "lock"
     domain: str = ""
+    status: str = ""
+    status_at: int | None = None
+
+    def doing(self, now: int) -> str:
+        """What it says that it is doing, and how long ago it said so, as it is shown to a person or a model; or "".
+
+        [STATUS-2], [TRUST-5]
+        """
+        if not self.status or self.status_at is None:
+            return ""
+        return f"{one_line(self.status, 2 * MAX_STATUS_CHARS)} ({age(self.status_at, now)} ago)"
 
     @property
     def receives(self) -> str:
@@ -286,6 +304,24 @@ def check_body(text: object, max_bytes: int) -> str:
             hint="put binary data in a file and send its path",
         )
     return text
+
+
+def check_status(text: object) -> str:
+    """`text` without spaces around it, if it can be a status. [STATUS-1]
+
+    Raises InvalidRequest unless it is text of at most 120 characters, on one line, that the database takes.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"a status is text, not {type(text).__name__}")
+    status = text.strip()
+    if len(status) > MAX_STATUS_CHARS:
+        raise InvalidRequest(
+            f"the status has {len(status):,} characters, the limit is {MAX_STATUS_CHARS}",
+            hint="say it in a few words; details belong in a message",
+        )
+    if "\0" in status or len(status.splitlines()) > 1 or storable(status) != status:
+        raise InvalidRequest("the status is not one line of text", hint="leave out line breaks and NUL")
+    return status
 
 
 def timestamp(at_ms: int) -> str:

@@ -35,9 +35,10 @@ SESSIONS_KEPT_MS = 30 * 86_400_000
 
 PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
-    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason, presence, domain"
+    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason, presence, domain,"
+    " status, status_at"
 )
-LEFT_AT = 17  # the column after these, where a query adds left_at
+LEFT_AT = 19  # the column after these, where a query adds left_at
 _PRESENT = f"SELECT {PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
 # Whether there is a session to forget.
 _FORGOTTEN = "SELECT 1 FROM peers WHERE left_at < ? LIMIT 1"
@@ -85,6 +86,8 @@ def peer_of(row: Sequence[Any]) -> Peer:
         delivery_reason=row[14],
         presence=row[15],
         domain=row[16],
+        status=row[17],
+        status_at=row[18],
     )
 
 
@@ -262,6 +265,8 @@ class Peers:
                     delivery_reason=arrival.delivery_reason,
                     presence=BEAT if lock is None else LOCK,
                     domain=arrival.domain,
+                    status=known.status if known else "",
+                    status_at=known.status_at if known else None,
                 )
                 self._seat(execute, peer)
                 self._converse(execute, peer, arrival)
@@ -393,7 +398,7 @@ class Peers:
         execute("DELETE FROM aliases WHERE alias = ?", (peer.name,))
         execute(_NOTE_NAME, (peer.session, peer.name))
         execute(
-            f"INSERT INTO peers ({PEER}) VALUES ({', '.join('?' * 17)})"
+            f"INSERT INTO peers ({PEER}) VALUES ({', '.join('?' * LEFT_AT)})"
             " ON CONFLICT (session) DO UPDATE SET name = excluded.name, pid = excluded.pid,"
             " pid_started = excluded.pid_started, runtime = excluded.runtime, cwd = excluded.cwd,"
             " delivery = excluded.delivery, trigger = excluded.trigger, endpoint = excluded.endpoint,"
@@ -404,7 +409,7 @@ class Peers:
                 *(peer.session, peer.name, peer.host.pid, peer.host.started, peer.launch_name),
                 *(peer.process.pid, peer.process.started, peer.runtime, peer.cwd, peer.delivery),
                 *(peer.trigger, peer.endpoint, peer.started_at, peer.last_seen, peer.delivery_reason),
-                *(peer.presence, peer.domain),
+                *(peer.presence, peer.domain, peer.status, peer.status_at),
             ),
         )
 
@@ -479,6 +484,11 @@ class Peers:
         """Record which trigger wakes `session`, and at which endpoint."""
         with self._writing() as execute:
             execute("UPDATE peers SET trigger = ?, endpoint = ? WHERE session = ?", (trigger, endpoint, session))
+
+    def set_status(self, session: str, status: str, at: int | None) -> None:
+        """Record what `session` says that it is doing, and since when; empty and None if it says nothing. [STATUS-1]"""
+        with self._writing() as execute:
+            execute("UPDATE peers SET status = ?, status_at = ? WHERE session = ?", (status, at, session))
 
     def set_delivery(self, session: str, delivery: str, reason: str) -> None:
         """Record how `session` receives messages from now on, and why."""

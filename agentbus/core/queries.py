@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from agentbus.core.brakes import PAUSES
 from agentbus.core.config import Shared
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import COLUMNS, Pause, Status
+from agentbus.core.model import COLUMNS, Pause, Status, timestamp
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "Counts", "Old", "Queries"]
+__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "TEXT", "Counts", "Old", "Queries"]
 
 # What stands in `body` when the text is in the table `bodies`: see 0007_settings.sql. A message can have these words.
 ELSEWHERE = (
     "(a long message, its text is in the table bodies; a session that shows this line was started before agentbus was"
     " upgraded: restart it)"
 )
-_TEXT = (
+# The text of a message, wherever it is, in a query that calls the table m.
+TEXT = (
     f"CASE m.body WHEN '{ELSEWHERE}' THEN coalesce((SELECT text FROM bodies WHERE bodies.id = m.id), m.body)"
     " ELSE m.body END"
 )
@@ -37,13 +38,15 @@ THREAD = (
     " SELECT coalesce(o.thread, o.reply_to) FROM up JOIN messages o USING (id) WHERE o.reply_to IS NOT NULL)"
     " SELECT min(id) FROM up) END)"
 )
-_WRITTEN = {"body": _TEXT, "thread": THREAD}
-# COLUMNS, for a query that calls the table m.
+_WRITTEN = {"body": TEXT, "thread": THREAD}
+# COLUMNS, for such a query.
 MESSAGE = ", ".join(_WRITTEN.get(column, f"m.{column}") for column in COLUMNS)
 # Rows per read of a long history: enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
 # Mail that waits for longer is old: who starts after a day away does not want it as if it were new. [OLD-1]
 OLD_MS = 86_400_000
+# What is said about it names so many senders.
+_MOST_SENDERS = 5
 # `was_peer` looks at the senders and recipients of this many messages.
 _LATELY = 10_000
 
@@ -71,6 +74,13 @@ class Old:
     def count(self) -> int:
         """How many messages there are."""
         return sum(self.senders.values())
+
+    @property
+    def origin(self) -> str:
+        """From whom they are, and since when, in a clause."""
+        shown = [f"{name} ({count:,})" for name, count in self.senders.items()][:_MOST_SENDERS]
+        more = f" and {len(self.senders) - len(shown)} others" if len(self.senders) > len(shown) else ""
+        return f"from {', '.join(shown)}{more}, since {timestamp(self.since or 0)}"
 
 
 class Queries:
@@ -198,6 +208,18 @@ class Queries:
             *(question, *asker[0]),
         )
         return None if rows[0][0] is None else self.find(int(rows[0][0]))
+
+    def prunable(self, *, above: int, before: int, peer: str | None, with_pending: bool, limit: int) -> list[int]:
+        """The lowest `limit` ids above `above` of messages that were delivered before the instant `before`. [KEEP-1]
+
+        Only those to or from `peer`, if it is given. `with_pending`: also those that are pending, sent before it.
+        """
+        rows = self._read(
+            "SELECT id FROM messages WHERE id > ?1 AND coalesce(delivered_at, sent_at) < ?2"
+            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient)) ORDER BY id LIMIT ?5",
+            *(above, before, with_pending, peer, limit),
+        )
+        return [int(row[0]) for row in rows]
 
     def counts(self) -> list[Counts]:
         """What each mailbox holds, by name. Reads every row: 0.1 s for some 100,000."""

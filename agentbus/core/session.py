@@ -202,7 +202,7 @@ class Session:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
         peer = self.peer
         old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS, peer.session)
-        if old.count <= MOST_OLD or old.since is None:
+        if old.count <= MOST_OLD:
             return
         self._held = old.newest_id
         line = about_old(old, peer.name)
@@ -613,6 +613,12 @@ class Session:
         if renamed.kept:
             self._say(renamed.kept_note)
         return renamed
+
+    async def set_status(self, text: object) -> str:
+        """Say what this peer is doing; empty clears it. Raises what `Bus.set_status` raises. [STATUS-1]"""
+        peer = await self._in_turn(lambda: self.bus.set_status(self.peer, text))
+        self._update(peer)
+        return peer.status
 
     def _wake_itself(self) -> None:
         if self._armed is not None:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agentbus.core.adapter import Reachable
+    from agentbus.core.search import SearchIndex
 
-__all__ = ["AGAIN_MS", "MAX_PENDING", "Question", "Store"]
+__all__ = ["AGAIN_MS", "MAX_PENDING", "PRUNE_ROWS", "Question", "Store"]
 
 # A mailbox that nobody empties must not fill the disk. At 64 KiB for each message, this is 640 MiB.
 MAX_PENDING = 10_000
@@ -42,6 +43,8 @@ AGAIN_MS = 60_000
 _MOST_NAMED = 5
 # The carrier of what is posted into a session that has not joined. [REACH-2]
 INBOX = "inbox"
+# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
+PRUNE_ROWS = 1_000
 # A text of more bytes has a row of its own. With all that can stand beside it, a shorter one fits into a page of 4,096.
 _LARGE_BYTES = 3_000
 # A command that waits for an answer is done this long after the instant until which it waits, in ms, or hangs. For
@@ -603,6 +606,26 @@ class Store(Memberships):
                 (before, limit),
             )
             return self._database.changes()
+
+    def remove(self, ids: Collection[int], *, with_pending: bool) -> list[bool]:
+        """Delete these messages; return for each that was deleted whether it was pending. [KEEP-1]
+
+        Unless `with_pending`, one that is pending is left: since it was looked up, it can have been returned.
+        """
+        with self._writing() as execute:
+            rows = execute(
+                "DELETE FROM messages WHERE id IN (SELECT value FROM json_each(?)) AND (delivered_at IS NOT NULL OR ?)"
+                " RETURNING delivered_at IS NULL",
+                (f"[{','.join(map(str, ids))}]", with_pending),
+            ).fetchall()
+        self._database.merge_if_due()
+        return [bool(row[0]) for row in rows]
+
+    def search_index(self) -> SearchIndex:
+        """The index over the texts of the messages. [SEARCH-1]"""
+        from agentbus.core.search import SearchIndex  # a send must not wait for it
+
+        return SearchIndex(self._database)
 
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete what is not known to be read in `mailbox` and was sent before the instant; return it. [OLD-2]"""

@@ -1,4 +1,4 @@
-"""Makes what others chose - folders, reasons, runtimes - fit to be shown: one line, printable, bounded.
+"""Makes what others chose - folders, reasons, runtimes - fit to be shown: one line, printable, bounded. Also ages.
 
 Not for the text of a message: that is delivered as it is, and what shows it keeps its lines. Pure.
 Implements [TRUST-5].
@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MAX_FOLDER_CHARS", "MAX_REASON_CHARS", "MAX_WORD_CHARS", "escaped", "one_line", "word"]
+__all__ = ["MAX_FOLDER_CHARS", "MAX_REASON_CHARS", "MAX_WORD_CHARS", "age", "escaped", "one_line", "span", "word"]
 
 # What a person still reads at a glance. A longer path is cut in the middle: its ends say the most.
 MAX_FOLDER_CHARS = 120
@@ -21,6 +21,7 @@ MAX_REASON_CHARS = 240
 # A runtime, a trigger, a delivery.
 MAX_WORD_CHARS = 32
 _CUT = "..."
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 # Python calls these printable (letters and marks), but nobody sees them: a text could be hidden in them. They are those
 # of Unicode's Default_Ignorable_Code_Point that are not in its categories Cf and Cn.
 _UNSEEN = re.compile(
@@ -52,6 +53,22 @@ def one_line(value: str, most: int = MAX_FOLDER_CHARS) -> str:
 def word(value: str | None) -> str:
     """`value` as `one_line`, where it is one of a few words: a runtime, a trigger, a delivery. Empty for None."""
     return one_line(value or "", MAX_WORD_CHARS)
+
+
+def span(ms: float) -> str:
+    """A length of time in the unit that suits it."""
+    if ms < 1_000:
+        return f"{ms:.0f} ms"
+    seconds = ms / 1_000
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def age(at_ms: int, now_ms: int) -> str:
+    """How long ago `at_ms` was, at least 1 s, even if the clock was set back since then."""
+    return span(max(1_000, now_ms - at_ms))
 
 
 def _fitting(text: Iterable[str], room: int) -> list[str]:

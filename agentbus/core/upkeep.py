@@ -15,25 +15,18 @@ import anyio.lowlevel
 from agentbus.core.bus import Bus, retry_while_busy
 from agentbus.core.config import RETENTION, Shared
 from agentbus.core.errors import Refused
-from agentbus.core.model import timestamp
 from agentbus.core.queries import Old
+from agentbus.core.store import PRUNE_ROWS
 
 __all__ = ["about_old", "clean_up", "join_groups", "lengthen"]
-
-# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
-_PRUNE_ROWS = 1_000
-# The line about old mail names so many senders.
-_MOST_SENDERS = 5
 
 
 def about_old(old: Old, name: str) -> str:
     """What a session that is called `name` is told of the old mail that is held back from it. [OLD-4]"""
-    shown = [f"{sender} ({count:,})" for sender, count in old.senders.items()][:_MOST_SENDERS]
-    more = f" and {len(old.senders) - len(shown)} others" if len(old.senders) > len(shown) else ""
     return (
-        f"{old.count:,} messages for you are older than a day, from {', '.join(shown)}{more}, since "
-        f"{timestamp(old.since or 0)}: they are not pushed. check_messages returns them, after what is new; to discard "
-        f"them, your user types: agentbus inbox {name} --discard --before 1d"
+        f"{old.count:,} messages for you are older than a day, {old.origin}: they are not pushed. check_messages "
+        "returns them, after what is new; to discard them, your user types: "
+        f"agentbus inbox {name} --discard --before 1d"
     )
 
 
@@ -58,7 +51,7 @@ async def clean_up(bus: Bus, say: Callable[[str], None]) -> None:
     """Remove what is not kept any longer: messages, conversations, pauses, and members that are away. [STATE-4]"""
     store = bus.store
     before = bus.clock() - store.queries.setting(RETENTION) * 3_600_000
-    while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
+    while await retry_while_busy(lambda: store.prune(before, PRUNE_ROWS)) == PRUNE_ROWS:
         await anyio.lowlevel.checkpoint()
     await retry_while_busy(lambda: store.forget_conversations(before))
     await retry_while_busy(lambda: store.forget_pauses(bus.clock()))

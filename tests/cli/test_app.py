@@ -217,6 +217,9 @@ def test_peers_and_broadcast(home: Path, start: Callable[..., RawClient]) -> Non
     ]
     assert set(rows[0]) == {
         *(
+            "activity",
+            "status",
+            "status_at",
             "name",
             "online",
             "pending",

@@ -52,6 +52,20 @@ def test_every_old_version_becomes_the_same_schema(path: Path, home: Path, versi
     fresh.close()
 
 
+@pytest.mark.spec("STORE-9")
+def test_a_status_shuts_out_no_older_program(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    before = None
+    for number, sql in database.migrations():
+        if "status_at" in sql:
+            before = number, connection.execute("SELECT oldest FROM bus").get
+        connection.execute(sql)
+        if before is not None and before[0] == number:
+            assert connection.execute("SELECT oldest FROM bus").get == before[1]
+    connection.close()
+    assert before is not None
+
+
 @pytest.mark.spec("STORE-1")
 def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
     newer = apsw.Connection(str(path))

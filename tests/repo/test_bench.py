@@ -63,7 +63,7 @@ def rows(tables: dict[str, list[dict[str, Any]]], start: str) -> set[str]:
 
 
 def test_the_commands_are_known() -> None:
-    assert {"delivery_latency", "throughput", "scale", "startup", "asking", "soak"} <= set(COMMANDS)
+    assert {"delivery_latency", "throughput", "scale", "search", "startup", "asking", "soak"} <= set(COMMANDS)
     about = ROOT.joinpath("bench", "README.md").read_text()
     assert all(f"`python -m bench.{name}`" in about for name in COMMANDS)
 
@@ -142,6 +142,14 @@ def test_startup(tmp_path: Path) -> None:
     if sys.platform == "linux":
         assert rows(tables, "memory") == {"agentbus", "agentbus, with the SDK", "a bare SDK server"}
         assert "trigger socket" in rows(tables, "idle")
+
+
+def test_search(tmp_path: Path) -> None:
+    tables = measured(tmp_path, "search", "--messages", "300", "--rounds", "1", "--commands", "1")
+    assert {"the whole command, s", "the index, MB"} <= rows(tables, "the first search")
+    assert {"a word of 3 in 4 messages", "a frequent phrase"} <= rows(tables, "a later search, a call")
+    assert rows(tables, "send") == {"while the index is made", "never searched", "searched"}
+    assert len(tables["targets"]) == 3
 
 
 @pytest.mark.parametrize("name", ["delivery_latency", "throughput", "startup"])

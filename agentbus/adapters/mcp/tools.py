@@ -30,7 +30,7 @@ from agentbus.adapters.mcp.toolkit import (
 from agentbus.core.asking import DEFAULT_S
 from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Pause, Peer
+from agentbus.core.model import MAX_STATUS_CHARS, Pause, Peer, Renamed, check_status
 from agentbus.core.names import recipient
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
@@ -65,21 +65,32 @@ def _sent_line(sent: Sequence[Sent]) -> str:
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
 
 
-def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], pause: Pause | None) -> str:
+def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], more: Sequence[str]) -> str:
     you = " (you)" if peer.session == own.session else ""
     how = "" if peer.trigger == usual_trigger else f", woken by {word(peer.trigger)}"
     where = f", in {one_line(' '.join(groups))}" if groups else ""
-    held = "" if pause is None else f", {pause}"
-    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}{where}{held}"
+    doing = "".join(f"; {one}" for one in more if one)
+    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}{where}{doing}"
+
+
+def _more(session: Session, peer: Peer, pause: Pause | None, now: int) -> tuple[str, ...]:
+    return "" if pause is None else str(pause), session.bus.activity(peer), peer.doing(now)
 
 
 async def _list_peers(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     own = session.peer
     peers = await session.peers()
-    queries = session.bus.store.queries
-    groups, pauses = queries.groups_of(), queries.pauses(session.bus.clock())
+    queries, now = session.bus.store.queries, session.bus.clock()
+    groups, pauses = queries.groups_of(), queries.pauses(now)
     lines = [
-        _line(peer, own, context.usual_trigger, groups.get(peer.name, ()), pauses.get(peer.name)) for peer in peers
+        _line(
+            peer,
+            own,
+            context.usual_trigger,
+            groups.get(peer.name, ()),
+            _more(session, peer, pauses.get(peer.name), now),
+        )
+        for peer in peers
     ]
     others = [f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, not joined" for one in session.bus.reachable()]
     lines += others
@@ -108,8 +119,14 @@ def _not_for_a_guest(session: Session, what: str) -> None:
 
 async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     _not_for_a_guest(session, "the name belongs")
+    if "status" in arguments:
+        check_status(arguments["status"])  # before anything is changed
     before = session.peer.name
-    renamed = await session.rename(arguments["name"])
+    said = _named(before, await session.rename(arguments["name"]))
+    return f"{said}; {await _say_status(session, arguments['status'])}" if "status" in arguments else said
+
+
+def _named(before: str, renamed: Renamed) -> str:
     after = renamed.name
     if after == before:
         return f'you are "{after}" already'
@@ -129,6 +146,16 @@ async def _leave_group(_context: ToolContext, session: Session, arguments: Mappi
     _not_for_a_guest(session, "its groups belong")
     left = await retry_while_busy(lambda: session.bus.leave_group(session.peer.name, arguments["group"]))
     return f"you have left {left}"
+
+
+async def _set_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "the status belongs")
+    return await _say_status(session, arguments["text"])
+
+
+async def _say_status(session: Session, text: str) -> str:
+    status = await session.set_status(text)
+    return f"others see the status: {one_line(status, 2 * MAX_STATUS_CHARS)}" if status else "the status is cleared"
 
 
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
@@ -179,7 +206,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "list_peers",
-        "The peers that are online: name, kind, folder and groups of each.",
+        "The peers that are online: name, kind, folder, groups and doing of each.",
         _list_peers,
         only_reads=True,
     ),
@@ -193,7 +220,16 @@ TOOLS: tuple[Tool, ...] = (
         "set_name",
         "Change your name on agentbus. Pending messages come along, and the old name still reaches you.",
         _set_name,
-        {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
+        {
+            "name": Argument("1 to 32 letters and digits, with _ - . between them."),
+            "status": Argument("As for set_status.", False),
+        },
+    ),
+    Tool(
+        "set_status",
+        "Tell peers what you are doing.",
+        _set_status,
+        {"text": Argument("0 to 120 characters; empty clears it.")},
     ),
     Tool("join_group", "Be a member of a group: what is sent to it comes here too.", _join_group, {"group": _GROUP}),
     Tool("leave_group", "Leave a group.", _leave_group, {"group": _GROUP}),
