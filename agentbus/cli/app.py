@@ -253,7 +253,6 @@ def search(
 
     Example: agentbus search port 'migrat*' --since 3d
     """
-    from agentbus.cli import messages
     from agentbus.cli import search as finder
 
     row_id = None if thread is None else common.parse_whole("--thread", thread.removeprefix("#"))

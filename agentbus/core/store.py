@@ -19,7 +19,7 @@ from agentbus.core.config import Shared
 from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull
 from agentbus.core.memberships import Memberships
 from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread, storable
-from agentbus.core.peers import PEER, remember
+from agentbus.core.peers import LEFT_AT, PEER, remember
 from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
 from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD
@@ -388,13 +388,13 @@ class Store(Memberships):
             batch = [Envelope.from_row(row) for row in rows]
             ids = [one.id for one in batch[: to.post(batch)]] if batch else []
             execute(
-                f"INSERT INTO peers ({PEER}, left_at, proof, conversation) VALUES ({', '.join('?' * 20)})"
+                f"INSERT INTO peers ({PEER}, left_at, proof, conversation) VALUES ({', '.join('?' * (LEFT_AT + 3))})"
                 " ON CONFLICT (session) DO UPDATE SET name = excluded.name, host_pid = excluded.host_pid,"
                 " host_started = excluded.host_started, domain = excluded.domain, last_seen = excluded.last_seen,"
                 " left_at = excluded.left_at, proof = excluded.proof",
                 (
                     *(to.session, to.name, *host, "", *host, to.runtime, storable(to.cwd), INBOX, "", "", now, now),
-                    *("it has not joined", BEAT, self.here, now, to.place, to.session),
+                    *("it has not joined", BEAT, self.here, "", None, now, to.place, to.session),
                 ),
             )
             # Once it joins, it is called as it was called here, and has what waits there. [NAME-8]

@@ -210,7 +210,7 @@ async def test_the_tools_of_a_paused_session_say_so_and_the_others_work(world: W
         assert checked.text == f"this session is {said}: 1 unread message for it, to be had then"
         assert (await tools.call(context, "whoami", {})).text.endswith(f"; {said}: nothing comes or goes before that")
         assert (
-            f"web (you): test in /somewhere, woken by fake, {said}"
+            f"web (you): test in /somewhere, woken by fake; {said}"
             in (await tools.call(context, "list_peers", {})).text
         )
         joined = await tools.call(context, "join_group", {"group": "review"})

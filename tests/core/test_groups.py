@@ -312,5 +312,5 @@ def test_a_peer_of_very_many_groups_is_one_short_line_still(town: Town) -> None:
     from agentbus.adapters.mcp.tools import _line
 
     peer = town.claim("alice")
-    line = _line(peer, peer, "fake", [f"@group-{number}" for number in range(1_000)], None)
+    line = _line(peer, peer, "fake", [f"@group-{number}" for number in range(1_000)], ())
     assert len(line) < 2 * MAX_FOLDER_CHARS + 100

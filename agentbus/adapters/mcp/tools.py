@@ -186,8 +186,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "ask",
-        "Send a question to a peer and wait for its answer, which is the result. If none comes in time, or the peer is "
-        "offline or ends, the result says so, and a later answer arrives as every message does.",
+        "Send a question to a peer and wait for its answer, which is the result. If none comes, the result says why.",
         ask,
         {
             "to": Argument("The peer's name."),
@@ -231,7 +230,7 @@ TOOLS: tuple[Tool, ...] = (
         _set_status,
         {"text": Argument("0 to 120 characters; empty clears it.")},
     ),
-    Tool("join_group", "Be a member of a group: what is sent to it comes here too.", _join_group, {"group": _GROUP}),
+    Tool("join_group", "Get what is sent to a group.", _join_group, {"group": _GROUP}),
     Tool("leave_group", "Leave a group.", _leave_group, {"group": _GROUP}),
     Tool(
         "check_messages",

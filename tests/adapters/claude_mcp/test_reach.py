@@ -273,6 +273,8 @@ def test_peers_shows_who_is_reachable_and_not_joined(home: Path, session: Runnin
         "runtime": "claude-mcp",
         "pid": session.host.pid,
         "cwd": "/work",
+        "groups": [],
+        "paused": None,
     }
     assert agentbus(home, "send", "my-task", "hi", **variables).stdout.startswith('sent #1 to "my-task" (reachable')
     until(lambda: far.texts)
