@@ -7,12 +7,12 @@ database with `retry_while_busy`, and runs checkpoints in a thread. Implements [
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -87,7 +87,8 @@ class Session:
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
     known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
     client took can still not reach the model. Not so for a program, which has a message when the delivery has
-    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages; 0 does not.
+    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages; 0 does not. `beside` is what
+    a delivery needs to run, for as long as the session does.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Session:
         heartbeat_s: float = HEARTBEAT_S,
         holds_old: bool = False,
         conversation: Callable[[], str] = str,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         self.bus = bus
         self._arrival = arrival
@@ -127,6 +129,7 @@ class Session:
         self._held = 0
         self._first: Envelope | None = None
         self._conversation = conversation
+        self._beside = beside
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
@@ -313,6 +316,8 @@ class Session:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
+                    for one in self._beside:
+                        tasks.start_soon(one)
                     if self._proofs is not None:
                         tasks.start_soon(self._proofs.run)
                     if self._delivery is None:

@@ -21,7 +21,7 @@ from agentbus.adapters.claude_mcp import records
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
-__all__ = ["PermissionMode", "stated"]
+__all__ = ["PermissionMode", "settings_of", "stated"]
 
 BYPASS = "bypassPermissions"
 
@@ -37,28 +37,36 @@ def stated(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) ->
     `arguments` are those of Claude Code. A flag stands above all settings. Among the settings, bypass counts wherever
     it stands.
     """
-    flag = settings = ""
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, is_pair, value = word.partition("=")
-        value = value if is_pair else after
-        if word == "--dangerously-skip-permissions":
-            return BYPASS, word
-        if name == "--permission-mode":
-            flag = value
-        elif name == "--settings":
-            settings = value
+    if "--dangerously-skip-permissions" in arguments:
+        return BYPASS, "--dangerously-skip-permissions"
+    flag = _option(arguments, "--permission-mode")
     if flag:
         return flag, f"--permission-mode {flag[:40]}"
+    places = settings_of(arguments, cwd, managed)
+    said = [(mode, where) for found, where in places if (mode := _default_mode(found))]
+    return next((one for one in said if one[0] == BYPASS), said[0] if said else ("", ""))
+
+
+def _option(arguments: Sequence[str], wanted: str) -> str:
+    """The value of an option, the last one if it is given twice; empty if it is not given."""
+    found = ""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, is_pair, value = word.partition("=")
+        if name == wanted:
+            found = value if is_pair else after
+    return found
+
+
+def settings_of(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) -> list[tuple[Any, str]]:
+    """The settings that hold for a session that was started with these arguments, each with where it stands."""
     folder = Path(cwd) / ".claude" if cwd else None
-    places: list[tuple[Any, str]] = [(_settings(settings, cwd), "--settings")]
+    places: list[tuple[Any, str]] = [(_settings(_option(arguments, "--settings"), cwd), "--settings")]
     files = [managed / "managed-settings.json"]
     files += _listed(managed / "managed-settings.d")
     files += [folder / "settings.local.json", folder / "settings.json"] if folder is not None else []
     with suppress(BrokenSetup):  # where the user's settings are is not known
         files.append(records.config_folder() / "settings.json")
-    places += [(_read(path), str(path)) for path in files]
-    said = [(mode, where) for found, where in places if (mode := _default_mode(found))]
-    return next((one for one in said if one[0] == BYPASS), said[0] if said else ("", ""))
+    return places + [(_read(path), str(path)) for path in files]
 
 
 def _settings(said: str, cwd: str) -> Any:
