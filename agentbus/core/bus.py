@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body, timestamp
+from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body
 from agentbus.core.names import address, is_kept, session_name
-from agentbus.core.ports import Trigger, Wake
+from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
 from agentbus.core.store import Store
@@ -62,7 +62,7 @@ class Sent:
         if self.is_online and self.pulls:
             return (
                 f'sent #{self.id} to "{self.recipient}"{moved} '
-                "(online, but nothing can be pushed to it: it reads its mail when it calls check_messages)"
+                "(online, but nothing can be pushed to it: it reads when it calls check_messages)"
             )
         if self.is_online:
             return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
@@ -123,9 +123,9 @@ class Bus:
         self._tell = tell
         self._triggers = triggers
         self._max_bytes = max_bytes
-        # What the record of a runtime at a place shows as given to a model: ids, each with the instant in its element.
-        # None if it cannot be read. Set by what opens the bus, which knows the adapters.
-        self.recorded: Callable[[str, str], set[tuple[int, str]] | None] = lambda _runtime, _place: None
+        # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
+        # opens the bus, which knows the adapters.
+        self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -314,12 +314,12 @@ class Bus:
         )
         self._tell()
 
-    def look_through(self, ended: Ended) -> tuple[set[tuple[int, str]], bool]:
+    def look_through(self, ended: Ended) -> tuple[set[Shown], bool]:
         """Look for the last time through the record of a session that has ended. It can take long: use a thread.
 
         Returns the messages that it shows as read, and whether all of it could be read. Never raises.
         """
-        shown: set[tuple[int, str]] = set()
+        shown: set[Shown] = set()
         is_whole = True
         for place in ended.proof.splitlines():
             found = self.recorded(ended.runtime, place)
@@ -327,11 +327,10 @@ class Bus:
             shown |= found or set()
         return shown, is_whole
 
-    def settle(self, ended: Ended, shown: Collection[tuple[int, str]], *, is_whole: bool) -> list[int]:
+    def settle(self, ended: Ended, shown: Collection[Shown], *, is_whole: bool) -> list[int]:
         """Close the account of a session that has ended; return what is pending again. [STATE-6] Raises Busy."""
-        ids = [
-            row_id for row_id, sent_at in self.store.unproven(ended.session) if (row_id, timestamp(sent_at)) in shown
-        ]
+        last = dict(sorted(shown))  # by id, when it was shown last
+        ids = [row_id for row_id, sent_at in self.store.unproven(ended.session) if last.get(row_id, -1) >= sent_at]
         name, returned = self.store.settle(ended, ids, is_whole=is_whole, now=self.clock())
         self._tell()
         if returned:

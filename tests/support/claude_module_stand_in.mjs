@@ -31,7 +31,7 @@ let notes = [] // accepted, and carried by no request
 let prompts = [] // wait for the end of the turn
 let posts = [] // came by the inbox while the session was busy
 
-const write = (row) => appendFileSync(transcript, JSON.stringify({ isSidechain: false, ...row }) + "\n")
+const write = (row) => appendFileSync(transcript, JSON.stringify({ isSidechain: false, timestamp: new Date().toISOString(), ...row }) + "\n")
 const record = (content, heldContent = []) =>
   write({ type: "attachment", attachment: { type: "plugin_note", plugin: "agentbus", content, heldContent } })
 
@@ -154,7 +154,7 @@ const orders = {
     await end()
   },
   subagent: () => fire("turn.start", { agentId: "a1" }),
-  mode: ({ mode }) => write({ type: "user", permissionMode: mode, timestamp: new Date().toISOString(), message: { role: "user", content: "x" } }),
+  mode: ({ mode }) => write({ type: "user", permissionMode: mode, message: { role: "user", content: "x" } }),
   restart: () =>
     new Promise((resolve) => {
       server.on("exit", () => resolve(serve()))

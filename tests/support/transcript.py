@@ -22,7 +22,7 @@ class TranscriptFile(Transcript):
 
     def write(self, **row: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"timestamp": "2030-01-01T00:00:00.000Z", **row}) + "\n")
 
     def prompt(self, text: str) -> None:
         """A turn has begun with this prompt."""

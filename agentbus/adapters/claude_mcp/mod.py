@@ -16,13 +16,13 @@ from agentbus.adapters.claude_mcp.door import Door, Unanswered
 from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.inbox import InboxDelivery, compose
 from agentbus.core.errors import DeliveryFailed
-from agentbus.core.model import Envelope, timestamp
+from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt, Record, Settled
 
 __all__ = ["NUDGE", "ModDelivery", "ModFirst"]
 
 # Makes a session that has become idle take the notes that it was given too late for its last request.
-NUDGE = "agentbus: the note of its plugin beside this holds messages from other sessions, not from your user."
+NUDGE = "agentbus, not your user: messages came in the plugin's note beside this."
 # How often the notes that no request has carried yet are looked for. The session writes a line of its transcript within
 # some ms of the request.
 _LOOK_S = 0.25
@@ -37,7 +37,8 @@ class _Seen:
 
     def __init__(self, record: Record, batch: Sequence[Envelope]) -> None:
         self._record = record
-        self._left = {(one.id, timestamp(one.sent_at)) for one in batch}
+        # By id, when it was sent. What is older is about another message of that id, see Proofs.
+        self._left = {one.id: one.sent_at for one in batch}
         place = record.place()
         self.is_possible = bool(place)
         self._read = {place: record.end(place)} if place else {}
@@ -52,7 +53,9 @@ class _Seen:
                 if after == offset:
                     break
                 self._read[place] = offset = after
-                self._left -= shown
+                for row_id, at in shown:
+                    if self._left.get(row_id, at + 1) <= at:
+                        del self._left[row_id]
         return not self._left
 
 

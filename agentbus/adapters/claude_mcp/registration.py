@@ -177,10 +177,10 @@ class ClaudeRegistration:
         """Register the adapter for all projects of the user. See Registration. [REG-1], [REG-2]"""
         wanted = self._wanted()
         entry, old = self._entry(wanted), self._user_entry()
-        if old is not None and is_same(command_of(old), wanted):
+        is_same_command = old is not None and is_same(command_of(old), wanted)
+        if old is not None and is_same_command and not _loads_all(old):
             added = self._put_module()
-            kept = f"{self._name} is already registered with Claude Code"
-            kept += "" if added else ", nothing was changed"
+            kept = f"{self._name} is already registered with Claude Code{'' if added else ', nothing was changed'}"
             return [kept, *added, *self._shadow_notes(), *self._twin_notes()]
         if old is not None:
             entry["env"] = old.get("env", {})  # keep what the user has set there
@@ -192,6 +192,8 @@ class ClaudeRegistration:
                 self._add(old)
             raise
         mended = "" if old is None else f", in place of {shlex.join(command_of(old))}"
+        if is_same_command:
+            mended = ", without alwaysLoad: sessions that start now load only the tools that an answer needs"
         return [
             f"registered {self._name} with Claude Code for all projects{mended}",
             *self._put_module(),
@@ -236,8 +238,8 @@ class ClaudeRegistration:
 
     @staticmethod
     def _entry(command: Sequence[str]) -> dict[str, Any]:
-        # alwaysLoad: without it the model sees only the names of the tools until it searches for them.
-        return {"type": "stdio", "command": command[0], "args": list(command[1:]), "env": {}, "alwaysLoad": True}
+        # No alwaysLoad: each tool says itself whether it is loaded at once. [TOOL-6]
+        return {"type": "stdio", "command": command[0], "args": list(command[1:]), "env": {}}
 
     def _user_entry(self) -> dict[str, Any] | None:
         try:
@@ -294,7 +296,11 @@ class ClaudeRegistration:
         found += [Finding("registration", Level.NOTE, note.removeprefix("but "), "") for note in self._twin_notes()]
         if stands.standing is Standing.ENABLED:
             found.append(self._permission())
-            command = command_of(servers(self._state()).get(self._name) or {})
+            entry = servers(self._state()).get(self._name) or {}
+            if _loads_all(entry):
+                seen = "the entry has alwaysLoad: all tools are in each request of a model, in the place of two"
+                found.append(Finding("registration", Level.NOTE, seen, self._mend))
+            command = command_of(entry)
             found.append(check_command("Claude Code", command, len(self._manifest.serve), self._mend))
             found.append(self._plugin(version))
         return found
@@ -363,6 +369,11 @@ def _judged(where: str, version: str, numbers: tuple[int, ...]) -> Finding:
     if numbers < _LEAST_VERSION:
         return Finding("client", Level.WRONG, f"{where} is version {version}, channels need {least}", "claude update")
     return Finding("client", Level.OK, f"{where} is version {version} (channels need {least})")
+
+
+def _loads_all(entry: dict[str, Any]) -> bool:
+    """Whether an entry loads every tool at once, as ours did before 0.2. That stands above what a tool says."""
+    return entry.get("alwaysLoad") is True
 
 
 def _git_roots(folder: Path) -> Iterator[Path]:

@@ -4,8 +4,8 @@ The import of the SDK takes 0.35 s of CPU time and 44 MB, and a call through it 
 anything. The clients that agentbus knows send nothing that needs it: the handshake, `ping`, `tools/list`, tool calls
 and cancellations.
 
-Knows lines and tools.py, but neither the SDK nor the transport. It gives the same answers as the SDK would (a test
-compares them). Everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
+Knows lines, tools.py and instructions.py, but neither the SDK nor the transport. It gives the same answers as the SDK
+would (a test compares them). Everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import anyio
 
-from agentbus.adapters.mcp import jsonrpc, tools
+from agentbus.adapters.mcp import instructions, jsonrpc, tools
 from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.toolkit import ToolContext, ToolResult
 from agentbus.core.errors import Busy, DeliveryClosed
 
 __all__ = ["FastPath"]
@@ -37,7 +38,7 @@ class FastPath:
 
     def __init__(
         self,
-        context: tools.ToolContext,
+        context: ToolContext,
         gate: ReadyGate,
         write: Callable[[bytes], Awaitable[int]],
         start: Callable[..., object],
@@ -98,7 +99,7 @@ class FastPath:
             self._handshake.append(line)
             if self._context.arrival is not None:
                 self._context.arrival.greeted(params)
-            return tools.welcome(self._context, params["protocolVersion"])
+            return instructions.welcome(self._context, params["protocolVersion"])
         if method == "tools/list" and not is_new and "cursor" not in params:
             # The events that the gate then lets pass use the same stream as this answer, and come after it. [CHAN-1]
             self._gate.listed()
@@ -142,7 +143,7 @@ class FastPath:
         self._start(self._run, scope, request_id, name, arguments, meta)
         return b""
 
-    def _run_now(self, name: str, arguments: dict[str, Any] | None) -> tools.ToolResult | None:
+    def _run_now(self, name: str, arguments: dict[str, Any] | None) -> ToolResult | None:
         now = time.monotonic()
         try:
             done = tools.call_now(self._context, name, arguments)

@@ -123,7 +123,7 @@ async def test_an_idle_session_gets_one_text_that_is_taken_when_its_turn_begins(
             assert receipts == []
             module.say_beside(post["post"], **SUBMITTED)
         head, *elements = post["text"].split("\n")
-        assert "not from your user" in head
+        assert head == "agentbus, not your user:"
         assert [one.split(">", 1)[1] for one in elements] == ["one</channel>", "two</channel>"]
         (receipt,) = receipts
         assert (receipt.count, receipt.taken(), session.first.carrier) == (2, True, "mod")
