@@ -234,7 +234,11 @@ async def mod(outcome: str) -> AsyncIterator[FarEnd]:
             nonlocal seen
             new, seen = far.posts[seen:], len(far.posts)
             for post in new:
-                record.note(post["text"]) if outcome == "noted" else far.say_beside(post["post"], submitted=True)
+                if outcome == "noted":
+                    record.note(post["text"])
+                else:
+                    record.prompt(post["text"])
+                    far.say_beside(post["post"], submitted=True)
             return re.findall(r'msg_id="(\d+)"', "".join(post["text"] for post in new))
 
         async with anyio.create_task_group() as tasks:

@@ -27,9 +27,9 @@ const startedAt = Date.now()
 let isBusy = false
 let isStopped = false
 let isLong = false
-let notes = [] // accepted, and carried by no request
+const notes = [] // accepted, and carried by no request
 let prompts = [] // wait for the end of the turn
-let posts = [] // came by the inbox while the session was busy
+const posts = [] // came by the inbox while the session was busy
 
 const write = (row) => appendFileSync(transcript, JSON.stringify({ isSidechain: false, timestamp: new Date().toISOString(), ...row }) + "\n")
 const record = (content, heldContent = []) =>
@@ -45,21 +45,25 @@ const fire = async (name, event) => {
   for (const hook of hooks[name]) await hook($, event, async (same) => same)
 }
 
-// A request to the model: what it holds beside the prompts before it.
-function request(...texts) {
-  if (notes.length) record(notes)
-  for (const text of posts) write({ type: "attachment", attachment: { type: "queued_command", prompt: text } })
-  say({ request: [...notes, ...posts, ...texts] })
-  notes = []
-  posts = []
+// A request to the model: what is new in it.
+function request(early, text) {
+  const late = notes.splice(0)
+  const carried = posts.splice(0)
+  if (early.length + late.length) record([...early, ...late])
+  for (const post of carried) write({ type: "attachment", attachment: { type: "queued_command", prompt: post } })
+  say({ request: [...early, text, ...carried, ...late] })
 }
 
 async function turn(text, waits = isLong) {
   isBusy = true
   status()
   await fire("turn.start", { text })
+  await sleep(20)
+  // A note that was accepted before the prompt is recorded stands before it in the request, a later one behind it.
+  const early = notes.splice(0)
   write({ type: "user", message: { role: "user", content: text } })
-  request(text)
+  await sleep(20)
+  request(early, text)
   if (!waits) await end()
 }
 
@@ -144,7 +148,8 @@ const orders = {
     isStopped = false
     return turn(text, Boolean(long))
   },
-  tool: () => request("the result of a tool"), // the next request of the same turn
+  tool: () => request([], "the result of a tool"), // the next request of the same turn
+  turns: ({ long }) => (isLong = long), // those that nobody has asked for
   end,
   escape: async () => {
     isStopped = true

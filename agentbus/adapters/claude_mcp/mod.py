@@ -28,6 +28,10 @@ NUDGE = "agentbus, not your user: messages came in the plugin's note beside this
 _LOOK_S = 0.25
 # Where the answer about a text was lost, the transcript shows it by now if the session took it.
 _DOUBT_S = 3.0
+# The prompt of a turn that has begun stands in the transcript after some ms. A note that came before would stand before
+# it in the request, too. It is waited for so long at most, and looked for so often.
+_PROMPT_S = 1.0
+_PROMPT_LOOK_S = 0.01
 # How long a session that starts waits for its module, which starts at the same time. It took 0.2 s longer, at most.
 _GRACE_S = 2.0
 
@@ -42,6 +46,14 @@ class _Seen:
         place = record.place()
         self.is_possible = bool(place)
         self._read = {place: record.end(place)} if place else {}
+
+    async def within(self, seconds: float) -> bool:
+        """Wait for it, `seconds` at most."""
+        for _ in range(max(1, round(seconds / _PROMPT_LOOK_S))):
+            if self():
+                return True
+            await anyio.sleep(_PROMPT_LOOK_S)
+        return False
 
     def __call__(self) -> bool:
         place = self._record.place()
@@ -101,12 +113,12 @@ class ModDelivery:
         try:
             outcome = await self._door.give(text, may_be_note=seen.is_possible)
         except Unanswered:
-            for _ in range(int(_DOUBT_S / _LOOK_S)):
-                await anyio.sleep(_LOOK_S)
-                if seen():
-                    return Settled(count)
+            if await seen.within(_DOUBT_S):
+                return Settled(count)
             raise DeliveryFailed("its agentbus module was gone before it said what became of a text") from None
         if outcome != "noted":
+            if seen.is_possible:
+                await seen.within(_PROMPT_S)
             return Settled(count)
         note = _Note(text, count, seen)
         self._notes.append(note)

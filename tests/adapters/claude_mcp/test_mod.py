@@ -101,6 +101,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door_module, "_SILENCE_S", 0.15)
     monkeypatch.setattr(mod_module, "_LOOK_S", 0.01)
     monkeypatch.setattr(mod_module, "_DOUBT_S", 0.2)
+    monkeypatch.setattr(mod_module, "_PROMPT_S", 0.02)
     monkeypatch.setattr(mod_module, "_GRACE_S", 0.05)
 
 
@@ -128,6 +129,30 @@ async def test_an_idle_session_gets_one_text_that_is_taken_when_its_turn_begins(
         (receipt,) = receipts
         assert (receipt.count, receipt.taken(), session.first.carrier) == (2, True, "mod")
         assert session.inbox.texts == []
+
+
+@pytest.mark.spec("MOD-8")
+async def test_nothing_is_given_after_a_prompt_before_that_stands_in_the_transcript(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A note that came before would stand before it in the request."""
+    monkeypatch.setattr(mod_module, "_PROMPT_S", 3_600.0)
+    async with running() as session:
+        module = await session.module(SUBMITTED)
+        has_returned = anyio.Event()
+
+        async def deliver() -> None:
+            await session.first.deliver([envelope(1)])
+            has_returned.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(deliver)
+            (post,) = await until(lambda: module.posts)
+            await anyio.sleep(0.05)
+            assert not has_returned.is_set()
+            session.record.prompt(post["text"])
+            with anyio.fail_after(10):
+                await has_returned.wait()
 
 
 @pytest.mark.spec("MOD-9", "PROOF-2")

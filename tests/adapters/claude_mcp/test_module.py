@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentbus.adapters.claude_mcp import plugin
-from tests.support.command import agentbus, until
+from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 from tests.support.node import NODE, Stand
 
 STAND_IN = Path(__file__).parents[2] / "support" / "claude_module_stand_in.mjs"
@@ -109,6 +110,30 @@ def test_a_busy_session_gets_notes_with_its_next_request_each_once_in_order(clau
     until(lambda: set(states(home)) == {"read"})
     one.order("end")
     assert given(one) == [1, 2, 3, 4, 5]
+
+
+BURST = """
+import anyio, agentbus
+async def main():
+    async with agentbus.join("many") as me:
+        for number in range(30):
+            await me.send("backend", f"<{number}>")
+            await anyio.sleep(0.003)
+anyio.run(main)
+"""
+
+
+@pytest.mark.spec("MOD-8", "MOD-9")
+def test_what_comes_while_a_turn_begins_arrives_once_and_in_order(claude: Start, home: Path) -> None:
+    """A note that the session accepts before it has recorded the prompt would stand before that in the request."""
+    one = claude()
+    until_by(home, "mod")
+    one.order("turns", long=True)
+    subprocess.run([sys.executable, "-c", BURST], env=clean_env(home), check=True, timeout=PATIENCE_S)
+    until(lambda: "<29>" in "".join(said["noted"] for said in one.all("noted")))
+    one.order("tool")
+    until(lambda: set(states(home)) == {"read"})
+    assert given(one) == list(range(1, 31))
 
 
 @pytest.mark.spec("MOD-9", "STATE-3")
