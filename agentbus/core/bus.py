@@ -19,7 +19,7 @@ from agentbus.core.names import address, is_kept, session_name
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Store
+from agentbus.core.store import Question, Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -56,9 +56,15 @@ class Sent:
     is_known: bool
     similar: tuple[str, ...] = ()
     pulls: bool = False
+    # A command waits for this message: it answers the question of that command. [ASK-5]
+    is_awaited: bool = False
+    # The session that has the mailbox; empty if none has.
+    session: str = ""
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.is_awaited:
+            return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
         if self.is_online and self.pulls:
             return (
                 f'sent #{self.id} to "{self.recipient}"{moved} '
@@ -146,21 +152,38 @@ class Bus:
         *,
         reply_to: int | None = None,
         sender_session: str | None = None,
+        question: Question | None = None,
     ) -> Sent:
         """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Busy; then nothing was sent.
         """
         asked = address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
-            sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+            sender,
+            asked,
+            body,
+            now=self.clock(),
+            reply_to=answered,
+            sender_session=sender_session,
+            question=question,
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
+        return Sent(
+            row_id,
+            asked,
+            found.mailbox,
+            is_online,
+            is_known,
+            similar,
+            pulls=_pulls(found.peer),
+            is_awaited=found.is_awaited,
+            session="" if found.peer is None else found.peer.session,
+        )
 
     def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]

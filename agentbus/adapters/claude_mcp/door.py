@@ -145,21 +145,21 @@ class Door:
                 for name in leftovers(self._folder):
                     peer_socket.clear_if_dead(self._folder / name)
                 listener = peer_socket.listen(self.path)
+                made = self.path.lstat().st_ino
             except (OSError, AgentbusError) as error:
                 self.gone = f"its module has no socket to ask on ({getattr(error, 'strerror', None) or error})"
                 await anyio.sleep(_LOOK_S)
                 continue
             self.gone = ""
             try:
-                await self._accept(listener)
+                await self._accept(listener, made)
             finally:
                 listener.close()
                 with suppress(OSError):
                     self.path.unlink()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        """Answer who connects, for as long as the socket is where it was made."""
-        made = self.path.lstat().st_ino
+    async def _accept(self, listener: socket.socket, made: int) -> None:
+        """Answer who connects, for as long as the socket is where it was made, with that inode."""
         async with anyio.create_task_group() as tasks:
             while True:
                 is_due = True

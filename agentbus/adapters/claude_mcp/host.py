@@ -181,12 +181,12 @@ def choose(
         choice = _channel(host.process, mode, reason)
     if judged is None:
         return choice
-    if asked in ("auto", ModDelivery.carrier):
-        choice = _mod_first(choice, host)
     # A delivery that the user asked for is the user's word, unless there is a plainer one. [BYPASS-2]
     is_held = bypass == "hold" or (not bypass and asked == "auto")
-    if choice.make is not None and is_held:
-        choice = replace(choice, held=_holding(host))
+    held = _holding(host) if choice.make is not None and is_held else None
+    if asked in ("auto", ModDelivery.carrier):
+        choice = _mod_first(choice, host, held)
+    choice = replace(choice, held=held)
     return replace(choice, twin=twin)
 
 
@@ -202,7 +202,7 @@ def _holding(host: Host) -> Callable[[], str]:
     return held
 
 
-def _mod_first(choice: Choice, host: Host) -> Choice:
+def _mod_first(choice: Choice, host: Host, held: Callable[[], str] | None) -> Choice:
     """`choice`, with our code inside the session in its place for as long as that asks. [MOD-5]"""
     make, record = choice.make, choice.record
     if make is None or record is None:
@@ -214,7 +214,7 @@ def _mod_first(choice: Choice, host: Host) -> Choice:
 
     def is_idle() -> bool:
         entry = records.entry(host.process)
-        return entry is not None and entry.status == "idle"
+        return entry is not None and entry.status == "idle" and not (held is not None and held())
 
     def make_both(link: Link) -> ModFirst:
         door = Door(link.home, host.process)

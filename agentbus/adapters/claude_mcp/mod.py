@@ -14,7 +14,7 @@ import anyio
 
 from agentbus.adapters.claude_mcp.door import Door, Unanswered
 from agentbus.adapters.mcp.element import CHANNEL, Frames
-from agentbus.adapters.mcp.inbox import InboxDelivery, compose
+from agentbus.adapters.mcp.inbox import NOT_HERE, InboxDelivery, compose
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt, Record, Settled
@@ -72,23 +72,27 @@ class _Seen:
 
 
 class _Note:
-    """The receipt of a note: taken, once the record shows it. It has no other proof. [MOD-9]"""
+    """The receipt of a note: taken, once the record shows it, or the session has taken its text as a prompt. [MOD-9]
+
+    Nothing else proves a note. A prompt is acknowledged, so that a record that is not understood makes no loop.
+    """
 
     def __init__(self, text: str, count: int, seen: _Seen) -> None:
         self.text = text
         self.count = count
         self.was_nudged = False
+        self.is_prompt = False
         self._seen = seen
 
     def taken(self) -> bool:
-        return self._seen()
+        return self.is_prompt or self._seen()
 
 
 class ModDelivery:
     """Hands pending messages to the module.
 
     `record` is what the client records of what its model was given. `is_idle` says whether the session surely does
-    nothing just now.
+    nothing just now, and may be woken.
     """
 
     carrier = "mod"
@@ -111,7 +115,8 @@ class ModDelivery:
         text, count = compose(batch, "", self._frames)
         seen = _Seen(self._record, batch[:count])
         try:
-            outcome = await self._door.give(text, may_be_note=seen.is_possible)
+            # A message that is only announced is never proven, so that no note can hold it.
+            outcome = await self._door.give(text, may_be_note=seen.is_possible and NOT_HERE not in text)
         except Unanswered:
             if await seen.within(_DOUBT_S):
                 return Settled(count)
@@ -155,7 +160,8 @@ class ModDelivery:
                 await otherwise(text)
         except (DeliveryFailed, Unanswered):
             return  # the next look tries again
-        for one in [note] if note.was_nudged else self._notes:
+        note.is_prompt = note.was_nudged
+        for one in self._notes:
             one.was_nudged = True
 
 

@@ -59,6 +59,8 @@ def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     found = {"from": envelope.sender, "msg_id": str(envelope.id)}
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
+    if envelope.answer_by is not None:
+        found["answer_by"] = timestamp(envelope.answer_by)  # [ASK-1]
     old_ms = (time.time_ns() // 1_000_000 if now is None else now) - envelope.sent_at
     if old_ms > RECENT_MS:
         found["ts"] = timestamp(envelope.sent_at)

@@ -24,6 +24,7 @@ __all__ = [
     "CALL_META",
     "MAX_COUNTED",
     "MAX_QUOTED_CHARS",
+    "ONLY_WAITS",
     "Argument",
     "Tool",
     "ToolContext",
@@ -51,6 +52,8 @@ async def _unknown(_meta: Mapping[str, Any]) -> None:
 
 # The `_meta` of the call that this task carries out: what the client says about it beside the arguments.
 CALL_META: ContextVar[Mapping[str, Any]] = ContextVar("meta", default=MappingProxyType({}))
+# What the tool of this task calls once it has done what no later call may overtake, and only waits. [DESK-4]
+ONLY_WAITS: ContextVar[Callable[[], None]] = ContextVar("only waits", default=lambda: None)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from agentbus.adapters.mcp.asking import ask, status_line
 from agentbus.adapters.mcp.hosts import Mode
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.reading import check_messages
@@ -25,6 +26,7 @@ from agentbus.adapters.mcp.toolkit import (
     told,
     unread_line,
 )
+from agentbus.core.asking import DEFAULT_S
 from agentbus.core.bus import Sent
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import Peer
@@ -102,7 +104,7 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
 
 
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    return str(session.bus.store.queries.status(arguments["id"]))
+    return status_line(session, arguments["id"])
 
 
 _TEXT = Argument("Up to 64 KiB; for more, send the path of a file.")
@@ -124,6 +126,19 @@ TOOLS: tuple[Tool, ...] = (
         },
         _send_message_now,
         is_loaded=True,
+    ),
+    Tool(
+        "ask",
+        "Send a question to a peer and wait for its answer, which is the result. If none comes in time, or the peer is "
+        "offline or ends, the result says so, and a later answer arrives as every message does.",
+        ask,
+        {
+            "to": Argument("The peer's name."),
+            "text": _TEXT,
+            "wait_s": Argument(
+                f"Seconds to wait, by default {DEFAULT_S}.", False, 1, lambda profile: profile.max_wait_s
+            ),
+        },
     ),
     Tool(
         "broadcast",

@@ -186,8 +186,18 @@ async def test_a_note_that_no_request_has_carried_is_made_good() -> None:
         # The turn of that line did not carry it, because /clear has lost it: so the text itself is given.
         await until(lambda: len(module.posts) >= 3)
         assert module.posts[2]["text"] == module.posts[0]["text"]
-        session.record.prompt(module.posts[2]["text"])
         await until(receipt.taken)
+        await anyio.sleep(0.05)
+        assert len(module.posts) == 3, "also if the transcript never shows it"
+
+
+@pytest.mark.spec("MOD-9", "INBOX-2")
+async def test_what_is_only_announced_is_no_note() -> None:
+    async with running() as session:
+        module = await session.module(SUBMITTED)
+        await session.first.deliver([envelope(1, "x" * 1_000_001)])
+        assert "too long for here" in module.posts[0]["text"]
+        assert module.posts[0]["note"] is False
 
 
 @pytest.mark.spec("MOD-9")
