@@ -68,7 +68,6 @@ def test_readme_has_each_command_and_no_option_that_there_is_not() -> None:
         "--help",
         "--against",
         "--no-daemon",
-        *("--bare", "--safe-mode"),
     }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - known <= theirs
     # Each command that README shows takes the options that README gives it.
