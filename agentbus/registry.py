@@ -236,12 +236,12 @@ def variables() -> tuple[str, ...]:
 def folders(settings: Settings) -> list[str]:
     """The names of the folders in the home: those of the locks, the triggers, the watchers and the adapters."""
     of_triggers = [trigger.folder for trigger in Triggers(settings).values()]
-    of_adapters = [one.folder for one in manifests()[0]]
+    of_adapters = [folder for one in manifests()[0] for folder in one.folders]
     return [name for name in dict.fromkeys([FOLDER, *of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
 
 
 def leftovers(of: Manifest, folder: Path) -> list[str]:
-    """The names in the adapter's folder of the home that are its own."""
+    """The names in a folder of the adapter in the home that are its own."""
     try:
         return list(_part(of, of.leftovers)(folder)) if of.leftovers else []
     except BrokenSetup:

@@ -249,8 +249,7 @@ def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Ite
         if trigger.folder is not None:
             yield settings.home / trigger.folder, trigger.leftovers
     for manifest in registry.manifests()[0]:
-        if manifest.folder:
-            folder = settings.home / manifest.folder
+        for folder in (settings.home / name for name in manifest.folders):
             yield folder, partial(registry.leftovers, manifest, folder)
 
 

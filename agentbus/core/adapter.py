@@ -65,7 +65,8 @@ class Manifest:
     `client` is the program that the adapter belongs to, empty if it can be any. `server_name` is the name of the
     registration there, `serve` the arguments with which the client starts `agentbus`, and `launch_flags` the arguments
     with which the client is started. `folder_variable` is the client's variable that holds the folder of its project.
-    `folder` is the folder in the home in which the adapter keeps its own files. Both can be empty. `variables` are the
+    `folder` is the folder in the home in which the adapter keeps its own files, or several with a space between them.
+    Both can be empty. `variables` are the
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
     that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
@@ -91,6 +92,11 @@ class Manifest:
     leftovers: str = ""
     sessions: str = ""
     activity: str = ""
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders in the home in which the adapter keeps its own files."""
+        return self.folder.split()
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:

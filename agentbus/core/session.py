@@ -6,11 +6,11 @@ database with `retry_while_busy`. Implements [PRES-3], [NAME-7], [WAKE-5], [STAT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -56,8 +56,8 @@ class Session:
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
     known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
     client took can still not reach the model. Not so for a program, which has a message when the delivery has
-    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages, and `member_days` how long
-    members of groups can be away; 0 does not. `groups` are joined at the start.
+    returned it. `retention_hours` and `member_days` can lengthen what the bus keeps; 0 does not. `groups` are joined at
+    the start. `beside` is what a delivery needs to run, for as long as the session does.
     """
 
     def __init__(
@@ -78,17 +78,14 @@ class Session:
         heartbeat_s: float = HEARTBEAT_S,
         holds_old: bool = False,
         conversation: Callable[[], str] = str,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         self.bus = bus
         self._arrival = arrival
         self._triggers = triggers
         self._delivery = delivery
         self._is_proof_wanted = is_proof_wanted
-        self._proofs = (
-            Proofs(record, mark=self._mark_proven, note=self._note_places)
-            if record is not None and delivery is not None
-            else None
-        )
+        self._proofs = Proofs(record, mark=self._mark_proven, note=self._note_places) if record and delivery else None
         self._checkpoints = checkpoints
         self._say = say
         self._lengthened = {RETENTION: retention_hours, MEMBER_DAYS: member_days}
@@ -100,6 +97,7 @@ class Session:
         self._held = 0
         self._first: Envelope | None = None
         self._conversation = conversation
+        self._beside = beside
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
@@ -279,6 +277,8 @@ class Session:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
+                    for one in self._beside:
+                        tasks.start_soon(one)
                     if self._proofs is not None:
                         tasks.start_soon(self._proofs.run)
                     if self._delivery is None:

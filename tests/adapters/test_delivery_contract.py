@@ -16,7 +16,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from agentbus.adapters.claude_mcp.door import Door as ModDoor
 from agentbus.adapters.claude_mcp.inbox import inbox as claude_inbox
+from agentbus.adapters.claude_mcp.mod import ModDelivery
 from agentbus.adapters.codex.app_server import AppServer
 from agentbus.adapters.codex.delivery import AppServerDelivery
 from agentbus.adapters.codex.thread import Thread
@@ -41,7 +43,9 @@ from tests.support.door_stand_in import DoorStandIn
 from tests.support.fakes import FakeDelivery, envelope
 from tests.support.gemini_stand_in import GeminiStandIn, ask_socket
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
+from tests.support.mod_stand_in import ModStandIn
 from tests.support.qwen_stand_in import SESSION, QwenStandIn
+from tests.support.transcript import TranscriptFile
 
 pytestmark = pytest.mark.anyio
 
@@ -262,6 +266,38 @@ async def hook() -> AsyncIterator[FarEnd]:
             tasks.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def mod(outcome: str) -> AsyncIterator[FarEnd]:
+    seen = 0
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        home = Path(folder, "bus")
+        home.mkdir(mode=0o700)
+        record = TranscriptFile(Path(folder, "transcript.jsonl"))
+        door = ModDoor(home, current())
+        delivery = ModDelivery(door, record, lambda: False)
+
+        def take() -> list[str]:
+            nonlocal seen
+            new, seen = far.posts[seen:], len(far.posts)
+            for post in new:
+                if outcome == "noted":
+                    record.note(post["text"])
+                else:
+                    record.prompt(post["text"])
+                    far.say_beside(post["post"], submitted=True)
+            return re.findall(r'msg_id="(\d+)"', "".join(post["text"] for post in new))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(door.run)
+            while door.gone:
+                await anyio.sleep(0.001)
+            far = ModStandIn(door.path, answer={"noted": True} if outcome == "noted" else None)
+            await door.until_asking()
+            yield FarEnd(Retried(delivery) if outcome == "noted" else delivery, take, None)
+            tasks.cancel_scope.cancel()
+        far.close()
+
+
 def socket_pair() -> tuple[int, int]:
     theirs, ours = socket.socketpair()
     return theirs.detach(), ours.detach()
@@ -275,6 +311,8 @@ DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
     "inbox, with receipts": lambda: inbox(QwenStandIn),
     "plugin": plugin,
     "hook": hook,
+    "mod, prompts": lambda: mod("submitted"),
+    "mod, notes": lambda: mod("noted"),
     "channel, pipe": lambda: channel(os.pipe),
     "channel, socketpair": lambda: channel(socket_pair),
 }
@@ -338,7 +376,7 @@ async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -
         await far_end.until_took(["1"])
     (receipt,) = receipts
     await until_taken(receipt)
-    if not isinstance(far_end.delivery, _HandOver):
+    if not isinstance(far_end.delivery, _HandOver | ModDelivery):
         later = await far_end.delivery.deliver([envelope(2)])
         await far_end.until_took(["1", "2"])
         await until_taken(later)

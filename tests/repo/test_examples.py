@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agentbus import __version__, registry
+from agentbus.adapters.claude_mcp import plugin
 from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -133,15 +134,27 @@ def _inbox(home: Path) -> list[dict[str, str]]:
 
 def test_the_plugin_runs_the_same_server_as_the_module() -> None:
     folder = EXAMPLES / "claude-plugin"
-    plugin = json.loads((folder / ".claude-plugin" / "plugin.json").read_text())
-    assert (plugin["name"], plugin["version"]) == ("agentbus", __version__)
+    described = json.loads((folder / plugin.MAIN).read_text())
+    assert (described["name"], described["version"]) == ("agentbus", __version__)
     module = registry.manifest("claude-mcp")
     entry = json.loads((folder / ".mcp.json").read_text())["mcpServers"][module.server_name]
     # Without the variables of the host that would shadow what agentbus imports.
     isolated = ("-u", "PYTHONPATH", "-u", "PYTHONHOME", "agentbus", *module.serve)
     assert (entry["command"], tuple(entry["args"])) == ("env", isolated)
     assert "alwaysLoad" not in entry
-    assert plugin["channels"] == [{"server": module.server_name}]
+    assert described["channels"] == [{"server": module.server_name}]
+
+
+@pytest.mark.spec("MOD-11")
+def test_the_plugin_has_the_same_module_as_is_installed() -> None:
+    folder = EXAMPLES / "claude-plugin"
+    made = plugin.files()
+    described = json.loads((folder / plugin.MAIN).read_text())
+    assert {key: described[key] for key in ("name", "version")} == {
+        key: json.loads(made[plugin.MAIN])[key] for key in ("name", "version")
+    }
+    for name in sorted(made.keys() - {plugin.MAIN}):
+        assert (folder / name).read_text() == made[name], name
 
 
 @pytest.mark.skipif(shutil.which("claude") is None, reason="claude is not on PATH")

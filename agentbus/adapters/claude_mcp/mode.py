@@ -21,7 +21,7 @@ from agentbus.adapters.mcp.transcript import instant
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
-__all__ = ["HOLD", "REFUSE", "PermissionMode", "inbound", "stated"]
+__all__ = ["HOLD", "REFUSE", "PermissionMode", "inbound", "settings_of", "stated"]
 
 BYPASS = "bypassPermissions"
 # What settings can do with the posts of other sessions and programs.
@@ -41,10 +41,10 @@ def stated(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) ->
     """
     if "--dangerously-skip-permissions" in arguments:
         return BYPASS, "--dangerously-skip-permissions"
-    flag = _value(arguments, "--permission-mode")
+    flag = _option(arguments, "--permission-mode")
     if flag:
         return flag, f"--permission-mode {flag[:40]}"
-    said = [(mode, where) for found, where in _places(arguments, cwd, managed) if (mode := _default_mode(found))]
+    said = [(mode, where) for found, where in settings_of(arguments, cwd, managed) if (mode := _default_mode(found))]
     return next((one for one in said if one[0] == BYPASS), said[0] if said else ("", ""))
 
 
@@ -55,31 +55,31 @@ def inbound(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) -
     """
     found = [
         (REFUSE if said == REFUSE else HOLD, where)
-        for settings, where in _places(arguments, cwd, managed)
+        for settings, where in settings_of(arguments, cwd, managed)
         if isinstance(settings, dict) and (said := settings.get("crossSessionInbound", "accept")) != "accept"
     ]
     return next((one for one in found if one[0] == REFUSE), found[0] if found else ("", ""))
 
 
-def _value(arguments: Sequence[str], flag: str) -> str:
+def _option(arguments: Sequence[str], flag: str) -> str:
     """The value of the last `flag`; "" if it is not there."""
     found = ""
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=False):
         name, is_pair, value = word.partition("=")
         if name == flag:
             found = value if is_pair else after
     return found
 
 
-def _places(arguments: Sequence[str], cwd: str, managed: Path) -> list[tuple[Any, str]]:
-    """All settings of such a session, and where each of them stands."""
+def settings_of(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) -> list[tuple[Any, str]]:
+    """The settings that hold for a session that was started with these arguments, each with where it stands."""
     folder = Path(cwd) / ".claude" if cwd else None
     files = [managed / "managed-settings.json"]
     files += _listed(managed / "managed-settings.d")
     files += [folder / "settings.local.json", folder / "settings.json"] if folder is not None else []
     with suppress(BrokenSetup):  # where the user's settings are is not known
         files.append(records.config_folder() / "settings.json")
-    flag = (_settings(_value(arguments, "--settings"), cwd), "--settings")
+    flag = (_settings(_option(arguments, "--settings"), cwd), "--settings")
     return [flag, *((_read(path), str(path)) for path in files)]
 
 

@@ -95,12 +95,16 @@ class Link:
     the tags that a text must not bring with it.
 
     A delivery calls `report` with the reason when it has been unable to push for long, and with "" when it can again.
+    It calls `turned` with a carrier and the reason when another one than before brings the messages. What it gives to
+    `beside` runs for as long as the session does.
     """
 
     wire: Wire
     gate: ReadyGate
     home: Path
     report: Callable[[str], Awaitable[None]]
+    turned: Callable[[str, str], Awaitable[None]]
+    beside: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
     frames: Frames = CHANNEL
 
 

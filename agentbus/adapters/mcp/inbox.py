@@ -30,7 +30,18 @@ from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose", "leftovers", "mark"]
+__all__ = [
+    "NOT_HERE",
+    "Address",
+    "Inbox",
+    "InboxDelivery",
+    "PostBudget",
+    "Trouble",
+    "compose",
+    "file_name",
+    "leftovers",
+    "mark",
+]
 
 # The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
@@ -116,7 +127,7 @@ class PostBudget:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = home / "rate"
-        self._path = self._folder / _file_name(host)
+        self._path = self._folder / file_name(host)
         self._burst = burst
         self._refill_s = refill_s
         self._clock = clock
@@ -187,7 +198,8 @@ def _is_count(entry: os.DirEntry[str]) -> bool:
         return False  # removed just now
 
 
-def _file_name(host: Process) -> str:
+def file_name(host: Process) -> str:
+    """What a file of ours about an agent process is called: its pid and its start."""
     return f"{host.pid}-{re.sub(r'[^A-Za-z0-9]+', '_', host.started)}"
 
 
@@ -314,7 +326,12 @@ class InboxDelivery:
         await self._gate.wait()
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
-        """Post the first envelopes of `batch` as one text.
+        """Post the first envelopes of `batch` as one text. Raises as `post` does."""
+        text, count = compose(batch, mark(), self._frames)
+        return _Posted(await self.post(text), count)
+
+    async def post(self, text: str) -> socket.socket:
+        """Post `text`. Returns the connection, which holds what the session has not read yet.
 
         Raises DeliveryFailed when nothing was posted, or when no post is allowed yet.
         """
@@ -326,14 +343,13 @@ class InboxDelivery:
         try:
             if not self._budget.take():
                 raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
-            text, count = compose(batch, mark(), self._frames)
             await self._write(connection, self._inbox.frame(text))
             await self._inbox.settled(self._failing)
         except BaseException:
             connection.close()
             raise
         await self._failing.ended()
-        return _Posted(connection, count)
+        return connection
 
     async def _write(self, connection: socket.socket, frame: bytes) -> None:
         left = memoryview(frame)

@@ -70,15 +70,7 @@ class _Receipts:
         prepare_folder(folder)
         self.token = secrets.token_hex(32)
         self.path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.sock"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        try:
-            self._listener.bind(str(self.path))
-            self.path.chmod(0o600)
-            self._listener.listen(64)
-        except OSError:
-            self.close()
-            raise
+        self._listener = peer_socket.listen(self.path)
 
     def close(self) -> None:
         """Remove the socket."""
