@@ -11,7 +11,6 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from agentbus.core import database
 from agentbus.core.config import UNKNOWN_FOLDER, unwritable
@@ -26,6 +25,7 @@ from agentbus.core.text import one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 __all__ = ["LEFT_AT", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows"]
@@ -110,7 +110,7 @@ class Peers:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         busy_ms: int,
         sync: str = "normal",
@@ -122,7 +122,7 @@ class Peers:
         self._read = self._database.read
         self._writing = self._database.writing
         self.queries = Queries(self._read)
-        self.presence = Presence(path.parent)
+        self.presence = Presence(os.path.dirname(path))
         self._life = life or self._judge
         self._host_life = host_life or self._judge_host
         # The pid domain of this process; read when it is first needed, which a send never does.
@@ -162,7 +162,9 @@ class Peers:
     @property
     def path(self) -> Path:
         """The database file."""
-        return self._database.path
+        from pathlib import Path
+
+        return Path(self._database.path)
 
     def is_replaced(self) -> bool:
         """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 from agentbus.core.config import Shared
 from agentbus.core.errors import MailboxFull
@@ -21,6 +20,7 @@ from agentbus.core.queries import ELSEWHERE, MESSAGE
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 __all__ = ["AGAIN_MS", "MAX_PENDING", "Store"]
@@ -67,7 +67,7 @@ class Store(Peers):
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         busy_ms: int,
         sync: str = "normal",

@@ -73,7 +73,7 @@ class World:
 
 @pytest.fixture
 def world(home: Path) -> Iterator[World]:
-    world = World(prepare_home(home))
+    world = World(Path(prepare_home(home)))
     yield world
     world.store.close()
 

@@ -75,7 +75,7 @@ class Bench:
 
 @pytest.fixture
 def bench(home: Path) -> Iterator[Bench]:
-    bench = Bench(prepare_home(home))
+    bench = Bench(Path(prepare_home(home)))
     yield bench
     bench.store.close()
 
