@@ -141,7 +141,7 @@ def _prepare(connection: apsw.Connection, path: str | Path, sync: str, *, is_run
     give_up_at = time.monotonic() + _OPEN_PATIENCE_S
     connection.set_busy_timeout(1_000)
     # Otherwise SQLite compiles a statement anew each time that a value is bound which its plan could depend on: 0.15 ms
-    # of each message. No plan of ours does, as nobody runs ANALYZE: https://sqlite.org/c3ref/c_dbconfig_defensive.html (ENABLE_QPSG).
+    # of each message. No plan of ours does, as nobody runs ANALYZE. https://sqlite.org/c3ref/c_dbconfig_defensive.html
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     while True:
         try:

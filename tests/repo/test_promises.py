@@ -65,6 +65,7 @@ PROMISES = [
     ("INBOX-6", "for {} s", inbox._TROUBLE_S),
     ("PROOF-3", "every {} ms", proof._FIRST_PAUSE_S * 1_000),
     ("PROOF-3", "once in {} s", proof._LONGEST_PAUSE_S),
+    ("PROOF-3", "every {} s while", proof._NO_PLACE_PAUSE_S),
     ("READ-1", "at most {} messages", claude_server.PROFILE.max_checked),
     ("READ-1", "at most {} characters", claude_server.PROFILE.max_checked_chars),
     ("READ-3", "0 to {}", claude_server.PROFILE.max_wait_s),
