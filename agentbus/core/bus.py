@@ -208,9 +208,9 @@ class Bus:
             self.store.end(peer, now=self.clock())
         return False
 
-    def reap(self, silent: Collection[str] = ()) -> list[Peer]:
-        """End the presence of peers that have ended, and of the `silent` sessions. [PRES-2] Raises Busy."""
-        ended = self.store.reap(now=self.clock(), silent=silent)
+    def reap(self, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
+        """End the presence of peers that have ended, and of the `silent` sessions. See Store.reap. Raises Busy."""
+        ended = self.store.reap(now=self.clock(), silent=silent, among=among)
         if ended:
             self._tell()
         return ended

@@ -515,15 +515,17 @@ class Peers:
     def _present(execute: Callable[..., Any]) -> list[Peer]:
         return [peer_of(row) for row in execute(_PRESENT).fetchall()]
 
-    def reap(self, *, now: int, silent: Collection[str] = ()) -> list[Peer]:
+    def reap(self, *, now: int, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, forget aliases and sessions of the past. [PRES-2]
 
         `silent` are the sessions that this process has watched stay silent: they are ended too, unless more can be told
-        about them. Returns the peers whose presence ended.
+        about them. If none of `among` has ended, nobody else is looked at; by default all are. Returns the peers whose
+        presence ended.
         """
         with one_look():
             # Reading is cheap, writing is not, and most of the time there is nobody to reap.
-            is_due = any(self._has_ended(peer, silent) for peer in self.present())
+            looked_at = self.present() if among is None else among
+            is_due = any(self._has_ended(peer, silent) for peer in looked_at)
             if not is_due and not self._past_aliases() and not self._read(_FORGOTTEN, now - SESSIONS_KEPT_MS):
                 return []
             with self._writing() as execute:
