@@ -515,6 +515,14 @@ class Peers:
     def _present(execute: Callable[..., Any]) -> list[Peer]:
         return [peer_of(row) for row in execute(_PRESENT).fetchall()]
 
+    def following(self, name: str, limit: int) -> list[Peer]:
+        """The first `limit` peers that follow `name` according to their rows; after the last comes the first."""
+        rows = self._read(
+            f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND name <> ?1 ORDER BY name < ?1, name LIMIT ?2",
+            *(name, limit),
+        )
+        return [peer_of(row) for row in rows]
+
     def reap(self, *, now: int, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, forget aliases and sessions of the past. [PRES-2]
 

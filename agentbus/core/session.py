@@ -486,11 +486,9 @@ class Session:
     def _doubtful(self) -> list[Peer]:
         """Those of the next sessions by name, after the last the first, that are not known to live. [PRES-2]"""
         store = self.bus.store
-        present = store.present()
-        own = next((place for place, peer in enumerate(present) if peer.session == self.peer.session), 0)
-        others = [peer for peer in present[own:] + present[:own] if peer.session != self.peer.session]
         with one_look():
-            return [peer for peer in others[:MOST_LOOKED_AFTER] if store.life(peer) is not Life.LIVES]
+            following = store.following(self.peer.name, MOST_LOOKED_AFTER)
+            return [peer for peer in following if store.life(peer) is not Life.LIVES]
 
     def _silent(self, doubtful: Sequence[Peer]) -> set[str]:
         """Those that this session has watched stay silent for too long, where no lock can tell. [PRES-3]"""
