@@ -41,17 +41,12 @@ def split_id(text: object) -> tuple[str, int]:
     return found[1] or "", int(found[2])
 
 
-def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> dict[str, Any]:
-    """`envelope` as a `Message`, ready for `json.dumps`. [ENV-1]
-
-    `bus` is the identity of the bus that gave out the ids. `thread` is the id of the message that began the thread; by
-    default the message that `envelope` answers, else `envelope` itself.
-    """
-    root = thread or envelope.reply_to or envelope.id
+def to_a2a(envelope: Envelope, *, bus: str = "") -> dict[str, Any]:
+    """`envelope` as a `Message`, ready for `json.dumps`. `bus` is the identity of the bus of the ids. [ENV-1]"""
     more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
     message: dict[str, Any] = {
         "messageId": message_id(envelope.id, bus),
-        "contextId": message_id(root, bus),
+        "contextId": message_id(envelope.root, bus),
         "role": _ROLE,
         "parts": [{"text": envelope.text}],
         "metadata": {METADATA_KEY: more},
@@ -60,6 +55,8 @@ def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> d
         answered = message_id(envelope.reply_to, bus)
         message["referenceTaskIds"] = [answered]
         more["replyTo"] = answered
+    if envelope.answer_by is not None:
+        more["answerBy"] = envelope.answer_by
     return message
 
 
@@ -72,15 +69,27 @@ def from_a2a(message: object, *, max_bytes: int) -> Envelope:
     """
     fields = _object(message, "the message")
     more = _object(_object(fields.get("metadata"), "metadata").get(METADATA_KEY), f"metadata[{METADATA_KEY!r}]")
-    answered = more.get("replyTo")
+    row_id = split_id(fields.get("messageId"))[1]
+    answered = None if more.get("replyTo") is None else split_id(more["replyTo"])[1]
     return Envelope(
-        id=split_id(fields.get("messageId"))[1],
+        id=row_id,
         sender=_name(more.get("from"), "from"),
         recipient=_name(more.get("to"), "to"),
         text=check_body(_text(fields.get("parts")), max_bytes),
-        sent_at=_instant(more.get("sentAt")),
-        reply_to=None if answered is None else split_id(answered)[1],
+        sent_at=_instant(more.get("sentAt"), "sentAt"),
+        reply_to=answered,
+        thread=_thread(fields.get("contextId"), row_id, answered),
+        answer_by=None if more.get("answerBy") is None else _instant(more["answerBy"], "answerBy"),
     )
+
+
+def _thread(context: object, row_id: int, answered: int | None) -> int | None:
+    """The thread that `contextId` names; it is left out, or no id of ours, in what others made."""
+    try:
+        root = split_id(context)[1]
+    except InvalidRequest:
+        return answered
+    return None if root == row_id else root
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
@@ -111,10 +120,10 @@ def _text(parts: object) -> str:
     return text
 
 
-def _instant(value: object) -> int:
+def _instant(value: object, what: str) -> int:
     # The protocol's own types keep every number as a float.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST:
-        raise InvalidRequest(f"'sentAt' is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
+        raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
     return value

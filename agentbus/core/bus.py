@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body, timestamp
+from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body
 from agentbus.core.names import address, is_kept, session_name
-from agentbus.core.ports import Trigger, Wake
+from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Store
+from agentbus.core.store import Question, Store
 from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -56,13 +56,19 @@ class Sent:
     is_known: bool
     similar: tuple[str, ...] = ()
     pulls: bool = False
+    # A command waits for this message: it answers the question of that command. [ASK-5]
+    is_awaited: bool = False
+    # The session that has the mailbox; empty if none has.
+    session: str = ""
 
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.is_awaited:
+            return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
         if self.is_online and self.pulls:
             return (
                 f'sent #{self.id} to "{self.recipient}"{moved} '
-                "(online, but nothing can be pushed to it: it reads its mail when it calls check_messages)"
+                "(online, but nothing can be pushed to it: it reads when it calls check_messages)"
             )
         if self.is_online:
             return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
@@ -123,9 +129,9 @@ class Bus:
         self._tell = tell
         self._triggers = triggers
         self._max_bytes = max_bytes
-        # What the record of a runtime at a place shows as given to a model: ids, each with the instant in its element.
-        # None if it cannot be read. Set by what opens the bus, which knows the adapters.
-        self.recorded: Callable[[str, str], set[tuple[int, str]] | None] = lambda _runtime, _place: None
+        # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
+        # opens the bus, which knows the adapters.
+        self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -146,21 +152,38 @@ class Bus:
         *,
         reply_to: int | None = None,
         sender_session: str | None = None,
+        question: Question | None = None,
     ) -> Sent:
         """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Busy; then nothing was sent.
         """
         asked = address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
-            sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+            sender,
+            asked,
+            body,
+            now=self.clock(),
+            reply_to=answered,
+            sender_session=sender_session,
+            question=question,
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
+        return Sent(
+            row_id,
+            asked,
+            found.mailbox,
+            is_online,
+            is_known,
+            similar,
+            pulls=_pulls(found.peer),
+            is_awaited=found.is_awaited,
+            session="" if found.peer is None else found.peer.session,
+        )
 
     def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
@@ -316,12 +339,12 @@ class Bus:
         )
         self._tell()
 
-    def look_through(self, ended: Ended) -> tuple[set[tuple[int, str]], bool]:
+    def look_through(self, ended: Ended) -> tuple[set[Shown], bool]:
         """Look for the last time through the record of a session that has ended. It can take long: use a thread.
 
         Returns the messages that it shows as read, and whether all of it could be read. Never raises.
         """
-        shown: set[tuple[int, str]] = set()
+        shown: set[Shown] = set()
         is_whole = True
         for place in ended.proof.splitlines():
             found = self.recorded(ended.runtime, place)
@@ -329,11 +352,10 @@ class Bus:
             shown |= found or set()
         return shown, is_whole
 
-    def settle(self, ended: Ended, shown: Collection[tuple[int, str]], *, is_whole: bool) -> list[int]:
+    def settle(self, ended: Ended, shown: Collection[Shown], *, is_whole: bool) -> list[int]:
         """Close the account of a session that has ended; return what is pending again. [STATE-6] Raises Busy."""
-        ids = [
-            row_id for row_id, sent_at in self.store.unproven(ended.session) if (row_id, timestamp(sent_at)) in shown
-        ]
+        last = dict(sorted(shown))  # by id, when it was shown last
+        ids = [row_id for row_id, sent_at in self.store.unproven(ended.session) if last.get(row_id, -1) >= sent_at]
         name, returned = self.store.settle(ended, ids, is_whole=is_whole, now=self.clock())
         self._tell()
         if returned:

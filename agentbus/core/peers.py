@@ -26,12 +26,16 @@ from agentbus.core.text import one_line
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
+    from typing import Any, Literal
 
-__all__ = ["LEFT_AT", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows"]
+__all__ = ["LEFT_AT", "MOST_LOOKED_AFTER", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows"]
 
 # How long a session that has left is remembered: 30 days. Who a sender was can be asked for as long. [LEDGER-3]
 SESSIONS_KEPT_MS = 30 * 86_400_000
+
+# After how many others a session looks with each heartbeat: those that follow it by name. If each looked after all, a
+# hundred idle sessions would take 3 % of a core for that. One would do, as all that have ended are reaped together.
+MOST_LOOKED_AFTER = 8
 
 PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
@@ -501,6 +505,11 @@ class Peers:
         """The peers that are present according to their rows, sorted by name: also those that have ended unseen."""
         return peer_rows(self._read)
 
+    def seated(self, column: Literal["session", "name"], value: str) -> Peer | None:
+        """The peer that is present according to its row, and has that session or name."""
+        rows = self._read(f"SELECT {PEER} FROM peers WHERE {column} = ? AND left_at IS NULL", value)
+        return peer_of(rows[0]) if rows else None
+
     def of_conversation(self, conversation: str) -> list[Peer]:
         """The peers that are present according to their rows, and are this conversation of a client. [NAME-8]"""
         rows = self._read(f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND conversation = ?", conversation)
@@ -515,13 +524,14 @@ class Peers:
     def _present(execute: Callable[..., Any]) -> list[Peer]:
         return [peer_of(row) for row in execute(_PRESENT).fetchall()]
 
-    def following(self, name: str, limit: int) -> list[Peer]:
-        """The first `limit` peers that follow `name` according to their rows; after the last comes the first."""
+    def doubtful(self, name: str) -> list[Peer]:
+        """Those of the peers that follow `name`, after the last the first, that are not known to live. [PRES-2]"""
         rows = self._read(
             f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND name <> ?1 ORDER BY name < ?1, name LIMIT ?2",
-            *(name, limit),
+            *(name, MOST_LOOKED_AFTER),
         )
-        return [peer_of(row) for row in rows]
+        with one_look():
+            return [peer for peer in map(peer_of, rows) if self._life(peer) is not Life.LIVES]
 
     def reap(self, *, now: int, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, forget aliases and sessions of the past. [PRES-2]

@@ -20,8 +20,9 @@ from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import BrokenSetup, Busy
 from agentbus.core.model import Peer
+from agentbus.core.peers import MOST_LOOKED_AFTER
 from agentbus.core.process import Process
-from agentbus.core.session import MOST_LOOKED_AFTER, Checkpoints, Session
+from agentbus.core.session import Checkpoints, Session
 from agentbus.core.store import Store
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger

@@ -63,7 +63,7 @@ PROMISES = [
     ("INBOX-4", "{} posts", inbox._BURST),
     ("INBOX-4", "one in {} s", inbox._REFILL_S),
     ("INBOX-6", "for {} s", inbox._TROUBLE_S),
-    ("PRES-2", "the {} sessions that follow", session.MOST_LOOKED_AFTER),
+    ("PRES-2", "the {} sessions that follow", peers.MOST_LOOKED_AFTER),
     ("PROOF-3", "every {} ms", proof._FIRST_PAUSE_S * 1_000),
     ("PROOF-3", "once in {} s", proof._LONGEST_PAUSE_S),
     ("PROOF-3", "every {} s while", proof._NO_PLACE_PAUSE_S),
