@@ -27,7 +27,7 @@ from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timest
 from agentbus.core.names import BUS_NAME
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
-from agentbus.core.process import Life, life
+from agentbus.core.process import Life, life, one_look
 from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
@@ -464,9 +464,9 @@ class Session:
         """Those that this session has watched stay silent for too long, where no lock can tell. [PRES-3]"""
         store = self.bus.store
         beats = {}
-        for peer in doubtful:
-            if store.life(peer) is not Life.UNKNOWN:
-                continue
+        with one_look():
+            unknown = [peer for peer in doubtful if store.life(peer) is Life.UNKNOWN]
+        for peer in unknown:
             if peer.presence == BEAT:
                 beats[peer.session] = peer.last_seen
             elif store.presence.is_missing(peer.session):
