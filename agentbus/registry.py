@@ -6,10 +6,10 @@ triggers, and each adapter is found by its manifest. Implements [WAKE-5], [WATCH
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 
 from agentbus.core import config
 from agentbus.core.bus import Bus
@@ -23,6 +23,7 @@ from agentbus.core.watchers import Watchers
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
     from agentbus.core.adapter import Manifest, Reachable, Registration
@@ -54,7 +55,7 @@ TRIGGERS = {
 # The variables in which a client tells its shell commands which conversation they belong to. [CLI-2]
 # The second one is that of the main agent, whose subagent's shell it may be.
 CONVERSATIONS = ("CODEX_THREAD_ID", "CODEX_SESSION_ID")
-_ADAPTERS = Path(__file__).with_name("adapters")
+_ADAPTERS = os.path.join(os.path.dirname(__file__), "adapters")
 
 
 def _load(dotted: str) -> Any:
@@ -115,7 +116,7 @@ def watchers(settings: Settings) -> Watchers:
         trigger: Trigger = _load(TRIGGERS["socket"])(settings, folder=config.WATCH_FOLDER)
         return trigger
 
-    return Watchers(settings.home / config.WATCH_FOLDER, make)
+    return Watchers(f"{settings.root}/{config.WATCH_FOLDER}", make)
 
 
 def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] | None = None) -> tuple[Bus, Triggers]:
@@ -125,7 +126,7 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
 
     Raises BrokenSetup when the home or the database is not usable, TryAgain when the database is locked for 10 s.
     """
-    path = prepare_home(settings.home)
+    path = prepare_home(settings.root)
     triggers = Triggers(settings)
     store = Store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
     bus = Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
@@ -202,9 +203,11 @@ def _read_manifest(path: Path) -> Manifest:
 
 def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
     """The manifests of all adapters, sorted by id, and an error for each broken one. Imports no adapter. [MOD-1]"""
+    from pathlib import Path  # takes 4 ms, and a send looks for no manifest
+
     found: list[Manifest] = []
     broken: list[BrokenSetup] = []
-    for path in sorted(_ADAPTERS.glob("*/module.json")):
+    for path in sorted(Path(_ADAPTERS).glob("*/module.json")):
         try:
             found.append(_read_manifest(path))
         except BrokenSetup as error:

@@ -6,12 +6,12 @@ Knows nothing about SQL, sockets or MCP. Implements [BODY-1], [BODY-2] and the t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.process import Process
 from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

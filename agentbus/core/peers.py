@@ -11,7 +11,6 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from agentbus.core import brakes, database, groups
 from agentbus.core.config import UNKNOWN_FOLDER, unwritable
@@ -26,12 +25,27 @@ from agentbus.core.text import one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, Literal
 
-__all__ = ["LEFT_AT", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows", "remember"]
+__all__ = [
+    "LEFT_AT",
+    "MOST_LOOKED_AFTER",
+    "PEER",
+    "SESSIONS_KEPT_MS",
+    "Peers",
+    "judge",
+    "peer_of",
+    "peer_rows",
+    "remember",
+]
 
 # How long a session that has left is remembered: 30 days. Who a sender was can be asked for as long. [LEDGER-3]
 SESSIONS_KEPT_MS = 30 * 86_400_000
+
+# After how many others a session looks with each heartbeat: those that follow it by name. If each looked after all, a
+# hundred idle sessions would take 3 % of a core for that. One would do, as all that have ended are reaped together.
+MOST_LOOKED_AFTER = 8
 
 PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
@@ -113,7 +127,7 @@ class Peers:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         busy_ms: int,
         sync: str = "normal",
@@ -125,7 +139,7 @@ class Peers:
         self._read = self._database.read
         self._writing = self._database.writing
         self.queries = Queries(self._read)
-        self.presence = Presence(path.parent)
+        self.presence = Presence(os.path.dirname(path))
         self._life = life or self._judge
         self._host_life = host_life or self._judge_host
         # The pid domain of this process; read when it is first needed, which a send never does.
@@ -165,7 +179,9 @@ class Peers:
     @property
     def path(self) -> Path:
         """The database file."""
-        return self._database.path
+        from pathlib import Path
+
+        return Path(self._database.path)
 
     def is_replaced(self) -> bool:
         """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
@@ -531,15 +547,26 @@ class Peers:
     def _present(execute: Callable[..., Any]) -> list[Peer]:
         return [peer_of(row) for row in execute(_PRESENT).fetchall()]
 
-    def reap(self, *, now: int, silent: Collection[str] = ()) -> list[Peer]:
+    def doubtful(self, name: str) -> list[Peer]:
+        """Those of the peers that follow `name`, after the last the first, that are not known to live. [PRES-2]"""
+        rows = self._read(
+            f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND name <> ?1 ORDER BY name < ?1, name LIMIT ?2",
+            *(name, MOST_LOOKED_AFTER),
+        )
+        with one_look():
+            return [peer for peer in map(peer_of, rows) if self._life(peer) is not Life.LIVES]
+
+    def reap(self, *, now: int, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, forget aliases and sessions of the past. [PRES-2]
 
         `silent` are the sessions that this process has watched stay silent: they are ended too, unless more can be told
-        about them. Returns the peers whose presence ended.
+        about them. If none of `among` has ended, nobody else is looked at; by default all are. Returns the peers whose
+        presence ended.
         """
         with one_look():
             # Reading is cheap, writing is not, and most of the time there is nobody to reap.
-            is_due = any(self._has_ended(peer, silent) for peer in self.present())
+            looked_at = self.present() if among is None else among
+            is_due = any(self._has_ended(peer, silent) for peer in looked_at)
             if not is_due and not self._past_aliases() and not self._read(_FORGOTTEN, now - SESSIONS_KEPT_MS):
                 return []
             with self._writing() as execute:

@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
+
+from agentbus.core.values import dataclass
 
 __all__ = [
     "IS_SLOW",

@@ -7,12 +7,12 @@ raises what `Database.read` raises. Implements [LEDGER-1] to [LEDGER-3], [WATCH-
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from agentbus.core.brakes import PAUSES
 from agentbus.core.config import Shared
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import COLUMNS, Pause, Status, timestamp
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:

@@ -423,8 +423,9 @@ class Session:
             await self._arm_anew(self._wakes)
         await self._show_presence()
         await self._follow_conversation()
-        silent = self._silent()
-        await retry_while_busy(lambda: self.bus.reap(silent))
+        doubtful = self.bus.store.doubtful(self.peer.name)
+        silent = self._silent(doubtful)
+        await retry_while_busy(lambda: self.bus.reap(silent, doubtful))
         await self._settle()
         store = self.bus.store
         if await retry_while_busy(lambda: store.forget_asks(now=self.bus.clock())):
@@ -451,15 +452,13 @@ class Session:
         elif peer.presence == BEAT:
             await retry_while_busy(lambda: store.beat(peer.session, peer.process.pid, now=self.bus.clock()))
 
-    def _silent(self) -> set[str]:
-        """The other sessions that this one has watched stay silent for too long, where no lock can tell. [PRES-3]"""
+    def _silent(self, doubtful: Sequence[Peer]) -> set[str]:
+        """Those that this session has watched stay silent for too long, where no lock can tell. [PRES-3]"""
         store = self.bus.store
         beats = {}
         with one_look():
-            unknown = [peer for peer in store.present() if store.life(peer) is Life.UNKNOWN]
+            unknown = [peer for peer in doubtful if store.life(peer) is Life.UNKNOWN]
         for peer in unknown:
-            if peer.session == self.peer.session:
-                continue
             if peer.presence == BEAT:
                 beats[peer.session] = peer.last_seen
             elif store.presence.is_missing(peer.session):

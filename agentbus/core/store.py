@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 from agentbus.core import brakes, groups
 from agentbus.core.config import Shared
@@ -23,9 +21,11 @@ from agentbus.core.peers import LEFT_AT, PEER, remember
 from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
 from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
     from agentbus.core.adapter import Reachable
@@ -109,7 +109,7 @@ class Store(Memberships):
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         busy_ms: int,
         sync: str = "normal",
@@ -175,10 +175,11 @@ class Store(Memberships):
             row_id = self._insert(
                 execute, sender, address.mailbox, body, reply_to, now, sender_session, thread, question
             )
-            if thread is not None and execute("SELECT 1 FROM asks WHERE question = ?", (thread,)).fetchone():
-                address = replace(address, is_awaited=True)
+            asked = "SELECT 1 FROM asks WHERE question = ?"
+            is_awaited = thread is not None and bool(execute(asked, (thread,)).fetchone())
             self._mark_answered(execute, sender, reply_to, now, sender_session)
-        return row_id, replace(address, pause=pauses.get(address.mailbox)) if pauses else address
+        pause = pauses.get(address.mailbox)
+        return row_id, Address(address.mailbox, address.peer, address.is_known, is_awaited=is_awaited, pause=pause)
 
     def _mark_answered(
         self, execute: Callable[..., Any], sender: str, reply_to: int | None, now: int, sender_session: str | None

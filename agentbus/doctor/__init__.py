@@ -150,7 +150,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
         for trigger in Triggers(here).preferred():
             is_there = (here.home / (trigger.folder or "")).is_dir()
-            triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
+            triggers = Triggers(replace(here, root=here.root if is_there else elsewhere))
             try:
                 finding = eventloop.run(_ping, triggers[trigger.name])
             finally:

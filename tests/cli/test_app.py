@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 import agentbus as package
 from agentbus.cli import app, common
+from agentbus.core import process
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.store import Store
 from tests.support.client import RawClient
@@ -71,6 +73,32 @@ def test_send_loads_nothing_that_is_slow(home: Path, store: Store, is_online: bo
     done = subprocess.run([sys.executable, "-c", code], env=clean_env(home), capture_output=True, text=True, check=True)
     # Manifests are read for a name that nobody has: a client may run a session that is called so. [REACH-2]
     assert done.stdout.splitlines()[1] == ("set()" if is_online else "{'json'}")
+
+
+# How many modules a command that must be instant may load beyond those of `import apsw`. Each costs 0.1 to 5 ms; `re`,
+# `pathlib` and `dataclasses` bring 25 with them, which took as long as half of a send.
+MOST_MODULES = 55
+
+
+@pytest.mark.spec("CLI-1")
+@pytest.mark.skipif(process.IS_SLOW, reason="it takes subprocess, to run ps")
+@pytest.mark.parametrize("words", [("send", "bob", "hi")])
+def test_an_instant_command_loads_few_modules(home: Path, words: tuple[str, ...]) -> None:
+    def loaded(code: str) -> set[str]:
+        code = f"import os, sys; os._exit = sys.exit\n{code}\nfinally: print(*sys.modules)"
+        run = [sys.executable, "-c", code]
+        done = subprocess.run(run, env=clean_env(home), capture_output=True, text=True, check=True)
+        return set(done.stdout.splitlines()[-1].split())
+
+    async def to_a_live_peer() -> set[str]:
+        async with package.join("bob", home=home):
+            return await anyio.to_thread.run_sync(
+                loaded, f"sys.argv = {['agentbus', *words]}\ntry:\n from agentbus.__main__ import main\n main()"
+            )
+
+    more = anyio.run(to_a_live_peer) - loaded("try: import apsw")
+    assert "agentbus.triggers.socket" in more
+    assert len(more) <= MOST_MODULES, sorted(more)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_broken_manifest_is_a_finding_and_the_others_work(
     adapters = tmp_path / "adapters"
     for name, text in (
         ("a-broken", "{"),
-        ("b-whole", (registry._ADAPTERS / "claude_mcp" / "module.json").read_text()),
+        ("b-whole", Path(registry._ADAPTERS, "claude_mcp", "module.json").read_text()),
         ("c-missing", json.dumps({**_manifest(), "id": "c", "registration": "agentbus.nowhere:made"})),
         ("d-broken", json.dumps({**_manifest(), "id": "d", "registration": "agentbus.registry"})),
     ):
@@ -137,7 +137,7 @@ def test_a_broken_manifest_is_a_finding_and_the_others_work(
 
 
 def _manifest() -> dict[str, object]:
-    found: dict[str, object] = json.loads((registry._ADAPTERS / "claude_mcp" / "module.json").read_text())
+    found: dict[str, object] = json.loads(Path(registry._ADAPTERS, "claude_mcp", "module.json").read_text())
     return found
 
 

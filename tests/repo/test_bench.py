@@ -116,6 +116,8 @@ def test_scale(tmp_path: Path) -> None:
         "1",
         "--pending",
         "5",
+        "--sessions",
+        "2",
     )
     tables = measured(tmp_path, "scale", *sizes, "--rounds", "1", "--commands", "1", "--drains", "1", "--idle", "0")
     each = {"tool call -> event", "send, a call", "peers, a call", "agentbus send", "agentbus peers"}
@@ -123,6 +125,7 @@ def test_scale(tmp_path: Path) -> None:
     assert rows(tables, "live peers") == {*each, "broadcast, a call"}
     assert "drained after tools/list was asked for" in rows(tables, "pending")
     assert {"0", "1,000", "last / first"} <= set(tables["old rows: p50, ms"][0])
+    assert {"all up, s", "broadcast to the others, p50, ms"} <= set(tables["2 sessions"][0])
 
 
 def test_asking(tmp_path: Path) -> None:

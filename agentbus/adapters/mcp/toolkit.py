@@ -125,23 +125,27 @@ class Argument:
 
     def check(self, name: str, value: Any, profile: Profile) -> Any:
         """`value`, if it fits. Raises InvalidRequest."""
-        shown = one_line(str(value), MAX_QUOTED_CHARS)
+        given = value
         if self.low is not None and isinstance(value, str):
             # Models write ids as they see them: "1", "#1". [ARG-1]
             number = _NUMBER.fullmatch(value.strip())
             value = int(number[1]) if number is not None else value
         if self.low is None or self.high is None:
             if not isinstance(value, str):
-                raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({shown})")
+                raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({_shown(given)})")
             return value
         # JSON has only one kind of number: 3.0 counts as 3.
         is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
         if isinstance(value, bool) or not is_whole:
-            raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({shown})")
+            raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({_shown(given)})")
         high = self.high(profile)
         if not self.low <= value <= high:
-            raise InvalidRequest(f"{name!r} is {shown}", hint=f"use {self.low} to {high}")
+            raise InvalidRequest(f"{name!r} is {_shown(given)}", hint=f"use {self.low} to {high}")
         return int(value)
+
+
+def _shown(value: object) -> str:
+    return one_line(str(value), MAX_QUOTED_CHARS)
 
 
 @dataclass(frozen=True, slots=True)
