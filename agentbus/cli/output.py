@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 from agentbus.core import stderr
-from agentbus.core.model import Envelope, MessageState, Status, timestamp
+from agentbus.core.model import Envelope, MessageState, Pause, Status, timestamp
+from agentbus.core.search import MATCH_BEGINS, MATCH_ENDS
+from agentbus.core.text import age, span
 
 __all__ = [
     "age",
@@ -26,14 +28,19 @@ __all__ = [
     "contents",
     "envelope_row",
     "exactly",
+    "instant",
     "json_line",
     "line",
+    "marked",
     "named",
+    "pause_row",
     "printable",
     "say",
     "span",
+    "status_head",
     "status_line",
     "status_row",
+    "to",
     "was",
 ]
 
@@ -42,7 +49,6 @@ STYLES = {MessageState.PENDING: "yellow", MessageState.DELIVERED: "cyan", Messag
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # Of the names that a sender had before, this many are shown: the first, and the latest.
 _MOST_FORMER = 3
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def console() -> Console:
@@ -93,22 +99,6 @@ def printable(text: str, *, lines: bool = True) -> str:
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
 
-def span(ms: float) -> str:
-    """A length of time in the unit that suits it."""
-    if ms < 1_000:
-        return f"{ms:.0f} ms"
-    seconds = ms / 1_000
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def age(at_ms: int, now_ms: int) -> str:
-    """How long ago `at_ms` was, at least 1 s, even if the clock was set back since then."""
-    return span(max(1_000, now_ms - at_ms))
-
-
 def clock(at_ms: int) -> str:
     """The local time of day, to the millisecond, with the date if it is not today."""
     then, now = time.localtime(at_ms / 1_000), time.localtime()
@@ -116,33 +106,46 @@ def clock(at_ms: int) -> str:
     return f"{day}{time.strftime('%H:%M:%S', then)}.{at_ms % 1_000:03d}"
 
 
+def instant(at: int | None) -> str | None:
+    """An instant in ISO 8601; None if it has not come yet. [CLI-3]"""
+    return None if at is None else timestamp(at)
+
+
 def status_row(status: Status) -> dict[str, Any]:
     """A message as JSON: times in ISO 8601, null for a time that has not come yet. [CLI-3]"""
-
-    def instant(at: int | None) -> str | None:
-        return None if at is None else timestamp(at)
-
     row = envelope_row(status)
     return {
         "id": row.pop("id"),
         "state": status.state.value,
         **row,
-        "delivered_at": instant(status.delivered_at),
+        "delivered_at": _instant(status.delivered_at),
         "carrier": status.carrier,
-        "read_at": instant(status.read_at),
+        "read_at": _instant(status.read_at),
         "read_by": status.read_by,
         "sender_session": status.sender_session,
     }
 
 
+def _instant(at: int | None) -> str | None:
+    return None if at is None else timestamp(at)
+
+
 # The keys that a message has before anything is known about its delivery.
-_ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "sent_at")
+_ENVELOPE_KEYS = ("id", "from", "to", "to_group", "text", "reply_to", "thread", "answer_by", "sent_at")
 
 
 def envelope_row(envelope: Envelope) -> dict[str, Any]:
     """The part of `status_row` that comes from an envelope."""
-    values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to)
-    return dict(zip(_ENVELOPE_KEYS, (*values, timestamp(envelope.sent_at)), strict=True))
+    names = (envelope.sender, envelope.recipient, envelope.to_group)
+    values = (envelope.id, *names, envelope.text, envelope.reply_to, envelope.root)
+    instants = (_instant(envelope.answer_by), timestamp(envelope.sent_at))
+    return dict(zip(_ENVELOPE_KEYS, (*values, *instants), strict=True))
+
+
+def pause_row(pause: Pause) -> dict[str, Any]:
+    """A pause as JSON; `until` is null if a person has to end it."""
+    until = None if pause.until is None else timestamp(pause.until)
+    return {"by": pause.by, "since": timestamp(pause.since), "until": until}
 
 
 def was(names: Sequence[str]) -> str:
@@ -160,15 +163,36 @@ def named(sender: str, former: Sequence[str]) -> str:
     return f"{sender} ({was(former)})" if former else sender
 
 
+def to(envelope: Envelope) -> str:
+    """The recipient, with the group that the message was sent to."""
+    return envelope.recipient if envelope.to_group is None else f"{envelope.recipient} ({envelope.to_group})"
+
+
 def status_line(status: Status, former: Sequence[str] = ()) -> Text:
     """A message on one line: time, id, state, sender with the names that it had before, recipient, text."""
+    return status_head(status, former).append(contents(status))
+
+
+def status_head(status: Status, former: Sequence[str] = ()) -> Text:
+    """The line of a message up to its text."""
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
-    text.append(f"  {named(status.sender, former)} -> {status.recipient}", "bold")
-    return text.append(contents(status))
+    return text.append(f"  {named(status.sender, former)} -> {to(status)}", "bold")
 
 
 def contents(status: Status) -> Text:
     """The end of a message's line: the id of the message that it answers, and its text."""
     text = Text() if status.reply_to is None else Text(f"  (re #{status.reply_to})", "dim")
     return Text().append(text).append(f"  {printable(status.text, lines=False)}")
+
+
+def marked(snippet: str) -> Text:
+    """A snippet on one line, with the words that were searched for in bold."""
+    text = Text()
+    for part in snippet.split(MATCH_BEGINS):
+        found, ends, rest = part.partition(MATCH_ENDS)
+        if not ends:
+            found, rest = "", part
+        text.append(printable(found, lines=False), "bold magenta")
+        text.append(printable(rest, lines=False))
+    return text

@@ -6,7 +6,9 @@ parts of the screen. Textual is imported here alone. Implements [CONSOLE-1] to [
 
 from __future__ import annotations
 
-from agentbus.core.errors import BrokenSetup
+import sys
+
+from agentbus.core.errors import BrokenSetup, InvalidRequest
 
 __all__ = ["run"]
 
@@ -16,8 +18,11 @@ def run(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
 
     `is_quiet`: no bell. `is_shown`: what is for the person is shown by the desktop too.
 
-    Raises BrokenSetup where Textual is not installed, and what opening the bus raises.
+    Raises InvalidRequest without a terminal, BrokenSetup where Textual is not installed, and what opening the bus
+    raises.
     """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise InvalidRequest("the console needs a terminal", hint="agentbus watch shows what happens in a pipe, too")
     try:
         import textual  # noqa: F401 - looked for first, so that its absence is one sentence
     except ImportError as error:

@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult, SystemCommand
@@ -29,6 +31,7 @@ from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.findings import Level
 from agentbus.core.model import MessageState, Status
+from agentbus.core.search import MOST_RANKED
 from agentbus.core.text import escaped
 
 __all__ = ["Console", "open_console"]
@@ -82,8 +85,9 @@ class Console(App[None]):
     ]
 
     def __init__(self, desk: Desk, *, is_quiet: bool = False, is_shown: bool = False) -> None:
-        super().__init__()
-        self.theme = "ansi-dark"  # the terminal's own colours, so that it suits a light one too
+        # The terminal's own colours: they suit a light one too.
+        super().__init__(ansi_color=True)
+        self.theme = "ansi-dark"
         self.desk = desk
         self.is_quiet = is_quiet
         self.is_shown = is_shown
@@ -192,7 +196,17 @@ class Console(App[None]):
         now = desk.bus.clock()
         present = {peer.name for peer in desk.peers}
         lines = [
-            (peer.name, look.peer_lines(peer, desk.waiting.get(peer.name, 0), now, is_you=peer.name == desk.name))
+            (
+                peer.name,
+                look.peer_lines(
+                    peer,
+                    desk.waiting.get(peer.name, 0),
+                    now,
+                    is_you=peer.name == desk.name,
+                    activity=desk.activity.get(peer.name, ""),
+                    pause=desk.pauses.get(peer.name),
+                ),
+            )
             for peer in sorted(desk.peers, key=lambda one: one.name)
         ]
         lines += [(group, look.group_line(group, members)) for group, members in desk.groups.items()]
@@ -330,7 +344,8 @@ class Console(App[None]):
             self.composer.failed("nobody else is online: there is nobody to send this to")
             return False
         to = f"{len(names)} peers" if len(names) > 1 else "1 peer"
-        return bool(await self.push_screen_wait(Question(f"Send this to {to}: {', '.join(names)}?")))
+        is_sure: bool = await self.push_screen_wait(Question(f"Send this to {to}: {', '.join(names)}?"))
+        return is_sure
 
     @work(group="question")
     async def action_pause(self) -> None:
@@ -459,12 +474,28 @@ class Console(App[None]):
     @work(group="question")
     async def action_search(self) -> None:
         """Look for words in all messages, and go to what was found."""
-        chosen = await self.push_screen_wait(Search())
+        chosen = await self.push_screen_wait(Search(self._find))
         if chosen is not None:
             found = self._guarded(partial(self.desk.bus.store.queries.status, chosen))
             if found is not None:
                 self._show_only(Filter(thread=found.root))
                 self.feed.select(found.id)
+
+    @work(group="search", exclusive=True)
+    async def _find(self, window: Search, words: str) -> None:
+        """Search in a thread: the first search of a long history takes seconds."""
+
+        def tell(done: int, total: int) -> None:
+            anyio.from_thread.run_sync(window.say, f"taking up {total:,} messages: {done:,} done")
+
+        window.say("searching")
+        try:
+            found = await anyio.to_thread.run_sync(partial(self.desk.search, words, tell), abandon_on_cancel=True)
+        except AgentbusError as error:
+            window.say(str(error))
+            return
+        window.say(f"the best of the newest {MOST_RANKED:,} matches" if found.is_cut else f"{len(found.hits)} found")
+        window.show([(hit.message.id, look.found_lines(hit)) for hit in found.hits])
 
     def action_help(self) -> None:
         """All keys."""

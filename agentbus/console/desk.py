@@ -6,14 +6,17 @@ Implements [CONSOLE-1] to [CONSOLE-4].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from agentbus import registry
+from agentbus.core.asking import question
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings
 from agentbus.core.errors import Refused
 from agentbus.core.model import MessageState, Pause, Peer, Status
 from agentbus.core.names import address, is_group, login_name
+from agentbus.core.search import Found
 
 __all__ = ["EVERYTHING", "Desk", "Filter", "Look", "Thread", "person_name"]
 
@@ -25,10 +28,12 @@ SPAN = 20_000
 _TAIL = 20
 # Messages whose state is followed: those of the newest pages, which are on the screen or near it.
 _FOLLOWED = 500
+# A search waits so long for a busy database, as a command does.
+_SEARCH_BUSY_MS = 10_000
 # Unopened messages are counted up to here.
 MOST_COUNTED = 1_000
 # A question of the person waits for its answer for a day.
-_ASK_MS = 86_400_000
+_ASK_S = 86_400
 # How these messages are delivered, and how it is known that they were read.
 CARRIER = "console"
 READ_BY = "person"
@@ -105,6 +110,7 @@ class Desk:
         self.waiting: dict[str, int] = {}
         self.groups: dict[str, list[str]] = {}
         self.pauses: dict[str, Pause] = {}
+        self.activity: dict[str, str] = {}
         self._below: int | None = None  # where the next page begins; None when there is no older one
         self._newest = 0
         self._version = -1
@@ -228,6 +234,7 @@ class Desk:
         self.waiting = queries.waiting()
         self.groups = queries.groups()
         self.pauses = queries.pauses(self.bus.clock())
+        self.activity = {peer.name: self.bus.activity(peer) for peer in self.peers}
 
     def count_unread(self) -> int:
         """How many messages to the person are not opened yet; counting stops at MOST_COUNTED."""
@@ -244,6 +251,20 @@ class Desk:
         yield from sorted(names - {self.name})
         yield from self.groups
 
+    # -- searching -------------------------------------------------------------------------------------------
+
+    def search(self, words: str, tell: Callable[[int, int], None]) -> Found:
+        """The best matches for `words`. It can take seconds: for a thread, and with a connection of its own.
+
+        `tell` is called with how many messages are taken up into the index, and of how many. Raises what a search does.
+        """
+        bus, triggers = registry.open_bus(self.settings, busy_ms=_SEARCH_BUSY_MS)
+        try:
+            return bus.store.search_index().search(words, limit=PAGE, tell=tell)
+        finally:
+            bus.store.close()
+            triggers.close()
+
     # -- acting ----------------------------------------------------------------------------------------------
 
     def send(self, kind: str, to: str, text: str, reply_to: int) -> str:
@@ -253,8 +274,8 @@ class Desk:
             sent = self.bus.broadcast(self.name, text, sender_session=session)
             return f"sent to {len(sent)}: {', '.join(one.recipient for one in sent)}" if sent else "nobody is online"
         if kind == "ask":
-            asked = self.bus.send(self.name, to, text, sender_session=session, answer_by=self.bus.clock() + _ASK_MS)
-            return str(asked)
+            asks = question(to, _ASK_S, self.bus.clock())
+            return str(self.bus.send(self.name, to, text, sender_session=session, question=asks))
         if is_group(to):
             return str(self.bus.send_group(self.name, to, text, reply_to=answered, sender_session=session))
         return str(self.bus.send(self.name, to, text, reply_to=answered, sender_session=session))

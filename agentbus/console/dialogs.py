@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -108,15 +107,9 @@ class Search(ModalScreen[int | None]):
         Binding("down", "into", "Results", show=False),
     ]
 
-    class Asked(Message):
-        """The words to look for were given."""
-
-        def __init__(self, words: str) -> None:
-            super().__init__()
-            self.words = words
-
-    def __init__(self) -> None:
+    def __init__(self, find: Callable[[Search, str], object]) -> None:
         super().__init__()
+        self._find = find
         self._state = Static(markup=False)
         self._found = OptionList(id="found")
 
@@ -131,7 +124,7 @@ class Search(ModalScreen[int | None]):
         """Enter looks for the words."""
         event.stop()
         if event.value.strip():
-            self.app.post_message(self.Asked(event.value))
+            self._find(self, event.value)
 
     def say(self, state: str) -> None:
         """What the search is doing, or what is wrong with the words."""

@@ -11,8 +11,9 @@ from collections.abc import Collection, Sequence
 from rich.text import Text
 
 from agentbus.cli import output
-from agentbus.core.bus import PULL
-from agentbus.core.model import MessageState, Peer, Status
+from agentbus.core.bus import HOOK, PULL
+from agentbus.core.model import MessageState, Pause, Peer, Status
+from agentbus.core.search import Hit
 from agentbus.core.text import escaped, one_line, word
 
 __all__ = ["FOLDED_LINES", "message_head", "message_text", "peer_lines", "plain"]
@@ -21,6 +22,8 @@ __all__ = ["FOLDED_LINES", "message_head", "message_text", "peer_lines", "plain"
 FOLDED_LINES = 6
 # Of a folded text no more than this is looked at: it may have a million characters.
 _FOLDED_CHARS = 4_000
+# A peer that was last seen longer ago than this is said to be so.
+_SILENT_MS = 30_000
 _SIGNS = {MessageState.PENDING: "○", MessageState.DELIVERED: "◐", MessageState.READ: "●"}
 
 
@@ -69,6 +72,8 @@ def _states(copies: Sequence[Status]) -> Text:
         if count:
             number = f"{count} " if len(copies) > 1 else ""
             text.append(f"{' ' if text else ''}{_SIGNS[state]} {number}{state.value}", output.STYLES[state])
+    if any(one.state is MessageState.PENDING and one.returned_at is not None for one in copies):
+        text.append(" ↺ returned", "yellow")
     return text
 
 
@@ -78,17 +83,22 @@ def message_text(message: Status, *, is_folded: bool) -> Text:
     return Text(plain(text), end="")
 
 
-def peer_lines(peer: Peer, pending: int, now: int, *, is_you: bool) -> Text:
-    """A peer in the list: its name and signs, and below what it is doing."""
+def peer_lines(peer: Peer, pending: int, now: int, *, is_you: bool, activity: str, pause: Pause | None) -> Text:
+    """A peer in the list: its name and signs, how it receives, and below what it is doing, as far as it says so."""
     text = Text(no_wrap=True, overflow="ellipsis", end="")
-    text.append("● ", "yellow" if peer.delivery == PULL else "green")
+    waits = pause is not None or peer.delivery in (PULL, HOOK)
+    text.append("‖ " if pause is not None else "● ", "yellow" if waits else "green")
     text.append(escaped(peer.name), "bold")
-    if is_you:
-        text.append(" (you)", "dim")
-    if pending:
-        text.append(f"  ✉ {pending:,}", "yellow")
+    text.append(" (you)" if is_you else "", "dim")
+    text.append(f" {activity}" if activity else "", "cyan")
+    text.append(f" ✉ {pending:,}" if pending else "", "yellow")
     text.append(f"\n  {word(peer.runtime)}, {word(peer.delivery)}", "dim")
-    text.append(f", {output.age(peer.last_seen, now)}" if now - peer.last_seen > 15_000 else "", "dim")
+    # Where a lock tells that it lives, it was seen just now.
+    text.append(f", {output.age(peer.last_seen, now)} ago" if now - peer.last_seen > _SILENT_MS else "", "dim")
+    if pause is not None:
+        text.append(f"\n  {pause}", "yellow")
+    doing = peer.doing(now)
+    text.append(f"\n  {doing}" if doing else "", "italic")
     return text
 
 
@@ -110,12 +120,22 @@ def group_line(group: str, members: Sequence[str]) -> Text:
     return text
 
 
+def found_lines(hit: Hit) -> Text:
+    """A message that was found: its head, and the part of it that matches."""
+    text = output.status_head(hit.message, ())
+    text.append("\n  ")
+    text.append_text(output.marked(hit.snippet))
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
 def details(message: Status, former: str = "") -> Text:
     """All that is known about a message, for the side panel."""
     text = Text()
     text.append(f"#{message.id}\n", "bold")
     text.append(f"from  {escaped(message.sender)}{former}\nto    {escaped(message.recipient)}\n")
-    for what, at in (("sent", message.sent_at), ("delivered", message.delivered_at), ("read", message.read_at)):
+    instants = (message.sent_at, message.delivered_at, message.read_at, message.returned_at)
+    for what, at in zip(("sent", "delivered", "read", "returned"), instants, strict=True):
         if at is not None:
             text.append(f"{what:<10}{output.clock(at)}\n", "dim")
     if message.carrier:

@@ -7,12 +7,13 @@ https://a2a-protocol.org/latest/specification (Message, Part). Implements [ENV-1
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import Envelope, check_body
-from agentbus.core.names import NAME_RULE, normalise_name
+from agentbus.core.names import NAME_RULE, group_name, normalise_name
 from agentbus.core.text import one_line
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
@@ -41,17 +42,12 @@ def split_id(text: object) -> tuple[str, int]:
     return found[1] or "", int(found[2])
 
 
-def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> dict[str, Any]:
-    """`envelope` as a `Message`, ready for `json.dumps`. [ENV-1]
-
-    `bus` is the identity of the bus that gave out the ids. `thread` is the id of the message that began the thread; by
-    default the message that `envelope` answers, else `envelope` itself.
-    """
-    root = thread or envelope.reply_to or envelope.id
+def to_a2a(envelope: Envelope, *, bus: str = "") -> dict[str, Any]:
+    """`envelope` as a `Message`, ready for `json.dumps`. `bus` is the identity of the bus of the ids. [ENV-1]"""
     more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
     message: dict[str, Any] = {
         "messageId": message_id(envelope.id, bus),
-        "contextId": message_id(root, bus),
+        "contextId": message_id(envelope.root, bus),
         "role": _ROLE,
         "parts": [{"text": envelope.text}],
         "metadata": {METADATA_KEY: more},
@@ -60,6 +56,10 @@ def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> d
         answered = message_id(envelope.reply_to, bus)
         message["referenceTaskIds"] = [answered]
         more["replyTo"] = answered
+    if envelope.to_group is not None:
+        more["toGroup"] = envelope.to_group
+    if envelope.answer_by is not None:
+        more["answerBy"] = envelope.answer_by
     return message
 
 
@@ -72,15 +72,28 @@ def from_a2a(message: object, *, max_bytes: int) -> Envelope:
     """
     fields = _object(message, "the message")
     more = _object(_object(fields.get("metadata"), "metadata").get(METADATA_KEY), f"metadata[{METADATA_KEY!r}]")
-    answered = more.get("replyTo")
+    row_id = split_id(fields.get("messageId"))[1]
+    answered = None if more.get("replyTo") is None else split_id(more["replyTo"])[1]
     return Envelope(
-        id=split_id(fields.get("messageId"))[1],
+        id=row_id,
         sender=_name(more.get("from"), "from"),
         recipient=_name(more.get("to"), "to"),
         text=check_body(_text(fields.get("parts")), max_bytes),
-        sent_at=_instant(more.get("sentAt")),
-        reply_to=None if answered is None else split_id(answered)[1],
+        sent_at=_instant(more.get("sentAt"), "sentAt"),
+        reply_to=answered,
+        thread=_thread(fields.get("contextId"), row_id, answered),
+        answer_by=None if more.get("answerBy") is None else _instant(more["answerBy"], "answerBy"),
+        to_group=None if more.get("toGroup") is None else _name(more["toGroup"], "toGroup", group_name),
     )
+
+
+def _thread(context: object, row_id: int, answered: int | None) -> int | None:
+    """The thread that `contextId` names; it is left out, or no id of ours, in what others made."""
+    try:
+        root = split_id(context)[1]
+    except InvalidRequest:
+        return answered
+    return None if root == row_id else root
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
@@ -91,10 +104,10 @@ def _object(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _name(value: object, what: str) -> str:
+def _name(value: object, what: str, form: Callable[[object], str] = normalise_name) -> str:
     # Not normalised here: a bus gives out names only in their one form.
     with suppress(InvalidRequest):
-        if isinstance(value, str) and normalise_name(value) == value:
+        if isinstance(value, str) and form(value) == value:
             return value
     raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint=NAME_RULE)
 
@@ -111,10 +124,10 @@ def _text(parts: object) -> str:
     return text
 
 
-def _instant(value: object) -> int:
+def _instant(value: object, what: str) -> int:
     # The protocol's own types keep every number as a float.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST:
-        raise InvalidRequest(f"'sentAt' is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
+        raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
     return value

@@ -6,12 +6,12 @@ Knows nothing about SQL, sockets or MCP. Implements [BODY-1], [BODY-2] and the t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.process import Process
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -20,19 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "MAX_STATUS_CHARS",
     "Address",
     "Arrival",
     "Ended",
     "Envelope",
     "MessageState",
+    "Pause",
     "Peer",
     "Renamed",
     "Status",
     "Unread",
     "check_body",
+    "check_status",
     "storable",
     "timestamp",
 ]
+
+
+# What a peer is doing is one line in a list. [STATUS-1]
+MAX_STATUS_CHARS = 120
 
 
 class MessageState(Enum):
@@ -46,14 +53,19 @@ class MessageState(Enum):
 # The columns of a message, in the order that `Envelope.from_row` and `Status.from_row` take. Every query that returns
 # messages selects these.
 COLUMNS = (
-    *("id", "sender", "recipient", "body", "sent_at", "reply_to"),
-    *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
+    *("id", "sender", "recipient", "body", "sent_at", "reply_to", "thread", "answer_by", "to_group"),
+    *("delivered_at", "carrier", "read_at", "sender_session", "read_by", "returned_at"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message as it travels. `sent_at` is in milliseconds since 1970 UTC; `id` grows with every send."""
+    """One message as it travels. `id` grows with every send. Instants are in milliseconds since 1970 UTC.
+
+    `thread` is the message that began its thread; None if it began one itself. [THREAD-1] `answer_by` is until when its
+    sender waits for an answer; None if it does not. [ASK-1] `to_group` is the group that it was sent to; None if it was
+    sent to `recipient` alone. [GROUP-3]
+    """
 
     id: int
     sender: str
@@ -61,11 +73,19 @@ class Envelope:
     text: str
     sent_at: int
     reply_to: int | None = None
+    thread: int | None = None
+    answer_by: int | None = None
+    to_group: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Envelope:
         """The envelope in a row of COLUMNS; further columns are ignored."""
-        return Envelope(row[0], row[1], row[2], row[3], row[4], row[5])
+        return Envelope(*row[:9])
+
+    @property
+    def root(self) -> int:
+        """The message that began its thread: itself, if it answers nothing. [THREAD-1]"""
+        return self.id if self.thread is None else self.thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +111,8 @@ class Status(Envelope):
     read_at: int | None = None
     sender_session: str | None = None
     read_by: str | None = None
+    # When it was last pending again, after a session took it and ended. [STATE-6]
+    returned_at: int | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Status:
@@ -104,8 +126,17 @@ class Status(Envelope):
             return MessageState.READ
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
 
+    def answered(self, answer: Envelope | None) -> str:
+        """What to say about the `answer` to this question; None if there is none."""
+        return (
+            f"not answered, asked until {timestamp(self.answer_by or 0)}"
+            if answer is None
+            else f"answered by #{answer.id}"
+        )
+
     def __str__(self) -> str:
-        line = f'#{self.id} from "{self.sender}" to "{self.recipient}" is {self.state.value}: '
+        group = f" (by {self.to_group})" if self.to_group is not None else ""
+        line = f'#{self.id} from "{self.sender}" to "{self.recipient}"{group} is {self.state.value}: '
         line += f"sent {timestamp(self.sent_at)}"
         if self.delivered_at is not None:
             line += f", delivered {timestamp(self.delivered_at)} by {word(self.carrier)}"
@@ -121,7 +152,8 @@ class Peer:
     """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
 
     `session` outlives a restart of `process` under the same `host`; `endpoint` is where `trigger` wakes it. `presence`
-    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only.
+    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only. `status` is what
+    it says that it is doing, empty if nothing, and `status_at` when it said so.
     """
 
     session: str
@@ -139,6 +171,17 @@ class Peer:
     delivery_reason: str = ""
     presence: str = "lock"
     domain: str = ""
+    status: str = ""
+    status_at: int | None = None
+
+    def doing(self, now: int) -> str:
+        """What it says that it is doing, and how long ago it said so, as it is shown to a person or a model; or "".
+
+        [STATUS-2], [TRUST-5]
+        """
+        if not self.status or self.status_at is None:
+            return ""
+        return f"{one_line(self.status, 2 * MAX_STATUS_CHARS)} ({age(self.status_at, now)} ago)"
 
     @property
     def receives(self) -> str:
@@ -148,11 +191,32 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name."""
+    """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name.
+
+    `is_awaited`: a command waits for the message that was sent there, because it answers its question. [ASK-5]
+    """
 
     mailbox: str
     peer: Peer | None
     is_known: bool
+    is_awaited: bool = False
+    pause: Pause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A session that a person has paused, by its name. Instants are in milliseconds since 1970 UTC. [BRAKE-2]
+
+    `until` is when the pause ends by itself; None if a person has to end it.
+    """
+
+    name: str
+    by: str
+    since: int
+    until: int | None
+
+    def __str__(self) -> str:
+        return f'paused by "{self.by}" until {"it is resumed" if self.until is None else timestamp(self.until)}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +306,24 @@ def check_body(text: object, max_bytes: int) -> str:
             hint="put binary data in a file and send its path",
         )
     return text
+
+
+def check_status(text: object) -> str:
+    """`text` without spaces around it, if it can be a status. [STATUS-1]
+
+    Raises InvalidRequest unless it is text of at most 120 characters, on one line, that the database takes.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"a status is text, not {type(text).__name__}")
+    status = text.strip()
+    if len(status) > MAX_STATUS_CHARS:
+        raise InvalidRequest(
+            f"the status has {len(status):,} characters, the limit is {MAX_STATUS_CHARS}",
+            hint="say it in a few words; details belong in a message",
+        )
+    if "\0" in status or len(status.splitlines()) > 1 or storable(status) != status:
+        raise InvalidRequest("the status is not one line of text", hint="leave out line breaks and NUL")
+    return status
 
 
 def timestamp(at_ms: int) -> str:

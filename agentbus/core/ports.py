@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from enum import Enum
 
 from agentbus.core.model import Envelope
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-__all__ = ["Delivery", "Receipt", "Record", "Settled", "Trigger", "Wake", "Wakes"]
+__all__ = ["Delivery", "Receipt", "Record", "Settled", "Shown", "Trigger", "Wake", "Wakes"]
 
 
 class Wake(Enum):
@@ -135,16 +135,21 @@ class Delivery(Protocol):
         Can wait as long as the far end takes nothing. If the call is cancelled, the envelope in progress may have been
         handed over already: the next process delivers it again under the same id.
 
-        Raises DeliveryFailed when nothing was handed over but a later try can succeed, and DeliveryClosed when the far
-        end is gone for good.
+        Raises DeliveryFailed when nothing was handed over but a later try can succeed, DeliveryWaited when it can
+        succeed at once, with what is pending by now, and DeliveryClosed when the far end is gone for good.
         """
+
+
+# What a record shows as given to a model: the id of a message, and when, in ms since 1970 UTC. It proves the message of
+# that id that was sent no later: an earlier line with the same id is about a message of another bus. [PROOF-2]
+Shown = tuple[int, int]
 
 
 class Record(Protocol):
     """What a client itself records of what the model of one session was given. It is private to the client.
 
     A *place* is one line of text that says where a record is. It means something to its adapter alone, also to a later
-    process of it. A message is named by its id and the instant in its element. No method raises, and none writes.
+    process of it. No method raises, and none writes.
     """
 
     def place(self) -> str:
@@ -153,7 +158,7 @@ class Record(Protocol):
     def end(self, place: str) -> int:
         """The offset behind all that is recorded at `place` now; 0 if nothing is."""
 
-    def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
+    def look(self, place: str, offset: int) -> tuple[set[Shown], int]:
         """The messages that `place` shows as given to the model from `offset` on, and the offset to go on from.
 
         Returns the same `offset` when there is nothing new. A long record is returned in several pieces.

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 
 from agentbus.core.errors import AgentbusError
-from agentbus.core.model import Envelope, timestamp
+from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt, Record
 
 __all__ = ["Followed", "Proofs"]
@@ -25,6 +25,9 @@ __all__ = ["Followed", "Proofs"]
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 1.0
 _PAUSE_PER_S = 0.1
+# Where the client has no record yet, there is nothing that could show a message: only whether there is one by now. A
+# broadcast to a hundred such sessions would otherwise keep two cores busy for half a second.
+_NO_PLACE_PAUSE_S = 0.25
 
 
 class Proofs:
@@ -46,8 +49,8 @@ class Proofs:
         self._mark = mark
         self._note = note
         self._clock = clock
-        # By id, the instant in the element: an id alone can be that of another bus, in an old part of the record.
-        self._unproven: dict[int, str] = {}
+        # By id, when it was sent: an id alone can be that of another bus, in an old part of the record.
+        self._unproven: dict[int, int] = {}
         self._proven: list[int] = []
         # Up to where each place was read. Every place stays: what was handed over before /clear shows in the old one.
         self._places: dict[str, int] = {}
@@ -57,7 +60,7 @@ class Proofs:
     def begin(self, places: Iterable[str], unproven: Iterable[tuple[int, int]]) -> tuple[str, ...]:
         """Start with what is known from before: places, and ids with their `sent_at`. Returns all the places."""
         for row_id, sent_at in unproven:
-            self._unproven[row_id] = timestamp(sent_at)
+            self._unproven[row_id] = sent_at
         for place in (*places, self._record.place()):
             if place:
                 # A long record from before this session shows nothing that is looked for.
@@ -68,7 +71,7 @@ class Proofs:
     def expect(self, envelopes: Iterable[Envelope]) -> None:
         """Look for these from now on. To be called before they are handed over."""
         for one in envelopes:
-            self._unproven[one.id] = timestamp(one.sent_at)
+            self._unproven[one.id] = one.sent_at
         self._wake()
 
     def drop(self, ids: Iterable[int]) -> None:
@@ -99,12 +102,13 @@ class Proofs:
             self._due = anyio.Event()
             while not self.is_idle:
                 await self._look()
-                pause_s = min(max(_FIRST_PAUSE_S, (self._clock() - self._since) * _PAUSE_PER_S), _LONGEST_PAUSE_S)
+                first_s = _FIRST_PAUSE_S if self._places else _NO_PLACE_PAUSE_S
+                pause_s = min(max(first_s, (self._clock() - self._since) * _PAUSE_PER_S), _LONGEST_PAUSE_S)
                 with anyio.move_on_after(pause_s):
                     await self._due.wait()
                     # Something was handed over just now: the proof of it is not there yet.
                     self._due = anyio.Event()
-                    await anyio.sleep(_FIRST_PAUSE_S)
+                    await anyio.sleep(first_s)
 
     async def _look(self) -> None:
         place = self._record.place()
@@ -130,8 +134,9 @@ class Proofs:
             if offset == self._places[place]:
                 return
             self._places[place] = offset
-            for row_id, ts in sorted(shown):
-                if self._unproven.get(row_id) == ts:
+            for row_id, at in sorted(shown):
+                sent_at = self._unproven.get(row_id)
+                if sent_at is not None and sent_at <= at:
                     del self._unproven[row_id]
                     self._proven.append(row_id)
             # A long record is read in pieces; pushes and tool calls run in between.

@@ -1,37 +1,37 @@
 """The life of one peer in one process: claim a name, listen, drain, heartbeat, leave.
 
 Adapters and Python programs share this code; it knows neither. It never blocks the event loop: it waits for a busy
-database with `retry_while_busy`, and runs checkpoints in a thread. Implements [PRES-3], [NAME-7], [WAKE-5], [STATE-4],
-[STORE-5].
+database with `retry_while_busy`. Implements [PRES-3], [NAME-7], [WAKE-5], [STATE-4], [ASK-1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
 
-from agentbus.core import database
-from agentbus.core.bus import PULL, Bus, Claimed, Sent, retry_while_busy
-from agentbus.core.config import RETENTION, prepare_home
+from agentbus.core.asking import Asked, question, wait_for_answer
+from agentbus.core.bus import PULL, Bus, Claimed, GroupSent, Sent, retry_while_busy
+from agentbus.core.checkpoints import Checkpoints
+from agentbus.core.config import MEMBER_DAYS, RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
-from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timestamp
-from agentbus.core.names import BUS_NAME
+from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread
+from agentbus.core.names import BUS_NAME, is_group
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
 from agentbus.core.process import Life, life, one_look
 from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
+from agentbus.core.upkeep import about_old, clean_up, join_groups, lengthen
 from agentbus.core.wakes import SharedWakes
 
 __all__ = ["Checkpoints", "Session"]
@@ -44,39 +44,8 @@ _PREDECESSOR_PATIENCE_S = 0.3
 _PREDECESSOR_POLL_S = 0.02
 # How often `check` re-reads the mailbox in case a wake was lost: as often as the safety poll of a drain. [DRAIN-5]
 _CHECK_POLL_S = 3.0
-# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
-_PRUNE_ROWS = 1_000
 # So much old mail is still pushed: more would bury what is new, and flood the context at a start. [OLD-4]
 MOST_OLD = 20
-# The line about old mail names so many senders.
-_MOST_SENDERS = 5
-# A reader that never stops keeps a checkpoint from finishing. Trying again at once would only burn a core.
-_CHECKPOINT_PAUSE_S = 0.2
-
-
-class Checkpoints:
-    """Keeps the WAL small without making a send wait: when it is large, a thread merges it. [STORE-5]"""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._due = anyio.Event()
-
-    def __call__(self, pages: int) -> None:
-        """Note that the WAL has `pages` pages. Call it after each commit."""
-        if pages >= database.CHECKPOINT_PAGES:
-            self._due.set()
-
-    async def run(self, say: Callable[[str], None]) -> None:
-        """Merge the WAL each time it is due, until cancelled. Failures are reported to `say`."""
-        while True:
-            await self._due.wait()
-            self._due = anyio.Event()
-            try:
-                await anyio.to_thread.run_sync(database.checkpoint, self._path, abandon_on_cancel=True)
-            except AgentbusError as error:
-                # Messages are safe in the WAL; it only grows meanwhile. The next commit asks again.
-                say(f"the WAL was not merged: {error}")
-            await anyio.sleep(_CHECKPOINT_PAUSE_S)
 
 
 class Session:
@@ -87,7 +56,8 @@ class Session:
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
     known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
     client took can still not reach the model. Not so for a program, which has a message when the delivery has
-    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages; 0 does not.
+    returned it. `retention_hours` and `member_days` can lengthen what the bus keeps; 0 does not. `groups` are joined at
+    the start. `beside` is what a delivery needs to run, for as long as the session does.
     """
 
     def __init__(
@@ -102,24 +72,24 @@ class Session:
         checkpoints: Checkpoints,
         say: Callable[[str], None],
         retention_hours: int,
+        member_days: int = 0,
+        groups: Sequence[str] = (),
         pace: Pace | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         holds_old: bool = False,
         conversation: Callable[[], str] = str,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         self.bus = bus
         self._arrival = arrival
         self._triggers = triggers
         self._delivery = delivery
         self._is_proof_wanted = is_proof_wanted
-        self._proofs = (
-            Proofs(record, mark=self._mark_proven, note=self._note_places)
-            if record is not None and delivery is not None
-            else None
-        )
+        self._proofs = Proofs(record, mark=self._mark_proven, note=self._note_places) if record and delivery else None
         self._checkpoints = checkpoints
         self._say = say
-        self._retention_hours = retention_hours
+        self._lengthened = {RETENTION: retention_hours, MEMBER_DAYS: member_days}
+        self._groups = groups
         self._pace = pace
         self._heartbeat_s = heartbeat_s
         # Whether much old mail is not pushed; up to which id it is held back; the line that says so. [OLD-4]
@@ -127,12 +97,15 @@ class Session:
         self._held = 0
         self._first: Envelope | None = None
         self._conversation = conversation
+        self._beside = beside
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
         self._wakes: SharedWakes | None = None
         # Ids that a check has returned, and whose result is not written yet. The pump leaves them alone.
         self._checked: set[int] = set()
+        # Questions whose answers a call waits for. The pump and a check leave these to it. [ASK-1]
+        self._asking: set[int] = set()
         # How many parts of a message that is too long for one answer the reader has. A restart begins again. [READ-4]
         self._parts: dict[int, int] = {}
         self._is_running = False
@@ -198,7 +171,7 @@ class Session:
                     return None
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
-        await self._lengthen_retention()
+        await self._set_up()
         await self._begin_proofs()
         try:
             await self._settle()
@@ -207,6 +180,10 @@ class Session:
         if self._holds_old:
             await self._hold_old()
         return self.peer
+
+    async def _set_up(self) -> None:
+        await lengthen(self.bus, self._lengthened, self._say)
+        await join_groups(self.bus, self.peer.name, self._groups, self._say)
 
     async def be_guest_of(self, conversation: str) -> None:
         """Act for the present peer of `conversation`, which another process is: its main agent. [LATE-2]
@@ -219,27 +196,14 @@ class Session:
         self._claimed = Claimed(peer=peer, wished_holder=None)
         self.is_guest = True
 
-    async def _lengthen_retention(self) -> None:
-        """Let everybody keep the history for as long as this session was told to, if that is longer. [CONF-5]"""
-        store, hours = self.bus.store, self._retention_hours
-        if hours > store.queries.setting(RETENTION):
-            await retry_while_busy(lambda: store.set_setting(RETENTION, hours, may_lower=False))
-            self._say(f"{RETENTION.variable}: delivered messages of this bus are kept for {hours:,} h from now on")
-
     async def _hold_old(self) -> None:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
         peer = self.peer
         old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS, peer.session)
-        if old.count <= MOST_OLD or old.since is None:
+        if old.count <= MOST_OLD:
             return
         self._held = old.newest_id
-        shown = [f"{name} ({count:,})" for name, count in old.senders.items()][:_MOST_SENDERS]
-        more = f" and {len(old.senders) - len(shown)} others" if len(old.senders) > len(shown) else ""
-        line = (
-            f"{old.count:,} messages for you are older than a day, from {', '.join(shown)}{more}, since "
-            f"{timestamp(old.since)}: they are not pushed. check_messages returns them, after what is new; to discard "
-            f"them, your user types: agentbus inbox {peer.name} --discard --before 1d"
-        )
+        line = about_old(old, peer.name)
         if self._delivery is None:
             self._notice = line
             return
@@ -313,6 +277,8 @@ class Session:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
+                    for one in self._beside:
+                        tasks.start_soon(one)
                     if self._proofs is not None:
                         tasks.start_soon(self._proofs.run)
                     if self._delivery is None:
@@ -359,7 +325,10 @@ class Session:
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
         try:
-            pending = self.bus.pending(self.peer, limit + len(checked), self._held)
+            pending = self.bus.pending(self.peer, limit + len(checked) + len(self._asking), self._held)
+            # Asked last: a read that finds nothing, as most do, does not pay for it. [BRAKE-1]
+            if (pending or self._first) and self.bus.pause_of(self.peer) is not None:
+                return []
         except Busy:
             raise
         except AgentbusError as error:
@@ -368,7 +337,11 @@ class Session:
         first = self._first
         if first is not None:
             pending = [first, *(envelope for envelope in pending if envelope.id != first.id)][:limit]
-        return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
+        return [one for one in pending if self._is_free(one)][:limit] if checked or self._asking else pending
+
+    def _is_free(self, envelope: Envelope) -> bool:
+        """Whether no call has it, or waits for it."""
+        return envelope.id not in self._checked and envelope.thread not in self._asking
 
     def _is_another_file(self) -> bool:
         """Whether the store has turned to another file, and this session has not joined it yet. [STORE-6]
@@ -450,14 +423,14 @@ class Session:
             await self._arm_anew(self._wakes)
         await self._show_presence()
         await self._follow_conversation()
-        silent = self._silent()
-        await retry_while_busy(lambda: self.bus.reap(silent))
+        doubtful = self.bus.store.doubtful(self.peer.name)
+        silent = self._silent(doubtful)
+        await retry_while_busy(lambda: self.bus.reap(silent, doubtful))
         await self._settle()
         store = self.bus.store
-        before = self.bus.clock() - store.queries.setting(RETENTION) * 3_600_000
-        while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
-            await anyio.lowlevel.checkpoint()
-        await retry_while_busy(lambda: store.forget_conversations(before))
+        if await retry_while_busy(lambda: store.forget_asks(now=self.bus.clock())):
+            self._wake_itself()
+        await clean_up(self.bus, self._say)
 
     async def _follow_conversation(self) -> None:
         """Record the conversation that the client has turned to, as by `/clear`: it keeps this name. [NAME-8]"""
@@ -479,15 +452,13 @@ class Session:
         elif peer.presence == BEAT:
             await retry_while_busy(lambda: store.beat(peer.session, peer.process.pid, now=self.bus.clock()))
 
-    def _silent(self) -> set[str]:
-        """The other sessions that this one has watched stay silent for too long, where no lock can tell. [PRES-3]"""
+    def _silent(self, doubtful: Sequence[Peer]) -> set[str]:
+        """Those that this session has watched stay silent for too long, where no lock can tell. [PRES-3]"""
         store = self.bus.store
         beats = {}
         with one_look():
-            unknown = [peer for peer in store.present() if store.life(peer) is Life.UNKNOWN]
+            unknown = [peer for peer in doubtful if store.life(peer) is Life.UNKNOWN]
         for peer in unknown:
-            if peer.session == self.peer.session:
-                continue
             if peer.presence == BEAT:
                 beats[peer.session] = peer.last_seen
             elif store.presence.is_missing(peer.session):
@@ -522,11 +493,12 @@ class Session:
         if self._proofs is not None:
             self._proofs.forget()
         self._checked.clear()
+        self._asking.clear()
         self._parts.clear()
         self._held, self._first = 0, None
         self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
-        await self._lengthen_retention()
+        await self._set_up()
 
     async def _reclaim_name(self) -> None:
         """Be present again: in another file, or after others took this session for ended. [PRES-3], [STORE-6]"""
@@ -547,16 +519,61 @@ class Session:
         self._say(self._notice)
         await retry_while_busy(lambda: self.bus.send(BUS_NAME, after, self._notice or f'your name is "{after}" now'))
 
-    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer. Raises what `Bus.send` raises."""
+    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent | GroupSent:
+        """Send as this peer, to a name or to a group. Raises what `Bus.send` and `Bus.send_group` raise."""
         return await self._in_turn(lambda: self._send(to, text, reply_to))
 
-    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer, without waiting. Raises what `Bus.send` raises, and Busy if it would have to wait."""
+    async def ask(self, to: object, text: object, wait_s: float) -> Sent:
+        """Send a question whose answer is waited for, for `wait_s` seconds at most. Then call `answer` at once. [ASK-1]
+
+        Raises what `Bus.send` raises, and Refused for a subagent; then nothing was sent.
+        """
+        if self.is_guest:
+            raise Refused(
+                "the answer would go to the main agent of this session, and you are a subagent of it",
+                hint="use send_message, or let the main agent ask",
+            )
+        return await self._in_turn(lambda: self._send_question(to, text, wait_s))
+
+    async def answer(self, sent: Sent, wait_s: float) -> Asked:
+        """How the question `sent` ends: with its answer, or why there is none.
+
+        The answer is not pushed, and not returned by a check, until `checked` is called, once, with its id.
+        """
+        try:
+            look = partial(self._take_answer, sent.id)
+            return await wait_for_answer(self.bus, sent, wait_s, look=look, woken=self._next_wake)
+        finally:
+            self._asking.discard(sent.id)
+            # What else came in the thread, or comes after this, is pushed.
+            self._wake_itself()
+
+    def _send_question(self, to: object, text: object, wait_s: float) -> Sent:
+        asks = question(to, wait_s, self.bus.clock())
+        sent = self.bus.send(self.peer.name, to, text, sender_session=self.peer.session, question=asks)
+        self._asking.add(sent.id)  # without a turn of the event loop in between: no answer is pushed before
+        return sent
+
+    def _take_answer(self, question_id: int) -> Envelope | None:
+        # Not in another file: there the id means another message.
+        if question_id not in self._asking or self._is_another_file():
+            return None
+        answer = self.bus.store.queries.answer(question_id)
+        if answer is None or self.bus.pause_of(self.peer) is not None:  # [BRAKE-1]
+            return None
+        self._checked.add(answer.id)
+        return answer
+
+    async def _next_wake(self, timeout_s: float) -> None:
+        await (anyio.sleep(timeout_s) if self._wakes is None else self._wakes.beside(timeout_s))
+
+    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent | GroupSent:
+        """The same as `send`, without waiting. Raises Busy, too, if it would have to wait."""
         return self._at_once(lambda: self._send(to, text, reply_to))
 
-    def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
-        sent = self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+    def _send(self, to: object, text: object, reply_to: int | None) -> Sent | GroupSent:
+        send = self.bus.send_group if is_group(to) else self.bus.send
+        sent = send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
         if self._proofs is not None and reply_to is not None:
             self._proofs.drop([reply_to])
         return sent
@@ -596,13 +613,19 @@ class Session:
             self._say(renamed.kept_note)
         return renamed
 
+    async def set_status(self, text: object) -> str:
+        """Say what this peer is doing; empty clears it. Raises what `Bus.set_status` raises. [STATUS-1]"""
+        peer = await self._in_turn(lambda: self.bus.set_status(self.peer, text))
+        self._update(peer)
+        return peer.status
+
     def _wake_itself(self) -> None:
         if self._armed is not None:
             self._armed.notify(self.peer.endpoint)
 
     def count_unread(self, limit: int) -> int:
-        """How many messages this session is not known to have read; counting stops at `limit`."""
-        return self.bus.count_unread(self.peer, limit)
+        """How many messages this session is not known to have read, and can read now; counting stops at `limit`."""
+        return 0 if self.bus.pause_of(self.peer) is not None else self.bus.count_unread(self.peer, limit)
 
     async def check(self, wait_s: float, limit: int) -> list[Unread]:
         """The oldest `limit` unread messages. Waits up to `wait_s` seconds if there are none. [READ-1]
@@ -613,19 +636,19 @@ class Session:
         # Only the first look: what was shown before does not end a wait for what is new. [READ-6]
         shown = self.bus.shown(self.peer, limit)
         while True:
-            woken = self._wakes.woken if self._wakes is not None else anyio.Event()
             unread, shown = self._take_unread(limit, shown), []
             left_s = give_up_at - anyio.current_time()
             if unread or left_s <= 0:
                 return unread
-            with anyio.move_on_after(min(left_s, _CHECK_POLL_S)):
-                await woken.wait()
+            await self._next_wake(min(left_s, _CHECK_POLL_S))
 
     def _take_unread(self, limit: int, shown: Sequence[Unread]) -> list[Unread]:
-        found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked), self._held)]
+        if self.bus.pause_of(self.peer) is not None:  # [BRAKE-1]
+            return []
+        found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked) + len(self._asking), self._held)]
         # Old mail that is held back comes last. [OLD-4]
         found.sort(key=lambda one: (one.envelope.id <= self._held, one.envelope.id))
-        unread = [one for one in found if one.envelope.id not in self._checked][:limit]
+        unread = [one for one in found if self._is_free(one.envelope)][:limit]
         self._checked.update(one.envelope.id for one in unread)
         is_out = self._pump.is_out if self._pump is not None else lambda _id: False
         return [replace(one, was_pushed=one.was_pushed or is_out(one.envelope.id)) for one in unread]
@@ -635,9 +658,15 @@ class Session:
         return self._parts.get(envelope_id, 0)
 
     async def checked(
-        self, ids: Sequence[int], *, reached: bool, partly: Collection[int] = (), is_certain: bool = True
+        self,
+        ids: Sequence[int],
+        *,
+        reached: bool,
+        partly: Collection[int] = (),
+        is_certain: bool = True,
+        carrier: str = PULL,
     ) -> None:
-        """End a check. `reached`: its messages have reached the reader, so they are read. [READ-1]
+        """End a check, or an ask. `reached`: its messages have reached the reader, so they are read. [READ-1]
 
         Of the messages in `partly` one more part has reached the reader, and there are more: these are not read yet.
         Unless `is_certain`, the reader may not be whom they are for: they are offered once more. [READ-6]
@@ -651,7 +680,9 @@ class Session:
             if reached:
                 self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})
             if reached and read:
-                await retry_while_busy(lambda: self.bus.mark_read(self.peer, read, is_certain=is_certain))
+                await retry_while_busy(
+                    lambda: self.bus.mark_read(self.peer, read, carrier=carrier, is_certain=is_certain)
+                )
                 if self._proofs is not None:
                     self._proofs.drop(read)
                 if self._first is not None and self._first.id in read:
@@ -660,6 +691,8 @@ class Session:
                     self._parts.pop(one, None)
         finally:
             self._checked.difference_update(ids)
+            if not reached:
+                self._wake_itself()
 
     async def peers(self) -> list[Peer]:
         """The present peers, this one included."""

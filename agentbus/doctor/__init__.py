@@ -156,7 +156,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
         for trigger in Triggers(here).preferred():
             is_there = (here.home / (trigger.folder or "")).is_dir()
-            triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
+            triggers = Triggers(replace(here, root=here.root if is_there else elsewhere))
             try:
                 finding = eventloop.run(_ping, triggers[trigger.name])
             finally:
@@ -220,8 +220,9 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     wrong = next((one for one in found if one.level is Level.WRONG), None)
     notes = {one.code for one in found if one.level is Level.NOTE}
     if wrong is None and "delivery" in notes:
-        seen = f'a message to "{name}" may wait until its model calls check_messages: see delivery'
-        yield Finding("verdict", Level.NOTE, seen)
+        is_pull = any("check_messages" in one.seen for one in found if one.code == "delivery")
+        until = "its model calls check_messages" if is_pull else "its user prompts it"
+        yield Finding("verdict", Level.NOTE, f'a message to "{name}" may wait until {until}: see delivery')
     elif wrong is None:
         unsure = ", if its account has channels" if "gate" in notes else ""
         yield Finding("verdict", Level.OK, f'a message to "{name}" is pushed into its session{unsure}')

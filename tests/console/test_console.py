@@ -308,6 +308,91 @@ async def test_filters_show_one_peer_what_is_unread_or_one_thread(home: Path, st
         assert "other people" not in window.screen
 
 
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_search_leads_to_the_thread_and_says_what_it_cannot_understand(home: Path, store: Store) -> None:
+    root, _ = store.send("a", "b", "where is the zebra?", now=1)
+    store.send("b", "a", "in the barn", now=2, reply_to=root)
+    store.send("c", "d", "other people", now=3)
+    async with console(home) as window:
+        await window.shows("other people")
+        await window.press("slash")
+        await window.type('"zeb')
+        await window.press("enter")
+        await window.shows("is not closed")
+        await window.press(*["backspace"] * 4)
+        await window.type("zebr*")
+        await window.press("enter")
+        await window.shows("1 found")
+        await window.press("enter")
+        await window.shows(f"showing thread #{root}")
+        assert "in the barn" in window.screen
+        assert "other people" not in window.screen
+        assert window.selected == "where is the zebra?"
+
+
+@pytest.mark.spec("CONSOLE-3", "CONSOLE-5")
+async def test_a_question_stands_out_until_it_is_answered(home: Path) -> None:
+    async with console(home) as window, agentbus.join("backend", home=home) as backend:
+        await window.press("a")
+        await window.type("backend")
+        await window.press("enter")
+        await window.type("which port?")
+        await window.press("enter")
+        asked = await receive(backend)
+        assert asked.answer_by is not None
+        await window.shows("? unanswered")
+        await window.press("f", "down", "down", "enter")
+        await window.shows("showing questions without an answer")
+        await window.shows("which port?")
+        await window.press("escape")
+        await backend.send("ann", "8080", reply_to=asked.id)
+        await window.shows("✓ answered")
+        await window.press("f", "down", "down", "enter")
+        await window.until(lambda: "which port?" not in window.screen)
+        # One asks one peer.
+        await window.press("a")
+        await window.type("@all-of-them")
+        await window.press("enter")
+        await window.type("well?")
+        await window.press("enter")
+        await window.shows("a question goes to one peer")
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_message_to_a_group_is_one_with_the_states_of_its_copies(home: Path) -> None:
+    async with AsyncExitStack() as stack:
+        window = await stack.enter_async_context(console(home))
+        one, two = [await stack.enter_async_context(agentbus.join(name, home=home)) for name in ("one", "two")]
+        for member in (one, two):
+            await member.join_group("review")
+        await window.press("s")
+        await window.type("@rev")
+        await window.press("right", "enter")
+        await window.type("look at this")
+        await window.press("enter")
+        first = await receive(one)
+        await window.shows("@review (2)")
+        assert window.screen.count("look at this") == 1 + (window.app.size.width >= 150)
+        await one.send("ann", "done", reply_to=first.id)
+        await receive(two)
+        await window.shows("done")
+        # Both are in one thread.
+        assert len(window.app.desk.threads) == 1
+        await window.press("f")
+        await window.shows("@review")
+
+
+@pytest.mark.spec("CONSOLE-6")
+async def test_the_list_shows_who_does_what_and_who_is_paused(home: Path) -> None:
+    async with console(home, size=(120, 30)) as window, agentbus.join("backend", home=home) as backend:
+        await backend.set_status("mends the build")
+        await window.shows("mends the build")
+        window.app.desk.bus.pause("backend", by="ann")
+        await backend.set_status("still at it")
+        await window.shows("‖ backend")
+        await window.shows('paused by "ann"')
+
+
 @pytest.mark.spec("CONSOLE-6")
 @pytest.mark.parametrize("size", [(80, 24), (40, 12), (200, 60)])
 async def test_no_text_steers_the_terminal_or_breaks_the_layout(

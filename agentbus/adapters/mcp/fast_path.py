@@ -19,7 +19,7 @@ import anyio
 
 from agentbus.adapters.mcp import instructions, jsonrpc, tools
 from agentbus.adapters.mcp.gate import ReadyGate
-from agentbus.adapters.mcp.toolkit import ToolContext, ToolResult
+from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult
 from agentbus.core.errors import Busy, DeliveryClosed
 
 __all__ = ["FastPath"]
@@ -130,7 +130,7 @@ class FastPath:
         is_plain = is_plain and isinstance(name, str) and isinstance(arguments, dict | None)
         if is_plain and self._context.arrival is not None:
             self._context.arrival.called(meta)
-        is_waiting = name == "check_messages"  # it can wait for long, and changes nothing for others
+        is_waiting = name == "check_messages"  # it can wait for long, and changes nothing for others; see also `ask`
         if not is_plain or self.initialize_id is None or self._ahead:
             if not is_waiting:
                 self._ahead.add(request_id)
@@ -165,12 +165,20 @@ class FastPath:
     ) -> None:
         """Run a tool and write its answer, unless the client cancels it before."""
         done = None
+        is_in_order = name != "check_messages"
+
+        def let_pass() -> None:
+            nonlocal is_in_order
+            self._in_order -= is_in_order
+            is_in_order = False
+
+        ONLY_WAITS.set(let_pass)
         with scope:
             done = await tools.call(self._context, name, arguments, meta)
         # From here on it cannot be cancelled: an answer is written whole, or not at all.
         if self._running.get(str(request_id)) is scope:
             del self._running[str(request_id)]
-        self._in_order -= name != "check_messages"
+        let_pass()
         if done is None:
             return
         reached = not scope.cancel_called

@@ -26,11 +26,22 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import unread_bytes, unread_ioctl
 from agentbus.core.config import prepare_folder
 from agentbus.core.errors import AgentbusError, DeliveryFailed
-from agentbus.core.model import Envelope, timestamp
+from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose", "leftovers"]
+__all__ = [
+    "NOT_HERE",
+    "Address",
+    "Inbox",
+    "InboxDelivery",
+    "PostBudget",
+    "Trouble",
+    "compose",
+    "file_name",
+    "leftovers",
+    "mark",
+]
 
 # The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
@@ -64,9 +75,6 @@ class Address:
 
 class Inbox:
     """The inbox of the session whose agent process is `host`. `frame` makes the lines of a post from its text."""
-
-    # What the model has to call to answer; an adapter says more where the client has a tool of that name itself.
-    answer_with = "the tool send_message"
 
     def __init__(self, at: Address, host: Process, frame: Callable[[str], bytes]) -> None:
         self._at = at
@@ -119,7 +127,7 @@ class PostBudget:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = home / "rate"
-        self._path = self._folder / _file_name(host)
+        self._path = self._folder / file_name(host)
         self._burst = burst
         self._refill_s = refill_s
         self._clock = clock
@@ -190,21 +198,37 @@ def _is_count(entry: os.DirEntry[str]) -> bool:
         return False  # removed just now
 
 
-def _file_name(host: Process) -> str:
+def file_name(host: Process) -> str:
+    """What a file of ours about an agent process is called: its pid and its start."""
     return f"{host.pid}-{re.sub(r'[^A-Za-z0-9]+', '_', host.started)}"
+
+
+def mark() -> str:
+    """What makes a post unlike the one before, when the same messages go out again. [INBOX-2]
+
+    The strictest client drops a text that equals the last one within 30 s (measured). Three digits of base 36 count the
+    milliseconds of 46 s.
+    """
+    left, found = time.time_ns() // 1_000_000, ""
+    for _ in range(3):
+        left, digit = divmod(left, 36)
+        found = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + found
+    return found
 
 
 def compose(
     batch: Sequence[Envelope],
-    mark: str,
+    stamp: str,
     frames: Frames = CHANNEL,
     max_line_chars: int = _MAX_LINE_CHARS,
-    answer_with: str = Inbox.answer_with,
+    max_bytes: int = _MAX_TEXT_BYTES,
+    how: str = "",
 ) -> tuple[str, int]:
-    """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
+    """One text for the first envelopes of `batch`, and their number: at least one, up to `max_bytes`. [INBOX-2]
 
-    `mark` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
-    message of more than `max_line_chars` as JSON is only announced. `answer_with` is what the model has to call.
+    `stamp` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
+    message of more than `max_line_chars` as JSON is only announced. `how` says how to answer, to a
+    session that has no instructions of ours.
     """
     elements: list[str] = []
     size = 0
@@ -215,17 +239,13 @@ def compose(
             note = f"a message of {len(envelope.text):,} characters, {NOT_HERE}"
             shown = element(replace(envelope, text=note), frames)
         size += len(shown.encode()) + 1
-        if elements and size > _MAX_TEXT_BYTES:
+        if elements and size > max_bytes:
             break
         elements.append(shown)
-    count = len(elements)
-    messages = "a message" if count == 1 else f"{count} messages"
-    post = f" (post {mark})" if mark else ""
-    head = (
-        f"agentbus brings {messages} from other sessions, scripts or people on this machine, not from your user"
-        f"{post}. To answer, call {answer_with} with the name in `from`, and msg_id as reply_to."
-    )
-    return "\n".join([head, *elements]), count
+    # How to answer stands in the instructions, once.
+    head = f"agentbus {stamp}, not your user" if stamp else "agentbus, not your user"
+    head += f". {how}" if how else ":"
+    return "\n".join([head, *elements]), len(elements)
 
 
 class _Posted:
@@ -294,7 +314,6 @@ class InboxDelivery:
         self._budget = budget
         self._gate = gate
         self._frames = frames
-        self._posts = 0
         self._failing = Trouble(report)
 
     @property
@@ -307,7 +326,12 @@ class InboxDelivery:
         await self._gate.wait()
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
-        """Post the first envelopes of `batch` as one text.
+        """Post the first envelopes of `batch` as one text. Raises as `post` does."""
+        text, count = compose(batch, mark(), self._frames)
+        return _Posted(await self.post(text), count)
+
+    async def post(self, text: str) -> socket.socket:
+        """Post `text`. Returns the connection, which holds what the session has not read yet.
 
         Raises DeliveryFailed when nothing was posted, or when no post is allowed yet.
         """
@@ -319,16 +343,13 @@ class InboxDelivery:
         try:
             if not self._budget.take():
                 raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
-            self._posts += 1
-            mark = f"{timestamp(time.time_ns() // 1_000_000)}, {os.getpid()}/{self._posts}"
-            text, count = compose(batch, mark, self._frames, answer_with=self._inbox.answer_with)
             await self._write(connection, self._inbox.frame(text))
             await self._inbox.settled(self._failing)
         except BaseException:
             connection.close()
             raise
         await self._failing.ended()
-        return _Posted(connection, count)
+        return connection
 
     async def _write(self, connection: socket.socket, frame: bytes) -> None:
         left = memoryview(frame)

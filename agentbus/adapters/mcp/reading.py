@@ -1,4 +1,7 @@
-"""The tool check_messages: what fits into one answer, and when it counts as read. Implements [READ-1] to [READ-4]."""
+"""The tool check_messages: what fits into one answer, and when it counts as read.
+
+Implements [READ-1] to [READ-4], [BRAKE-1].
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from agentbus.core.model import Unread
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
 
-__all__ = ["check_messages"]
+__all__ = ["check_messages", "fitting", "goes_on"]
 
 # Of an answer of check_messages, this much is for what stands around the texts: the first and the last line, a notice,
 # and of each message its attributes and its note.
@@ -36,8 +39,12 @@ async def check_messages(context: ToolContext, session: Session, arguments: Mapp
             f"{messages_text(session.count_unread(MAX_COUNTED))} left for it to read itself",
             settle=_nothing_to_settle,
         )
+    pause = session.bus.pause_of(session.peer)
+    if pause is not None:
+        waiting = messages_text(session.bus.count_unread(session.peer, MAX_COUNTED))
+        return ToolResult(f"this session is {pause}: {waiting} for it, to be had then", settle=_nothing_to_settle)
     unread = await session.check(arguments.get("wait_s", 0), context.profile.max_checked)
-    shown, ids, partly = _fitting(context, session, unread)
+    shown, ids, partly = fitting(context, session, unread)
     not_shown = [one.envelope.id for one in unread[len(shown) :]]
     if not_shown:
         await session.checked(not_shown, reached=False)
@@ -49,8 +56,7 @@ async def check_messages(context: ToolContext, session: Session, arguments: Mapp
     head = messages_text(new) if new else "no unread messages"
     lines = [f"{head}, and {again:,} shown before and not answered, for the last time:" if again else f"{head}:"]
     lines += shown
-    if partly:
-        lines.append(f"#{partly[0]} is long, and goes on: call check_messages again for its next part")
+    lines += goes_on(partly)
     if left > 0:
         lines.append(f"{left} more: call check_messages again")
     is_certain = is_main is True
@@ -69,9 +75,12 @@ async def _nothing_to_settle(_reached: bool) -> None:
     """Nothing was taken."""
 
 
-def _fitting(
-    context: ToolContext, session: Session, unread: Sequence[Unread]
-) -> tuple[list[str], list[int], list[int]]:
+def goes_on(partly: Sequence[int]) -> list[str]:
+    """The line that says of which message there is more; none if there is no such message. [READ-4]"""
+    return [f"#{one} is long, and goes on: call check_messages again for its next part" for one in partly]
+
+
+def fitting(context: ToolContext, session: Session, unread: Sequence[Unread]) -> tuple[list[str], list[int], list[int]]:
     """What fits into one answer: the text of each message, at least of the first, their ids, and whose end is missing.
 
     A message that is too long for one answer comes in parts, one an answer. [READ-4]

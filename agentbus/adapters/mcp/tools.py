@@ -1,7 +1,7 @@
 """The tools, as plain data and one function each. Arguments are checked here, and every failure is one sentence.
 
 Knows the session, but not the MCP SDK: fast_path.py runs the tools, and sdk.py does so for the calls that it leaves.
-Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [WAKE-5].
+Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [GROUP-2], [BRAKE-4], [WAKE-5].
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from agentbus.adapters.mcp.asking import ask, status_line
 from agentbus.adapters.mcp.hosts import Mode
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.reading import check_messages
@@ -21,14 +22,16 @@ from agentbus.adapters.mcp.toolkit import (
     Tool,
     ToolContext,
     ToolResult,
+    braked,
     name_note,
     told,
     unread_line,
 )
-from agentbus.core.bus import Sent
+from agentbus.core.asking import DEFAULT_S
+from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Peer
-from agentbus.core.names import address
+from agentbus.core.model import MAX_STATUS_CHARS, Pause, Peer, Renamed, check_status
+from agentbus.core.names import recipient
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
@@ -37,22 +40,22 @@ __all__ = ["TOOLS", "call", "call_now", "listing"]
 
 
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(address(arguments["to"])):
+    with braked(context, session, recipient(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(address(arguments["to"])):
+    with braked(context, session, recipient(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one("everybody"):
+    with braked(context, session, None):
         return _sent_line(await session.broadcast(arguments["text"]))
 
 
 def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one("everybody"):
+    with braked(context, session, None):
         return _sent_line(session.broadcast_now(arguments["text"]))
 
 
@@ -62,38 +65,68 @@ def _sent_line(sent: Sequence[Sent]) -> str:
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
 
 
-def _line(peer: Peer, own: Peer, usual_trigger: str) -> str:
+def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], more: Sequence[str]) -> str:
     you = " (you)" if peer.session == own.session else ""
     how = "" if peer.trigger == usual_trigger else f", woken by {word(peer.trigger)}"
-    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}"
+    where = f", in {one_line(' '.join(groups))}" if groups else ""
+    doing = "".join(f"; {one}" for one in more if one)
+    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}{where}{doing}"
+
+
+def _more(session: Session, peer: Peer, pause: Pause | None, now: int) -> tuple[str, ...]:
+    return "" if pause is None else str(pause), session.bus.activity(peer), peer.doing(now)
 
 
 async def _list_peers(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     own = session.peer
     peers = await session.peers()
-    lines = [_line(peer, own, context.usual_trigger) for peer in peers]
-    if all(peer.session == own.session for peer in peers):
+    queries, now = session.bus.store.queries, session.bus.clock()
+    groups, pauses = queries.groups_of(), queries.pauses(now)
+    lines = [
+        _line(
+            peer,
+            own,
+            context.usual_trigger,
+            groups.get(peer.name, ()),
+            _more(session, peer, pauses.get(peer.name), now),
+        )
+        for peer in peers
+    ]
+    others = [f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, not joined" for one in session.bus.reachable()]
+    lines += others
+    if not others and all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
     return "\n".join(lines)
 
 
 async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     peer = session.peer
+    pause = session.bus.pause_of(peer)
     waits = context.choice.mode is Mode.PULL or context.trouble()
     how = "messages wait for check_messages" if waits else "messages are pushed into this session"
     return (
         f'you are "{peer.name}", woken by {word(peer.trigger)}, in {one_line(peer.cwd)}{name_note(session)}; '
-        f"{how} ({peer.receives})"
+        f"{how} ({peer.receives})" + ("" if pause is None else f"; {pause}: nothing comes or goes before that")
     )
 
 
-async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+def _not_for_a_guest(session: Session, what: str) -> None:
     if session.is_guest:
         raise Refused(
-            "the name belongs to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
+            f"{what} to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
         )
+
+
+async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "the name belongs")
+    if "status" in arguments:
+        check_status(arguments["status"])  # before anything is changed
     before = session.peer.name
-    renamed = await session.rename(arguments["name"])
+    said = _named(before, await session.rename(arguments["name"]))
+    return f"{said}; {await _say_status(session, arguments['status'])}" if "status" in arguments else said
+
+
+def _named(before: str, renamed: Renamed) -> str:
     after = renamed.name
     if after == before:
         return f'you are "{after}" already'
@@ -101,11 +134,37 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
     return f"{said}; {renamed.kept_note}" if renamed.kept else said
 
 
+async def _join_group(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "its groups belong")
+    name = session.peer.name
+    group, members, is_new = await retry_while_busy(lambda: session.bus.join_group(name, arguments["group"]))
+    others = one_line(", ".join(one for one in members if one != name)) or "nobody else yet"
+    return f"you are in {group} {'now' if is_new else 'already'}, with {others}"
+
+
+async def _leave_group(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "its groups belong")
+    left = await retry_while_busy(lambda: session.bus.leave_group(session.peer.name, arguments["group"]))
+    return f"you have left {left}"
+
+
+async def _set_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "the status belongs")
+    return await _say_status(session, arguments["text"])
+
+
+async def _say_status(session: Session, text: str) -> str:
+    status = await session.set_status(text)
+    return f"others see the status: {one_line(status, 2 * MAX_STATUS_CHARS)}" if status else "the status is cleared"
+
+
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    return str(session.bus.store.queries.status(arguments["id"]))
+    return status_line(session, arguments["id"])
 
 
-_TEXT = Argument("What to say, up to 64 KiB. For anything larger, write a file and send its path.")
+_TEXT = Argument("Up to 64 KiB; for more, send the path of a file.")
+
+_GROUP = Argument("Its name, as @review.")
 
 
 def _highest_id(_profile: Profile) -> int:
@@ -115,61 +174,81 @@ def _highest_id(_profile: Profile) -> int:
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "send_message",
-        "Send a message to another agent session on this machine (not to a subagent of yours). It is pushed into that "
-        "session at once if it is online, else it waits in its mailbox. Use it to ask, answer, hand over or report; do "
-        "not wait in a loop for an answer, it arrives by itself.",
+        "Send a message to a peer: another agent session, not a subagent of yours. If it is offline, it waits.",
         _send_message,
         {
-            "to": Argument("The peer's name, as list_peers shows it; a name that is offline is fine."),
+            "to": Argument("The peer's name, or @group."),
             "text": _TEXT,
-            "reply_to": Argument("The msg_id of the message that this answers.", False, 1, _highest_id),
+            "reply_to": Argument("The msg_id that this answers.", False, 1, _highest_id),
         },
         _send_message_now,
+        is_loaded=True,
+    ),
+    Tool(
+        "ask",
+        "Send a question to a peer and wait for its answer, which is the result. If none comes, the result says why.",
+        ask,
+        {
+            "to": Argument("The peer's name."),
+            "text": _TEXT,
+            "wait_s": Argument(
+                f"Seconds to wait, by default {DEFAULT_S}.", False, 1, lambda profile: profile.max_wait_s
+            ),
+        },
     ),
     Tool(
         "broadcast",
-        "Send one message to every other session that is online. Meant for what concerns all of them.",
+        "Send a message to every peer that is online.",
         _broadcast,
         {"text": _TEXT},
         _broadcast_now,
     ),
     Tool(
         "list_peers",
-        "Who is online: the name, the kind and the folder of each session.",
+        "The peers that are online: name, kind, folder, groups and doing of each.",
         _list_peers,
         only_reads=True,
     ),
     Tool(
         "whoami",
-        "The name under which others reach this session, and how it receives.",
+        "Your name on agentbus, and how messages reach you.",
         _whoami,
         only_reads=True,
     ),
     Tool(
         "set_name",
-        "Change the name under which others reach this session. Pending messages come along, and the old name keeps "
-        "leading here while this session lives.",
+        "Change your name on agentbus. Pending messages come along, and the old name still reaches you.",
         _set_name,
-        {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
+        {
+            "name": Argument("1 to 32 letters and digits, with _ - . between them."),
+            "status": Argument("As for set_status.", False),
+        },
     ),
     Tool(
+        "set_status",
+        "Tell peers what you are doing.",
+        _set_status,
+        {"text": Argument("0 to 120 characters; empty clears it.")},
+    ),
+    Tool("join_group", "Get what is sent to a group.", _join_group, {"group": _GROUP}),
+    Tool("leave_group", "Leave a group.", _leave_group, {"group": _GROUP}),
+    Tool(
         "check_messages",
-        "The messages to this session that it has not read, oldest first, each once. Needed where messages are not "
-        "pushed; elsewhere only to make sure that none was missed. They are for the main agent: a subagent leaves "
-        "them to it.",
+        "Your unread messages, oldest first, each once. A subagent leaves them to the main agent.",
         check_messages,
         {
             "wait_s": Argument(
-                "Seconds to wait for a message if there is none; returns at once when one comes.",
+                "Seconds to wait for one.",
                 False,
                 0,
                 lambda profile: profile.max_wait_s,
             )
         },
+        is_loaded=True,
     ),
     Tool(
         "message_status",
-        "Where a message is: pending, delivered or read.",
+        "Whether a message is pending, delivered or read.",
         _message_status,
         {"id": Argument("The number after # that send_message gave.", True, 1, _highest_id)},
         only_reads=True,
