@@ -42,7 +42,7 @@ def crowd(count: int, idle_s: float) -> Crowd:
         spent = [a - b for a, b in zip(map(cpu_ms, pids), before, strict=True) if a is not None and b is not None]
         took_ms = [
             one_broadcast(started[0], started[1:], tool="broadcast")
-            for _ in progress(range(_BROADCASTS + 1), "broadcasts")
+            for _ in progress(range(BROADCASTS + 1), "broadcasts")
         ]
         shares = [found.share_mb for found in map(memory, pids) if found is not None]
         return Crowd(

@@ -55,7 +55,7 @@ def test_a_folder_steers_no_terminal_and_no_model(start: Start, home: Path, evil
     instructions_of(mallory)
     alice = start("web", AGENTBUS_DELIVERY=delivery)
     said = instructions_of(alice)
-    assert 'Your name on the bus is "web-2" ("web" is taken by the session in /tmp/' in said
+    assert 'Your name is "web-2" ("web" is taken by the session in /tmp/' in said
     assert "set_name changes yours)" in said, "only the folder is cut"
     listed = alice.call("list_peers")
     assert is_harmless(listed.partition("\n1 unread")[0], 2)
