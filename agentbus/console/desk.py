@@ -6,19 +6,20 @@ Implements [CONSOLE-1] to [CONSOLE-4].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agentbus import registry
 from agentbus.core.asking import question
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings
-from agentbus.core.errors import Refused
+from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Pause, Peer, Status
 from agentbus.core.names import address, is_group, login_name
 from agentbus.core.search import Found
+from agentbus.core.session import Session
 
-__all__ = ["EVERYTHING", "Desk", "Filter", "Look", "Thread", "person_name"]
+__all__ = ["EVERYTHING", "MOST_COUNTED", "RUNTIME", "Desk", "Filter", "Look", "Thread", "person_name"]
 
 # What one page of the history shows, and how far one read goes back to find it: a filter that few messages meet must
 # not keep a key waiting.
@@ -36,6 +37,7 @@ MOST_COUNTED = 1_000
 _ASK_S = 86_400
 # How these messages are delivered, and how it is known that they were read.
 CARRIER = "console"
+RUNTIME = "person"
 READ_BY = "person"
 
 
@@ -102,8 +104,8 @@ class Desk:
         self.bus = bus
         self.settings = settings
         self.name = name
-        # The peer that the person is, in this console or in another one; None until a console has joined.
-        self.session = ""
+        # The peer that the person is in this console; None until it has joined, and while another console is that.
+        self.session: Session | None = None
         self.shown = EVERYTHING
         self.threads: list[Thread] = []
         self.peers: list[Peer] = []
@@ -111,6 +113,7 @@ class Desk:
         self.groups: dict[str, list[str]] = {}
         self.pauses: dict[str, Pause] = {}
         self.activity: dict[str, str] = {}
+        self.unread = 0  # messages to the person that are not opened yet; counting stops at MOST_COUNTED
         self._below: int | None = None  # where the next page begins; None when there is no older one
         self._newest = 0
         self._version = -1
@@ -178,17 +181,19 @@ class Desk:
         version = store.queries.version()
         if version == self._version and not thoroughly:
             return found
-        self._version = version
         found.is_changed = True
-        new = self._arrived()
-        found.mine = [one for one in new if one.recipient == self.name]
+        since = self._newest
+        newest = store.queries.newest_id()
+        new = self._arrived(newest)
+        found.mine = store.queries.among(store.queries.unopened(self.name, MOST_COUNTED, above=since))
         self._follow(new)
+        # At the end: what could not be read is read by the next look.
+        self._newest, self._version = newest, version
         return found
 
-    def _arrived(self) -> list[Status]:
+    def _arrived(self, newest: int) -> list[Status]:
         """The messages since the last look: of a burst the newest only, as the page shows them."""
         queries = self.bus.store.queries
-        newest = queries.newest_id()
         if newest - self._newest > PAGE:
             # Too many to be put in one by one: the newest page is read anew, and the rest is there to scroll to.
             new, _next = queries.page(newest + 1, PAGE, newest - self._newest)
@@ -197,7 +202,6 @@ class Desk:
                 self.more()
         else:
             new = queries.after(self._newest, PAGE)
-        self._newest = newest
         return new
 
     def _follow(self, new: Sequence[Status]) -> None:
@@ -235,10 +239,12 @@ class Desk:
         self.groups = queries.groups()
         self.pauses = queries.pauses(self.bus.clock())
         self.activity = {peer.name: self.bus.activity(peer) for peer in self.peers}
+        self.unread = len(queries.unopened(self.name, MOST_COUNTED))
 
-    def count_unread(self) -> int:
-        """How many messages to the person are not opened yet; counting stops at MOST_COUNTED."""
-        return len(self.bus.store.queries.unopened(self.name, MOST_COUNTED))
+    @property
+    def seat(self) -> Peer | None:
+        """The peer that has the name of the person; None if there is none."""
+        return next((one for one in self.peers if one.name == self.name), None)
 
     def next_unread(self) -> Status | None:
         """The oldest message to the person that is not opened yet; None if there is none."""
@@ -269,7 +275,8 @@ class Desk:
 
     def send(self, kind: str, to: str, text: str, reply_to: int) -> str:
         """Send as the person; return what became of it, in a sentence."""
-        session, answered = self.session or None, reply_to or None
+        session = None if self.session is None else self.session.peer.session
+        answered = reply_to or None
         if kind == "broadcast":
             sent = self.bus.broadcast(self.name, text, sender_session=session)
             return f"sent to {len(sent)}: {', '.join(one.recipient for one in sent)}" if sent else "nobody is online"
@@ -290,9 +297,21 @@ class Desk:
         _meant, resumed = self.bus.resume(name, by=self.name)
         return f"resumed: {', '.join(resumed)}" if resumed else "nobody was paused"
 
+    def take_back(self, ids: Iterable[int]) -> str:
+        """Take back messages that are pending: those that are not so any more stay, which is said."""
+        said = []
+        for row_id in ids:
+            try:
+                said.append(f"#{self.bus.cancel(row_id).id} is taken back")
+            except (InvalidRequest, Refused) as error:
+                said.append(str(error))
+        return ". ".join(said)
+
     def read(self, row_id: int) -> None:
         """Note that the person has opened a message to them. Raises Refused while they are no peer, and Busy."""
-        peer = next((one for one in self.peers if one.name == self.name), None)
+        peer = self.seat
         if peer is None:
             raise Refused(f'nobody is on the bus as "{self.name}" yet, so #{row_id} stays unread', hint="try again")
+        if peer.runtime != RUNTIME:
+            raise Refused(f'"{self.name}" is a session of {peer.runtime}, so #{row_id} is for that one to read')
         self.bus.mark_read(peer, [row_id], read_by=READ_BY, carrier=CARRIER)

@@ -29,12 +29,20 @@ _SELECTED = Style(reverse=True)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Some lines of the list: a message (`message` is set), or a note above a thread."""
+    """Some lines of the list: a message with its copies in a group, or a note above a thread, which has none."""
 
     key: tuple[object, ...]  # what the lines depend on: equal keys look the same
-    gutter: str
-    message: Status | None
+    copies: tuple[Status, ...]
     lines: tuple[Strip, ...]
+
+    @property
+    def message(self) -> Status | None:
+        """The one of its copies that is shown; None for a note."""
+        return self.copies[0] if self.copies else None
+
+    def has(self, message_id: int) -> bool:
+        """Whether this is the message, or stands for it."""
+        return any(one.id == message_id for one in self.copies)
 
 
 def _entries(messages: Sequence[Status], name: str) -> list[list[Status]]:
@@ -112,7 +120,7 @@ class Feed(ScrollView, can_focus=True):
             answered = {one.reply_to for one in thread.messages if one.reply_to is not None}
             note = Text("earlier messages: t shows the whole thread", "dim") if thread.is_cut else None
             if note is not None:
-                rows.append(self._row((thread.root, width), "╭ ", None, [note], width))
+                rows.append(self._row((thread.root, width), "╭ ", (), [note], width))
             entries = _entries(thread.messages, self._person)
             last = len(entries) - 1
             for number, copies in enumerate(entries):
@@ -128,7 +136,7 @@ class Feed(ScrollView, can_focus=True):
                     room = width - _GUTTER
                     head = look.message_head(copies, self._person, answered, width=room)
                     texts = [head, *self._body(message, is_folded=is_folded, width=room)]
-                    row = self._row(key, gutter, message, texts, width)
+                    row = self._row(key, gutter, tuple(copies), texts, width)
                 rows.append(row)
         # Rows that are not shown any more are forgotten.
         self._cache = {row.key: row for row in rows}
@@ -148,14 +156,14 @@ class Feed(ScrollView, can_focus=True):
         return lines
 
     def _row(
-        self, key: tuple[object, ...], gutter: str, message: Status | None, texts: Sequence[Text], width: int
+        self, key: tuple[object, ...], gutter: str, copies: tuple[Status, ...], texts: Sequence[Text], width: int
     ) -> _Row:
         lines = []
         for number, text in enumerate(texts):
             before = gutter if number == 0 else "  " if gutter in ("  ", "╰ ") else "│ "
             segments = [Segment(before, Style(dim=True)), *text.render(self.app.console)]
             lines.append(Strip(segments).crop(0, width))
-        return _Row(key, gutter, message, tuple(lines))
+        return _Row(key, copies, tuple(lines))
 
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
@@ -189,9 +197,7 @@ class Feed(ScrollView, can_focus=True):
             self.scroll_to(y=self._starts[number] + offset, animate=False, immediate=True, force=True)
 
     def _number(self, message_id: int) -> int | None:
-        return next(
-            (at for at, row in enumerate(self._rows) if row.message is not None and row.message.id == message_id), None
-        )
+        return next((at for at, row in enumerate(self._rows) if row.has(message_id)), None)
 
     def _message(self, message_id: int) -> Status | None:
         number = self._number(message_id)
@@ -199,6 +205,12 @@ class Feed(ScrollView, can_focus=True):
 
     def _newest(self) -> Status | None:
         return next((row.message for row in reversed(self._rows) if row.message is not None), None)
+
+    @property
+    def copies(self) -> tuple[Status, ...]:
+        """The selected message, with its copies if it went to a group; empty if nothing is selected."""
+        number = None if self.selected is None else self._number(self.selected.id)
+        return () if number is None else self._rows[number].copies
 
     def has(self, message_id: int) -> bool:
         """Whether a message is among those that are shown."""

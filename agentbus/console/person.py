@@ -14,16 +14,15 @@ from html import escape
 
 import anyio
 
-from agentbus.console.desk import CARRIER
+from agentbus.console.desk import CARRIER, RUNTIME
 from agentbus.core.config import Settings
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Session
 from agentbus.member import peer_session
 
-__all__ = ["RUNTIME", "joined", "show_on_desktop"]
+__all__ = ["joined", "show_on_desktop"]
 
-RUNTIME = "person"
 _REASON = "a person reads it in agentbus console"
 # What the desktop shows of a message.
 _SHOWN_CHARS = 200

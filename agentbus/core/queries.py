@@ -370,15 +370,15 @@ class Queries:
         )
         return [Status.from_row(row) for row in reversed(rows)]
 
-    def unopened(self, mailbox: str, limit: int) -> list[int]:
-        """The ids of the oldest `limit` messages to `mailbox` that are not known to be read, ascending.
+    def unopened(self, mailbox: str, limit: int, *, above: int = 0) -> list[int]:
+        """The ids of the oldest `limit` messages to `mailbox`, above this id, that are not known to be read, ascending.
 
         By the indexes: those that are pending, and those that a session of that name took.
         """
         rows = self._read(
-            "SELECT id FROM messages WHERE recipient = ?1 AND delivered_at IS NULL UNION ALL"
+            "SELECT id FROM messages WHERE recipient = ?1 AND delivered_at IS NULL AND id > ?3 UNION ALL"
             " SELECT id FROM messages WHERE delivered_to IN (SELECT session FROM peers WHERE name = ?1)"
-            " AND delivered_at IS NOT NULL AND read_at IS NULL AND recipient = ?1 ORDER BY 1 LIMIT ?2",
-            *(mailbox, limit),
+            " AND delivered_at IS NOT NULL AND read_at IS NULL AND recipient = ?1 AND id > ?3 ORDER BY 1 LIMIT ?2",
+            *(mailbox, limit, above),
         )
         return [int(row[0]) for row in rows]
