@@ -22,7 +22,7 @@ from textual.worker import WorkerFailed
 from agentbus import doctor, registry
 from agentbus.cli import common
 from agentbus.console import look, person
-from agentbus.console.desk import EVERYTHING, MOST_COUNTED, RUNTIME, Desk, Filter, person_name
+from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter, person_name
 from agentbus.console.dialogs import Choice, Question, Reading, Search
 from agentbus.console.feed import Feed
 from agentbus.console.panes import Composer, Details, Draft, PeerList
@@ -49,7 +49,20 @@ _WIDE, _WIDEST = 100, 150
 # So many steps back in the history are made for one request: of a filter that few messages meet, the rest comes later.
 _STEPS = 50
 # What a pause does.
-_PAUSING = "Its tools refuse to send, nothing is pushed to it, and its mail waits"
+_PAUSING = "Whoever is paused sends nothing and gets nothing: the mail waits until you resume"
+
+
+class _Main(Screen[None]):
+    """What is behind all windows. A wider one shows more."""
+
+    def on_resize(self) -> None:
+        """It is wider or narrower now."""
+        self.set_class(self.app.size.width >= _WIDE, "wide")
+        self.set_class(self.app.size.width >= _WIDEST, "widest")
+
+    def on_screen_resume(self) -> None:
+        """Behind an open window, one is not told of a new size."""
+        self.on_resize()
 
 
 class Console(App[None]):
@@ -66,6 +79,10 @@ class Console(App[None]):
     Details { display: none; }
     .wide PeerList { width: 34; }
     .widest Details { display: block; }
+    ModalScreen { background: transparent; }
+    /* Above: the newest message and what one writes are below. */
+    ToastRack { dock: top; align: right top; margin: 1 0 0 0; }
+    Toast { padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "reply", "Answer"),
@@ -105,6 +122,10 @@ class Console(App[None]):
         self.feed = Feed(desk.name)
         self.details = Details()
         self.composer = Composer(desk.names)
+
+    def get_default_screen(self) -> Screen[Any]:
+        """What is behind all windows."""
+        return _Main(id="_default")
 
     def compose(self) -> ComposeResult:
         """The head, the three columns, and where one writes."""
@@ -210,7 +231,7 @@ class Console(App[None]):
     def _why_refused(self, error: Refused) -> str:
         self.desk.look_at_peers()
         holder = self.desk.seat
-        if holder is None or holder.runtime == RUNTIME:
+        if holder is None or holder.is_person:
             return f"another window is open: {error.args[0]}. Both show everything, and both can write"
         return f"{error.args[0]}: its mail is not yours to open. Another name: agentbus console --as NAME"
 
@@ -260,12 +281,6 @@ class Console(App[None]):
 
     def _say(self, sentence: str) -> None:
         self.notify(escaped(sentence), markup=False, timeout=8)
-
-    def on_resize(self) -> None:
-        """A wider screen shows more."""
-        # Of the app, not of its screen: that may be a window which is open now.
-        self.set_class(self.size.width >= _WIDE, "wide")
-        self.set_class(self.size.width >= _WIDEST, "widest")
 
     def on_feed_selected(self) -> None:
         """Show the details of what is selected now."""
@@ -387,25 +402,25 @@ class Console(App[None]):
         """Pause the peer that is highlighted, or that the selected message concerns; or let it go on."""
         peers, chosen = self.peer_list, self.feed.selected
         name = peers.chosen if peers.has_focus or chosen is None else self._other(chosen)
-        if not name or is_group(name) or name == self.desk.name:
-            self._say("no peer is chosen: Tab goes to the list of peers, and one pauses others, each by its name")
+        if not name or is_group(name):
+            self._say("no peer is chosen: Tab goes to the list of peers, and a group is paused by its members")
             return
         if name in self.desk.pauses:
             question = f"Resume {name}? It gets the mail that has waited, and can send again."
             await self._brake(question, self.desk.resume, name)
         else:
-            await self._brake(f"Pause {name}? {_PAUSING} until you resume it.", self.desk.pause, name)
+            await self._brake(f"Pause {name}? {_PAUSING} {name}.", self.desk.pause, name)
 
     @work(group="question")
     async def action_pause_all(self) -> None:
         """Pause everybody, or let all go on; where some are paused and some are not, ask which."""
         paused = ", ".join(self.desk.pauses)
-        running = [peer.name for peer in self.desk.peers if peer.name not in (self.desk.name, *self.desk.pauses)]
-        pause = f"Pause all {len(running)} sessions that are online and run? {_PAUSING} until you resume them."
+        running = [peer.name for peer in self.desk.peers if not (peer.is_person or peer.name in self.desk.pauses)]
+        pause = f"Pause {', '.join(running)}? {_PAUSING} them."
         resume = f"Resume all that are paused ({paused})?"
         if paused and running:
             options = [("pause", pause), ("resume", resume)]
-            chosen = await self.push_screen_wait(Choice("Some are paused, and some are not", options))
+            chosen = await self.push_screen_wait(Choice("Some are paused, and some run", options))
             if chosen:
                 await self._act(partial(self.desk.pause if chosen == "pause" else self.desk.resume, None))
         elif paused:

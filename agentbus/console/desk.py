@@ -19,7 +19,7 @@ from agentbus.core.names import address, is_group, login_name
 from agentbus.core.search import Found
 from agentbus.core.session import Session
 
-__all__ = ["EVERYTHING", "MOST_COUNTED", "RUNTIME", "Desk", "Filter", "Look", "Thread", "person_name"]
+__all__ = ["EVERYTHING", "MOST_COUNTED", "Desk", "Filter", "Look", "Thread", "person_name"]
 
 # What one page of the history shows, and how far one read goes back to find it: a filter that few messages meet must
 # not keep a key waiting.
@@ -37,7 +37,6 @@ MOST_COUNTED = 1_000
 _ASK_S = 86_400
 # How these messages are delivered, and how it is known that they were read.
 CARRIER = "console"
-RUNTIME = "person"
 READ_BY = "person"
 
 
@@ -312,6 +311,6 @@ class Desk:
         peer = self.seat
         if peer is None:
             raise Refused(f'nobody is on the bus as "{self.name}" yet, so #{row_id} stays unread', hint="try again")
-        if peer.runtime != RUNTIME:
+        if not peer.is_person:
             raise Refused(f'"{self.name}" is a session of {peer.runtime}, so #{row_id} is for that one to read')
         self.bus.mark_read(peer, [row_id], read_by=READ_BY, carrier=CARRIER)

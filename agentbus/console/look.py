@@ -97,8 +97,9 @@ def peer_lines(peer: Peer, pending: int, now: int, *, is_you: bool, activity: st
     text.append(f", {output.age(peer.last_seen, now)} ago" if now - peer.last_seen > _SILENT_MS else "", "dim")
     if pause is not None:
         text.append(f"\n  {pause}", "yellow")
-    doing = peer.doing(now)
-    text.append(f"\n  {doing}" if doing else "", "italic")
+    if peer.status and peer.status_at is not None:
+        # The age first: where the line is too long, its end is cut.
+        text.append(f"\n  {output.age(peer.status_at, now)}: {escaped(peer.status)}", "italic")
     return text
 
 

@@ -27,7 +27,7 @@ class PeerList(OptionList):
     """Who is there, and for whom mail waits. Enter shows the messages of that name alone, and all again."""
 
     DEFAULT_CSS = """
-    PeerList { width: 26; height: 1fr; border: none; padding: 0; background: ansi_default; }
+    PeerList { width: 26; height: 1fr; background: ansi_default; text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "cursor_down", show=False),
@@ -35,7 +35,7 @@ class PeerList(OptionList):
     ]
 
     def __init__(self, id: str) -> None:
-        super().__init__(id=id)
+        super().__init__(id=id, compact=True)
         self._shown: list[tuple[str, Text]] = []
 
     def show(self, lines: Iterable[tuple[str, Text]]) -> None:

@@ -14,9 +14,9 @@ from html import escape
 
 import anyio
 
-from agentbus.console.desk import CARRIER, RUNTIME
+from agentbus.console.desk import CARRIER
 from agentbus.core.config import Settings
-from agentbus.core.model import Envelope
+from agentbus.core.model import PERSON, Envelope
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Session
 from agentbus.member import peer_session
@@ -52,7 +52,7 @@ async def joined(settings: Settings, name: str, say: Callable[[str], None]) -> A
     """
     delivery: Delivery = _Shown()
     settings = replace(settings, name=name, name_note="")
-    async with peer_session(settings, delivery, runtime=RUNTIME, reason=_REASON, say=say, other_name=False) as session:
+    async with peer_session(settings, delivery, runtime=PERSON, reason=_REASON, say=say, other_name=False) as session:
         yield session
 
 
