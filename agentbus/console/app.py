@@ -189,6 +189,8 @@ class Console(App[None]):
             self._load()
         if found.is_changed:
             self.desk.look_at_peers()
+            if self.feed.is_following:
+                self.desk.forget()
             self.feed.show(self.desk.threads)
             self._show_peers()
         if found.mine:
@@ -230,8 +232,7 @@ class Console(App[None]):
 
     def _why_refused(self, error: Refused) -> str:
         self.desk.look_at_peers()
-        holder = self.desk.seat
-        if holder is None or holder.is_person:
+        if not self.desk.is_taken:
             return f"another window is open: {error.args[0]}. Both show everything, and both can write"
         return f"{error.args[0]}: its mail is not yours to open. Another name: agentbus console --as NAME"
 
@@ -368,6 +369,12 @@ class Console(App[None]):
     def _write(self, draft: Draft) -> None:
         self.composer.open(draft)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where one writes, a slash is a slash: Textual would show it as the key of the search."""
+        if action == "search" and self.composer.has_focus_within:
+            return False
+        return super().check_action(action, parameters)
+
     def on_composer_closed(self) -> None:
         """Back to the messages."""
         self.feed.focus()
@@ -402,8 +409,8 @@ class Console(App[None]):
         """Pause the peer that is highlighted, or that the selected message concerns; or let it go on."""
         peers, chosen = self.peer_list, self.feed.selected
         name = peers.chosen if peers.has_focus or chosen is None else self._other(chosen)
-        if not name or is_group(name):
-            self._say("no peer is chosen: Tab goes to the list of peers, and a group is paused by its members")
+        if not name or is_group(name) or name == self.desk.name:
+            self._say("no session is chosen: Tab goes to the list of peers. You, and a group, are not paused")
             return
         if name in self.desk.pauses:
             question = f"Resume {name}? It gets the mail that has waited, and can send again."
@@ -542,7 +549,8 @@ class Console(App[None]):
             found = self._guarded(partial(self.desk.bus.store.queries.status, chosen))
             if found is not None:
                 self._show_only(Filter(thread=found.root))
-                self.feed.select(found.id)
+                if not self.feed.select(found.id):
+                    self._say(f"#{found.id} is far back: agentbus history --thread {found.root} shows it")
 
     @work(group="search", exclusive=True)
     async def _find(self, window: Search, words: str) -> None:

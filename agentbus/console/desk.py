@@ -19,14 +19,15 @@ from agentbus.core.names import address, is_group, login_name
 from agentbus.core.search import Found
 from agentbus.core.session import Session
 
-__all__ = ["EVERYTHING", "MOST_COUNTED", "Desk", "Filter", "Look", "Thread", "person_name"]
+__all__ = ["EVERYTHING", "MOST_COUNTED", "MOST_OF_THREAD", "Desk", "Filter", "Look", "Thread", "person_name"]
 
 # What one page of the history shows, and how far one read goes back to find it: a filter that few messages meet must
 # not keep a key waiting.
 PAGE = 100
 SPAN = 20_000
-# Of a thread, the newest so many messages are shown; all of them when it is shown alone.
+# Of a thread, the newest so many messages are shown; and so many when it is shown alone, which takes 0.1 s to draw.
 _TAIL = 20
+MOST_OF_THREAD = 1_000
 # Messages whose state is followed: those of the newest pages, which are on the screen or near it.
 _FOLLOWED = 500
 # A search waits so long for a busy database, as a command does.
@@ -162,7 +163,8 @@ class Desk:
         """The thread that `root` began: its end, or all of it where it is shown alone. `known`: read already."""
         queries = self.bus.store.queries
         if self.shown.thread:
-            return Thread(root, list(queries.thread(root))[::-1])
+            messages = list(queries.thread(root, MOST_OF_THREAD + 1))[::-1]
+            return Thread(root, messages[-MOST_OF_THREAD:], is_cut=len(messages) > MOST_OF_THREAD)
         # A reply from before threads were recorded is in no index, but it can be among those that were just read.
         found = {one.id: one for one in [*queries.newest_of(root, _TAIL + 1), *(o for o in known if o.root == root)]}
         messages = sorted(found.values(), key=lambda one: one.id)
@@ -184,7 +186,8 @@ class Desk:
         since = self._newest
         newest = store.queries.newest_id()
         new = self._arrived(newest)
-        found.mine = store.queries.among(store.queries.unopened(self.name, MOST_COUNTED, above=since))
+        unopened = [] if self.is_taken else store.queries.unopened(self.name, MOST_COUNTED, above=since)
+        found.mine = store.queries.among(unopened)
         self._follow(new)
         # At the end: what could not be read is read by the next look.
         self._newest, self._version = newest, version
@@ -196,9 +199,8 @@ class Desk:
         if newest - self._newest > PAGE:
             # Too many to be put in one by one: the newest page is read anew, and the rest is there to scroll to.
             new, _next = queries.page(newest + 1, PAGE, newest - self._newest)
-            if not self.shown.thread:
-                self.open(self.shown)
-                self.more()
+            self.open(self.shown)
+            self.more()
         else:
             new = queries.after(self._newest, PAGE)
         return new
@@ -221,7 +223,11 @@ class Desk:
         touched = {one.root for one in new}
         known = {thread.root for thread in self.threads}
         if self.shown.thread:
-            fresh = touched & {self.shown.thread}
+            # It is not read as a whole again: that takes 0.1 s in a long history.
+            fresh = set()
+            for thread in self.threads:
+                there = {one.id for one in thread.messages}
+                thread.messages += [one for one in new if one.root == thread.root and one.id not in there]
         else:
             passed = queries.among([one.id for one in new], *self._condition())
             fresh = (touched & known) | {one.root for one in passed}
@@ -229,6 +235,16 @@ class Desk:
             kept = [thread for thread in self.threads if thread.root not in fresh]
             again = [self._thread(root, new) for root in fresh]
             self.threads = sorted([*kept, *again], key=lambda one: one.newest)
+
+    def forget(self) -> None:
+        """Drop the oldest messages of a long list, so that a look stays as quick. `more` reads them again."""
+        kept = 0
+        for number in range(len(self.threads) - 1, -1, -1):
+            kept += len(self.threads[number].messages)
+            if kept > _FOLLOWED and not self.shown.thread:
+                self._below = self.threads[number].newest + 1
+                del self.threads[: number + 1]
+                return
 
     def look_at_peers(self) -> None:
         """Read who is there, and for whom messages wait."""
@@ -238,12 +254,17 @@ class Desk:
         self.groups = queries.groups()
         self.pauses = queries.pauses(self.bus.clock())
         self.activity = {peer.name: self.bus.activity(peer) for peer in self.peers}
-        self.unread = len(queries.unopened(self.name, MOST_COUNTED))
+        self.unread = 0 if self.is_taken else len(queries.unopened(self.name, MOST_COUNTED))
 
     @property
     def seat(self) -> Peer | None:
         """The peer that has the name of the person; None if there is none."""
         return next((one for one in self.peers if one.name == self.name), None)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a session has the name, so that its mail is not the person's."""
+        return self.seat is not None and not self.seat.is_person
 
     def next_unread(self) -> Status | None:
         """The oldest message to the person that is not opened yet; None if there is none."""
@@ -311,6 +332,6 @@ class Desk:
         peer = self.seat
         if peer is None:
             raise Refused(f'nobody is on the bus as "{self.name}" yet, so #{row_id} stays unread', hint="try again")
-        if not peer.is_person:
+        if self.is_taken:
             raise Refused(f'"{self.name}" is a session of {peer.runtime}, so #{row_id} is for that one to read')
         self.bus.mark_read(peer, [row_id], read_by=READ_BY, carrier=CARRIER)

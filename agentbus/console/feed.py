@@ -18,7 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from agentbus.console import look
-from agentbus.console.desk import Thread
+from agentbus.console.desk import MOST_OF_THREAD, Thread
 from agentbus.core.model import Status
 
 __all__ = ["Feed"]
@@ -118,7 +118,7 @@ class Feed(ScrollView, can_focus=True):
         rows: list[_Row] = []
         for thread in self._threads:
             answered = {one.reply_to for one in thread.messages if one.reply_to is not None}
-            note = Text("earlier messages: t shows the whole thread", "dim") if thread.is_cut else None
+            note = Text(self._earlier(thread), "dim") if thread.is_cut else None
             if note is not None:
                 rows.append(self._row((thread.root, width), "╭ ", (), [note], width))
             entries = _entries(thread.messages, self._person)
@@ -147,6 +147,11 @@ class Feed(ScrollView, can_focus=True):
             line += len(row.lines)
         self._starts = starts
         self.virtual_size = Size(width, line)
+
+    def _earlier(self, thread: Thread) -> str:
+        if len(thread.messages) < MOST_OF_THREAD:
+            return "earlier messages: t shows the whole thread"
+        return f"earlier messages: agentbus history --thread {thread.root}"
 
     def _body(self, message: Status, *, is_folded: bool, width: int) -> list[Text]:
         lines = list(look.message_text(message, is_folded=is_folded).wrap(self.app.console, width, tab_size=4))
@@ -216,11 +221,11 @@ class Feed(ScrollView, can_focus=True):
         """Whether a message is among those that are shown."""
         return self._number(message_id) is not None
 
-    def select(self, message_id: int) -> None:
-        """Select a message that is shown, and bring it on the screen."""
+    def select(self, message_id: int) -> bool:
+        """Select a message that is shown, and bring it on the screen; False if it is not shown."""
         number = self._number(message_id)
         if number is None:
-            return
+            return False
         self.selected = self._rows[number].message
         self.is_following = number == len(self._rows) - 1
         start, height = self._starts[number], len(self._rows[number].lines)
@@ -230,6 +235,7 @@ class Feed(ScrollView, can_focus=True):
         self.refresh()
         self.post_message(self.Selected())
         self._ask_for_more()
+        return True
 
     def action_step(self, by: int) -> None:
         """Select the message before or after the selected one."""

@@ -48,7 +48,7 @@ def message_head(copies: Sequence[Status], name: str, answered: Collection[int],
     if message.to_group:
         head.append(escaped(message.to_group), "magenta")
         head.append(f" ({len(copies)})" if len(copies) > 1 else "", "dim")
-        head.append(", ", "dim")
+        head.append(", " if is_mine or len(copies) == 1 else "", "dim")
     if is_mine:
         head.append("you", "bold reverse" if is_unopened else "")
     elif len(copies) == 1:

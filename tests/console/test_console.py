@@ -16,6 +16,8 @@ from textual.widgets import Input, OptionList, Static, TextArea
 import agentbus
 from agentbus import registry
 from agentbus.console import app as module
+from agentbus.console import desk as desk_module
+from agentbus.console import feed as feed_module
 from agentbus.console.app import ACTIONS, KEYS, Console
 from agentbus.console.desk import PAGE, Desk
 from agentbus.console.feed import Feed
@@ -153,6 +155,7 @@ async def test_an_answer_and_a_message_go_out_and_a_draft_survives_errors_and_sw
         asked = await backend.send("ann", "which port?")
         await window.shows("which port?")
         await window.press("r")
+        assert "/ Search" not in window.screen
         await window.type("8080")
         await window.press("ctrl+j")
         await window.type("or 80")
@@ -548,14 +551,14 @@ async def test_what_a_look_could_not_read_is_read_by_the_next_and_the_reason_is_
 @pytest.mark.spec("CONSOLE-5")
 async def test_a_database_that_was_replaced_is_shown_from_its_newest_message(home: Path, tmp_path: Path) -> None:
     other = Store(config.prepare_home(tmp_path / "other"), busy_ms=1_000)
-    other.send("a", "b", "of the other life", now=1)
+    other.send("a", "b", "elsewhere", now=1)
     other.close()
     async with console(home) as window:
         for suffix in ("-wal", "-shm"):
             (home / f"bus.db{suffix}").unlink(missing_ok=True)
         (tmp_path / "other" / "bus.db").replace(home / "bus.db")
         window.watchers.tell()
-        await window.shows("of the other life")
+        await window.shows("elsewhere")
         assert "deleted or replaced" in window.said
 
 
@@ -563,8 +566,9 @@ async def test_a_database_that_was_replaced_is_shown_from_its_newest_message(hom
 async def test_under_the_name_of_a_session_its_mail_stays_its_own(home: Path, store: Store) -> None:
     async with agentbus.join("backend", home=home) as backend, console(home, "backend") as window:
         await window.until(lambda: "its mail is not yours to open" in window.said)
-        row_id = send_and_tell(window, store, "for the session", to="backend")
-        await window.shows("for the session")
+        row_id = send_and_tell(window, store, "for it", to="backend")
+        await window.shows("for it")
+        assert "unread for you" not in window.screen
         await window.press("enter")
         await window.until(lambda: f"#{row_id} is for that one to read" in window.said)
         assert store.queries.status(row_id).read_at is None
@@ -580,8 +584,8 @@ async def test_the_person_is_never_paused_and_where_some_are_the_rest_can_be(hom
         desk = window.app.desk
         await window.until(lambda: len(desk.peers) == 3)
         await window.go_to("ann")
-        await window.press("p", "y")
-        await window.until(lambda: "a person is not paused" in window.said)
+        await window.press("p")
+        await window.until(lambda: "You, and a group, are not paused" in window.said)
         await window.go_to("one")
         await window.press("p", "y")
         await window.until(lambda: list(desk.pauses) == ["one"])
@@ -666,6 +670,48 @@ async def test_the_list_of_peers_stays_where_it_is_scrolled_to(home: Path, store
         send_and_tell(window, store, "y", to="absent-29")
         await window.shows("✉ 2")
         assert peers.scroll_offset.y == at
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_list_that_is_followed_stays_short_and_what_it_forgot_pages_in_again(home: Path, store: Store) -> None:
+    async with console(home, size=(80, 24)) as window:
+        desk = window.app.desk
+        for number in range(7 * PAGE):
+            store.send("a", "b", f"message number {number}", now=1)
+            if number % (PAGE // 2) == 0:
+                desk.look()
+                desk.forget()
+        window.app._look()
+        assert len(desk.threads) <= 5 * PAGE
+        while desk.has_more:
+            desk.more()
+        assert [one.root for one in desk.threads] == list(range(1, 7 * PAGE + 1))
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_thread_that_is_shown_alone_is_followed_and_its_newest_part_suffices(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "MOST_OF_THREAD", 5)
+    monkeypatch.setattr(feed_module, "MOST_OF_THREAD", 5)
+    root, _ = store.send("a", "b", "zebra", now=1)
+    for number in range(8):
+        store.send("b", "a", f"reply {number}", now=2, reply_to=root)
+    async with console(home) as window:
+        await window.shows("reply 7")
+        await window.press("t")
+        await window.shows(f"earlier messages: agentbus history --thread {root}")
+        store.send("b", "a", "one more reply", now=3, reply_to=root)
+        store.send("x", "y", "another thread", now=3)
+        window.watchers.tell()
+        await window.shows("one more reply")
+        assert "another thread" not in window.screen
+        await window.press("escape", "slash")
+        await window.type("zebra")
+        await window.press("enter")
+        await window.shows("1 found")
+        await window.press("enter")
+        await window.until(lambda: f"#{root} is far back: agentbus history --thread {root}" in window.said)
 
 
 def test_the_names_of_the_parts_are_those_that_the_module_exports() -> None:
