@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -41,7 +42,7 @@ __all__ = ["Console", "open_console"]
 _T = TypeVar("_T")
 
 # The pause between two looks: a burst takes one look, and a key waits for no more than that.
-_PAUSE_S = 0.05
+_PAUSE_S = 0.1
 # How often a console that is not the peer tries again, and how often ages are drawn anew.
 _TICK_S = 10.0
 # From these widths on there is room for more.
@@ -636,6 +637,9 @@ def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
         common.person_here(bus, settings, "open the console")
         desk = Desk(bus, settings, person_name(asked, settings))
         app = Console(desk, is_quiet=is_quiet, is_shown=is_shown)
+        # What Textual has loaded stays: to look through it for garbage, again and again, holds up a key by 0.1 s.
+        gc.collect()
+        gc.freeze()
         eventloop.run(_run, app)
     if app.failure is not None:
         raise app.failure
