@@ -27,6 +27,7 @@ from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter, person
 from agentbus.console.dialogs import Choice, Question, Reading, Search
 from agentbus.console.feed import Feed
 from agentbus.console.panes import Composer, Details, Draft, PeerList
+from agentbus.console.terminal import Terminal
 from agentbus.core import config, eventloop
 from agentbus.core.bus import retry_while_busy
 from agentbus.core.changes import SAFETY_S, watching
@@ -108,7 +109,7 @@ class Console(App[None]):
 
     def __init__(self, desk: Desk, *, is_quiet: bool = False, is_shown: bool = False) -> None:
         # The terminal's own colours: they suit a light one too.
-        super().__init__(ansi_color=True)
+        super().__init__(driver_class=Terminal, ansi_color=True)
         self.theme = "ansi-dark"
         self.desk = desk
         self.is_quiet = is_quiet
