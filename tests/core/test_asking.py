@@ -156,6 +156,33 @@ async def test_a_peer_that_leaves_is_said_and_not_waited_for(world: World) -> No
         assert str(call.asked).startswith(f'"api" has ended without an answer to #{call.asked.sent.id}: the question')
 
 
+@pytest.mark.spec("ASK-3", "BRAKE-3")
+async def test_a_peer_that_is_paused_for_longer_is_said_and_not_waited_for(world: World) -> None:
+    async with asking_two(world) as (web, _, api, to_api), anyio.create_task_group() as tasks:
+        world.bus.pause("api", by="root")
+        asked = await web.answer(await web.ask("api", "well?", 80_000), 80_000)
+        assert str(asked) == (
+            'no answer to #1 from "api", which is paused by "root" until it is resumed: the question is pending'
+        )
+        assert not asked.has_ended
+        # A pause that ends before the wait does is waited for, and one that begins in it is said.
+        world.bus.pause("api", by="root", for_ms=59_000)
+        call = Call()
+        tasks.start_soon(call.run, web, "api", 60)
+        await call.sent.wait()
+        question = world.store.queries.newest_id()
+        attention = Attention(world.bus, replace(asked.sent, id=question), 60)
+        assert not attention.is_lost()
+        world.bus.pause("api", by="root", for_ms=60_000)
+        await until(lambda: call.asked)
+        assert call.asked
+        assert call.asked.pause
+        world.bus.resume("api", by="root")
+        assert not attention.is_lost()
+        await until(lambda: [one.id for one in to_api.handed] == [1, question])
+        assert api.peer.name == "api"
+
+
 @pytest.mark.spec("ASK-3")
 async def test_a_peer_that_is_back_at_once_or_replaced_has_not_ended(world: World) -> None:
     now = 0.0
@@ -164,7 +191,7 @@ async def test_a_peer_that_is_back_at_once_or_replaced_has_not_ended(world: Worl
     async with world.running("web") as (web, _):
         async with world.running("api", delivery=delivery):
             sent = web._send_question("api", "well?", 60)
-            attention = Attention(world.bus, sent, lambda: now)
+            attention = Attention(world.bus, sent, 60, lambda: now)
             assert not attention.is_lost()
         assert not attention.is_lost(), "a restart takes a moment"
         async with world.running("api"):
