@@ -16,6 +16,7 @@ from contextlib import suppress
 from agentbus.core.config import MEMBER_DAYS
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import (
+    Address,
     Arrival,
     Ended,
     Envelope,
@@ -98,6 +99,12 @@ class Sent:
         """When the recipient gets it, in a clause without a subject, if that is not at once; else empty."""
         return _WAITS.get(self.delivery, ("", ""))[1]
 
+    @property
+    def brief(self) -> str:
+        """What became of it, as one of several messages."""
+        note = ", paused" if self.pause is not None else "" if self.is_online else ", offline"
+        return f"{self.recipient} (#{self.id}{note})"
+
     def __str__(self) -> str:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_awaited:
@@ -128,15 +135,9 @@ class GroupSent:
     full: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = ", ".join(f"{one.recipient} (#{one.id}{_note(one)})" for one in self.sent)
+        said = ", ".join(one.brief for one in self.sent)
         missed = f"; not to {', '.join(self.full)}: the mailbox is full" if self.full else ""
         return f"sent to {self.group}: {said}{missed}"
-
-
-def _note(sent: Sent) -> str:
-    if sent.pause is not None:
-        return ", paused"
-    return "" if sent.is_online else ", offline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,8 @@ class Bus:
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
-        reached = "" if is_online or found.is_awaited else self._reach(row_id, found.mailbox)
+        is_reachable = not (is_online or found.is_awaited or found.pause is not None)  # [BRAKE-1]
+        reached = self._reach(row_id, found.mailbox) if is_reachable else ""
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(
             row_id,
@@ -296,12 +298,7 @@ class Bus:
         rows, full = self.store.send_group(
             sender, wanted, body, now=self.clock(), reply_to=answered, sender_session=sender_session
         )
-        sent = []
-        for row_id, found in rows:
-            is_online = found.peer is not None and self._wake(found.peer)
-            name = found.mailbox
-            delivery = "" if found.peer is None else found.peer.delivery
-            sent.append(Sent(row_id, name, name, is_online, is_known=True, delivery=delivery, pause=found.pause))
+        sent = self._wake_all(rows)
         self._tell()
         return GroupSent(wanted, tuple(sent), tuple(full))
 
@@ -313,11 +310,18 @@ class Bus:
         """
         body = check_body(text, self._max_bytes)
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
-        sent = [
-            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, delivery=peer.delivery)
-            for row_id, peer in rows
-        ]
+        sent = self._wake_all(rows)
         self._tell()
+        return sent
+
+    def _wake_all(self, rows: Sequence[tuple[int, Address]]) -> list[Sent]:
+        """Wake who is there for each of these committed messages; return what became of them."""
+        sent = []
+        for row_id, found in rows:
+            is_online = found.peer is not None and self._wake(found.peer)
+            name = found.mailbox
+            delivery = "" if found.peer is None else found.peer.delivery
+            sent.append(Sent(row_id, name, name, is_online, is_known=True, delivery=delivery, pause=found.pause))
         return sent
 
     def _look_up(self, asked: str, sender: str) -> tuple[bool, tuple[str, ...]]:
@@ -575,9 +579,12 @@ class Bus:
         self._tell()
         # What has waited is due now, not at the next safety poll. It is resumed, whatever fails from here on.
         with suppress(AgentbusError):
-            for peer in self.store.present():
-                if peer.name in resumed:
-                    self._wake(peer)
+            there = {peer.name: peer for peer in self.store.present()}
+            for one in resumed:
+                if one in there:
+                    self._wake(there[one])
+                else:
+                    self._reach(0, one)  # of no message in particular [REACH-2]
         return names, resumed
 
     def pause_of(self, peer: Peer) -> Pause | None:

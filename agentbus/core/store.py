@@ -281,16 +281,22 @@ class Store(Memberships):
 
     def broadcast(
         self, sender: str, body: str, *, now: int, sender_session: str | None = None
-    ) -> list[tuple[int, Peer]]:
+    ) -> list[tuple[int, Address]]:
         """Commit one message for each peer that is there but `sender`, in one transaction. [SEND-4]
+
+        Returns the ids, each with its address.
 
         Raises MailboxFull, and Refused when `sender_session` is paused; then nothing was sent to anybody.
         """
         with self._judging() as execute:
-            brakes.check(execute, sender_session, now)
+            pauses = brakes.check(execute, sender_session, now)
             self._end_ended(execute, now)
-            peers = [peer for peer in self._present(execute) if peer.name != sender]
-            return [(self._insert(execute, sender, peer.name, body, None, now, sender_session), peer) for peer in peers]
+            found = [
+                Address(peer.name, peer, is_known=True, pause=pauses.get(peer.name))
+                for peer in self._present(execute)
+                if peer.name != sender
+            ]
+            return [(self._insert(execute, sender, one.mailbox, body, None, now, sender_session), one) for one in found]
 
     def _insert(
         self,

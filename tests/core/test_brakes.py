@@ -226,6 +226,22 @@ async def test_the_tools_of_a_paused_session_say_so_and_the_others_work(world: W
 
 
 @pytest.mark.anyio
+@pytest.mark.spec("BRAKE-3", "SEND-4", "GROUP-3")
+async def test_who_sends_to_several_is_told_which_of_them_are_paused(world: World) -> None:
+    async with world.running("alice") as (alice, _), world.running("bob"), world.running("carol"):
+        context = tool_context(alice)
+        for name in ("alice", "bob"):
+            world.bus.join_group(name, "@review")
+        world.bus.pause("bob", by="root")
+        said = await tools.call(context, "broadcast", {"text": "x"})
+        assert said.text == "sent to 2: bob (#1, paused), carol (#2)"
+        said = await tools.call(context, "send_message", {"to": "@review", "text": "x"})
+        assert said.text == "sent to @review: bob (#3, paused)"
+        first, _ = world.bus.broadcast("alice", "x")
+        assert str(first) == 'queued #4 for "bob": it is paused by "root" until it is resumed, and gets its mail then'
+
+
+@pytest.mark.anyio
 @pytest.mark.spec("BRAKE-1")
 async def test_a_check_that_waits_hands_out_nothing_once_its_session_is_paused(world: World) -> None:
     session = world.session("web", FakeDelivery())

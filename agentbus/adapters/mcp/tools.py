@@ -62,7 +62,7 @@ def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[st
 def _sent_line(sent: Sequence[Sent]) -> str:
     if not sent:
         return "nobody else is online; nothing was sent"
-    return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
+    return f"sent to {len(sent)}: " + ", ".join(one.brief for one in sent)
 
 
 def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], more: Sequence[str]) -> str:
