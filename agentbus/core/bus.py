@@ -448,8 +448,8 @@ class Bus:
     def prune(self, before: int, *, peer: str | None = None, with_pending: bool = False) -> list[bool]:
         """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
 
-        Only messages to or from `peer`, if it is given. `with_pending`: also what is pending and was sent before the
-        instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        Only messages to or from `peer`, a name or a group, if it is given. `with_pending`: also what is pending and was
+        sent before the instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
         """
         removed: list[bool] = []
         above = 0
