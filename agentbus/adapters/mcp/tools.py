@@ -186,7 +186,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "ask",
-        "Send a question to a peer and wait for its answer, which is the result. If none comes, the result says why.",
+        "Ask a peer and wait for its answer, which is the result. If none comes, the result says why.",
         ask,
         {
             "to": Argument("The peer's name."),
@@ -198,7 +198,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "broadcast",
-        "Send a message to every peer that is online.",
+        "Send to every peer that is online.",
         _broadcast,
         {"text": _TEXT},
         _broadcast_now,
