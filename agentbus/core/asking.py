@@ -35,8 +35,9 @@ _GONE_S = 0.35
 class Asked:
     """How a question ended: with its `answer`, or without.
 
-    `has_ended`: the asked peer is offline, or has ended. `pause`: its pause, which lasts longer than the wait. With
-    neither the time was up. `state` is that of the question; None if it cannot be told.
+    `has_ended`: the asked peer is offline, or has ended. `pause`: its pause, which lasts longer than the wait.
+    `is_removed`: a person has removed the question. With none of these the time was up. `state` is that of the
+    question; None if it cannot be told.
     """
 
     sent: Sent
@@ -45,12 +46,15 @@ class Asked:
     has_ended: bool = False
     state: MessageState | None = None
     pause: Pause | None = None
+    is_removed: bool = False
 
     def __str__(self) -> str:
         """Why there is no answer, in a sentence for a model, a program or a person. [ASK-2], [ASK-3]"""
         if not self.sent.is_online:
             return f"nobody answers now: {self.sent}"
         to = f'"{self.sent.recipient}"'
+        if self.is_removed:
+            return f"no answer to #{self.sent.id} from {to}: the question was removed, so nobody can answer it"
         where = {
             MessageState.PENDING: "the question is pending",
             MessageState.DELIVERED: "the question is delivered, and whether it was read is not known",
@@ -101,14 +105,18 @@ class Attention:
         self._session = sent.session
         self._gone_since: float | None = None
         # What keeps the asked peer, which is there, from answering.
+        self.is_removed = False
         self.pause: Pause | None = None
 
     def is_lost(self) -> bool:
         """Whether the asked peer has surely ended, and no other session has the question, or it is paused for longer.
 
-        Raises AgentbusError.
+        Also if the question was removed: a reply to it would be refused. [THREAD-2] Raises AgentbusError.
         """
         if not self._sent.is_online:
+            return True
+        self.is_removed = self._bus.store.queries.find(self._sent.id) is None
+        if self.is_removed:
             return True
         if self._is_there():
             self._gone_since = None
@@ -158,16 +166,22 @@ async def wait_for_answer(
             if answer is not None:
                 return Asked(sent, wait_s, answer)
             if attention is not None and time.monotonic() >= judged_from and attention.is_lost():
-                pause, attention = attention.pause, None
-                ended = Asked(sent, wait_s, has_ended=pause is None, state=_state(bus, sent), pause=pause)
-                if not stays(ended):
+                ended = _ended(bus, sent, wait_s, attention)
+                if ended.is_removed or not stays(ended):
                     return ended
+                attention = None
         except AgentbusError:
             pass  # the question is sent [SEND-6]; a database that fails now may not fail with the next look
         left_s = give_up_at - time.monotonic()
         if left_s <= 0:
             return Asked(sent, wait_s, state=_state(bus, sent))
         await woken(min(left_s, _LOOK_S))
+
+
+def _ended(bus: Bus, sent: Sent, wait_s: float, attention: Attention) -> Asked:
+    pause, is_removed = attention.pause, attention.is_removed
+    has_ended = pause is None and not is_removed
+    return Asked(sent, wait_s, has_ended=has_ended, state=_state(bus, sent), pause=pause, is_removed=is_removed)
 
 
 def _state(bus: Bus, sent: Sent) -> MessageState | None:

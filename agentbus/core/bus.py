@@ -449,7 +449,9 @@ class Bus:
         """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
 
         Only messages to or from `peer`, a name or a group, if it is given. `with_pending`: also what is pending and was
-        sent before the instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        sent before the instant. In batches: others write in between.
+
+        Raises Busy; what was deleted until then is deleted.
         """
         removed: list[bool] = []
         above = 0
