@@ -171,7 +171,7 @@ async def test_without_an_answer_the_result_says_what_to_do(home: Path) -> None:
         assert len(to_api.handed) == 1
         for arguments, named in (
             ({"to": "web"}, '"web" is you, and nobody else would answer: ask another peer'),
-            ({"to": "@review"}, "@review"),
+            ({"to": "@review"}, "'@review' is a group, and a question goes to one peer: ask one of its members"),
             ({"to": "api", "wait_s": 0}, "'wait_s' is 0: use 1 to 100"),
             ({"to": "api", "wait_s": 101}, "'wait_s' is 101: use 1 to 100"),
         ):
