@@ -19,12 +19,13 @@ import anyio.lowlevel
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import Sent, retry_while_busy
+from agentbus.core.bus import Bus, Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.model import Arrival, Envelope, Peer
 from agentbus.core.names import session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
+from agentbus.core.store import Store
 from agentbus.core.text import one_line
 
 __all__ = ["Member", "join", "peer_session"]
@@ -94,9 +95,12 @@ class Member:
             self._yielded_at = time.monotonic()
         return sent
 
-    async def broadcast(self, text: str) -> list[Sent]:
-        """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does."""
-        return await self._session.broadcast(text)
+    async def broadcast(self, text: str, *, everywhere: bool = False) -> list[Sent]:
+        """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does.
+
+        With `everywhere` also to those on the other machines that are there.
+        """
+        return await self._session.broadcast(text, everywhere=everywhere)
 
     async def peers(self) -> list[Peer]:
         """The online peers, this program included."""
@@ -152,15 +156,19 @@ async def peer_session(
     reason: str,
     say: Callable[[str], None],
     other_name: bool = True,
+    make_store: Callable[..., Store] = Store,
+    make_bus: Callable[..., Bus] = Bus,
+    make_session: Callable[..., Session] = Session,
 ) -> AsyncIterator[Session]:
     """Be a peer whose mail goes into `delivery`, until the block ends. This process is its own host.
 
     `runtime` and `reason` are shown to others. If `other_name` is false, only the exact name in `settings` is accepted.
+    The link has a session of its own kind.
 
     Raises what `join` raises. If `other_name` is false and the name is in use, raises Refused.
     """
     checkpoints = Checkpoints(settings.home / "bus.db")
-    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
+    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints, make_store=make_store, make_bus=make_bus)
     try:
         preferred = triggers.preferred()
         here = process.current()
@@ -178,7 +186,7 @@ async def peer_session(
             is_asked=settings.name_was_asked or not other_name,
             folder=settings.folder,
         )
-        session = Session(
+        session = make_session(
             bus,
             arrival,
             triggers=preferred,

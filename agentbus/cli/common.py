@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agentbus import registry
@@ -16,9 +16,11 @@ from agentbus.core import config, process
 from agentbus.core.bus import PULL, Bus, Sent
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
-from agentbus.core.names import address, folded, is_kept, login_name
+from agentbus.core.names import LINK_NAME, address, folded, is_kept, login_name, machine_of
+from agentbus.core.process import Life
 from agentbus.core.stderr import say
 from agentbus.core.stdout import reported
+from agentbus.core.store import Store
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from agentbus.core.machines import Machine
+
 __all__ = [
     "broadcast",
     "bus_and_settings",
     "known_names",
+    "link_line",
+    "link_peer",
     "own_name",
     "peers",
     "send",
@@ -44,11 +50,11 @@ _BUSY_MS = 10_000
 
 
 @contextmanager
-def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
+def bus_and_settings(make_store: Callable[..., Store] = Store) -> Iterator[tuple[Bus, config.Settings]]:
     """The bus of AGENTBUS_HOME, open until the block ends. Raises what `config.load` and `registry.open_bus` raise."""
     settings = config.load(is_person=True)
     try:
-        bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
+        bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS, make_store=make_store)
         try:
             yield bus, settings
         finally:
@@ -144,12 +150,12 @@ def send(
         then(bus, settings, sent)
 
 
-def broadcast(text: str | None, *, sender: str | None) -> None:
-    """Send one message to every peer that is online, and print to which."""
+def broadcast(text: str | None, *, sender: str | None, everywhere: bool) -> None:
+    """Send one message to every peer that is online, here or on every machine, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
         name, session = _own(bus, settings, sender)
-        sent = bus.broadcast(name, body, sender_session=session)
+        sent = bus.broadcast(name, body, sender_session=session, everywhere=everywhere)
     with reported():
         if not sent:
             print("nobody is online; nothing was sent")
@@ -162,19 +168,75 @@ def peers(*, as_json: bool) -> None:
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
         waiting = bus.store.queries.waiting()
+        is_linked = bool(bus.store.machine())
+        far = bus.store.machines.all() if is_linked else []
+        facts = bus.store.machines.facts() if is_linked else {}
+        unconfirmed = bus.store.machines.waiting() if is_linked else {}
+        is_running = is_linked and link_peer(bus) is not None
+        now = bus.clock()
+    there = [one for one in far if one.is_there and is_running]
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
 
         for row in _json_rows(present, waiting, offline):
             output.json_line(row)
+        for row in far_rows(there):
+            output.json_line(row)
         return
-    if present:
-        _print_table(present, waiting)
+    if present or any(one.peers for one in there):
+        _print_table(present, waiting, there, now)
     else:
         print("nobody is online")
     for name, count in offline.items():
-        print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
+        if not (machine_of(name) and is_linked):  # what waits for other machines is in the line of the link
+            print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
+    if is_linked:
+        print(link_line(facts, far, unconfirmed, now, is_running=is_running))
+
+
+def far_rows(machines: Sequence[Machine]) -> Iterator[dict[str, Any]]:
+    """The peers of other machines, as JSON."""
+    for machine in machines:
+        for peer in machine.peers:
+            yield {
+                "name": f"{peer.name}@{machine.name}",
+                "online": True,
+                "machine": machine.name,
+                "runtime": peer.runtime,
+                "delivery": peer.delivery,
+                "cwd": peer.cwd or None,
+                "last_seen": timestamp(machine.seen_at),
+            }
+
+
+def link_peer(bus: Bus) -> Peer | None:
+    """The link of this home, if it runs."""
+    found = [peer for peer in bus.store.present() if peer.name == LINK_NAME]
+    return found[0] if found and bus.store.life(found[0]) is not Life.ENDED else None
+
+
+def link_line(
+    facts: Mapping[str, str], machines: Sequence[Machine], waiting: Mapping[str, int], now: int, *, is_running: bool
+) -> str:
+    """The link and the other machines, on one line for people. [MACH-2]"""
+    from agentbus.core.machines import ago
+
+    own = facts.get("machine", "?")
+    if not is_running:
+        how = f"{own}: the link is not running: agentbus link run"
+    elif "since" in facts:
+        how = f"{own} -> {facts.get('server', '?')} connected {ago(now - int(facts['since']))}"
+    else:
+        how = f"{own}: not connected ({facts.get('trouble') or 'not yet'})"
+    parts = []
+    for one in machines:
+        count = waiting.get(one.name, 0)
+        is_there = one.is_there and is_running
+        state = f"{len(one.peers)} online" if is_there else f"last heard of {ago(now - one.seen_at)} ago"
+        waits = f", {count:,} {'message waits' if count == 1 else 'messages wait'} for it" if count else ""
+        parts.append(f"{one.name}: {state}{waits}")
+    return "; ".join([how, *parts])
 
 
 def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, int]) -> Iterator[dict[str, Any]]:
@@ -196,12 +258,19 @@ def _json_rows(present: list[Peer], waiting: dict[str, int], offline: dict[str, 
         yield {"name": name, "online": False, "pending": count}
 
 
-def _print_table(present: list[Peer], waiting: dict[str, int]) -> None:
+def _print_table(present: list[Peer], waiting: dict[str, int], machines: Sequence[Machine], now: int) -> None:
     rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER")]
     for peer in present:
         pending = str(waiting.get(peer.name, 0))
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
         rows.append((peer.name, runtime, delivery, trigger, pending, str(peer.process.pid), one_line(peer.cwd)))
+    for machine in machines:
+        from agentbus.core.machines import ago
+
+        for far in machine.peers:
+            seen = f"{one_line(far.cwd)} " if far.cwd else ""
+            name, how = f"{far.name}@{machine.name}", f"{seen}seen {ago(now - machine.seen_at)} ago"
+            rows.append((name, far.runtime, far.delivery, "", str(waiting.get(name, 0)), "", how))
     from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
 
     widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -21,7 +21,7 @@ from agentbus.core.bus import Bus, now_ms
 from agentbus.core.config import Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
-from agentbus.core.names import normalise_name
+from agentbus.core.names import shown_address
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
@@ -66,7 +66,7 @@ def _parse_grep(text: str) -> re.Pattern[str]:
 
 def _mailbox(bus: Bus, settings: Settings, name: str | None) -> str:
     # Any mailbox can be looked into, also one whose name is no address any more.
-    return common.own_name(bus, settings, None) if name is None else normalise_name(name)
+    return common.own_name(bus, settings, None) if name is None else shown_address(name)
 
 
 def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
@@ -169,7 +169,7 @@ def history(
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
         raise InvalidRequest("--json and --a2a cannot be used together", hint="choose one")
-    name = None if peer is None else normalise_name(peer)
+    name = None if peer is None else shown_address(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):

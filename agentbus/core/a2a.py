@@ -12,7 +12,7 @@ from typing import Any
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import Envelope, check_body
-from agentbus.core.names import NAME_RULE, normalise_name
+from agentbus.core.names import NAME_RULE, shown_address
 from agentbus.core.text import one_line
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
@@ -41,25 +41,29 @@ def split_id(text: object) -> tuple[str, int]:
     return found[1] or "", int(found[2])
 
 
-def to_a2a(envelope: Envelope, *, bus: str = "", thread: int | None = None) -> dict[str, Any]:
+def to_a2a(
+    envelope: Envelope, *, bus: str = "", thread: int | None = None, answers: str | None = None
+) -> dict[str, Any]:
     """`envelope` as a `Message`, ready for `json.dumps`. [ENV-1]
 
     `bus` is the identity of the bus that gave out the ids. `thread` is the id of the message that began the thread; by
-    default the message that `envelope` answers, else `envelope` itself.
+    default the message that `envelope` answers, else `envelope` itself. `answers` is the id of what it answers, in the
+    form of `message_id`; by default its `reply_to` on that bus.
     """
-    root = thread or envelope.reply_to or envelope.id
+    if answers is None and envelope.reply_to is not None:
+        answers = message_id(envelope.reply_to, bus)
+    root = message_id(thread, bus) if thread else answers or message_id(envelope.id, bus)
     more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
     message: dict[str, Any] = {
         "messageId": message_id(envelope.id, bus),
-        "contextId": message_id(root, bus),
+        "contextId": root,
         "role": _ROLE,
         "parts": [{"text": envelope.text}],
         "metadata": {METADATA_KEY: more},
     }
-    if envelope.reply_to is not None:
-        answered = message_id(envelope.reply_to, bus)
-        message["referenceTaskIds"] = [answered]
-        more["replyTo"] = answered
+    if answers is not None:
+        message["referenceTaskIds"] = [answers]
+        more["replyTo"] = answers
     return message
 
 
@@ -94,7 +98,7 @@ def _object(value: object, what: str) -> dict[str, Any]:
 def _name(value: object, what: str) -> str:
     # Not normalised here: a bus gives out names only in their one form.
     with suppress(InvalidRequest):
-        if isinstance(value, str) and normalise_name(value) == value:
+        if isinstance(value, str) and shown_address(value) == value:
             return value
     raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint=NAME_RULE)
 

@@ -14,8 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Arrival, Ended, Envelope, Peer, Renamed, Status, Unread, check_body, timestamp
-from agentbus.core.names import address, is_kept, session_name
+from agentbus.core.model import (
+    Arrival,
+    Ended,
+    Envelope,
+    MessageState,
+    Peer,
+    Renamed,
+    Status,
+    Unread,
+    check_body,
+    timestamp,
+)
+from agentbus.core.names import address, is_kept, machine_of, session_name, split_address
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -47,7 +58,10 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in."""
+    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in.
+
+    `far` says, for a mailbox on another machine, what is known about it there.
+    """
 
     id: int
     asked: str
@@ -56,8 +70,13 @@ class Sent:
     is_known: bool
     similar: tuple[str, ...] = ()
     pulls: bool = False
+    far: str = ""
 
     def __str__(self) -> str:
+        if self.far and self.is_online:
+            return f'sent #{self.id} to "{self.recipient}" ({self.far})'
+        if self.far:
+            return f'queued #{self.id} for "{self.recipient}": {self.far}'
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_online and self.pulls:
             return (
@@ -73,7 +92,8 @@ class Sent:
         if not self.similar:
             return f'queued #{self.id} for "{self.recipient}": no such peer yet, it is delivered when one starts'
         meant = " or ".join(f'"{name}" (online)' for name in self.similar)
-        return f'queued #{self.id} for "{self.recipient}": no such peer yet. Did you mean {meant}?'
+        where = "here" if any(map(machine_of, self.similar)) else "yet"
+        return f'queued #{self.id} for "{self.recipient}": no such peer {where}. Did you mean {meant}?'
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +171,7 @@ class Bus:
 
         Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
         """
-        asked = address(to)
+        asked = self.address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
@@ -159,19 +179,52 @@ class Bus:
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
+        if "@" in asked:
+            return self._sent_far(row_id, asked, is_linked=is_online)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
 
-    def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
+    def address(self, to: object) -> str:
+        """The one form of what a message goes to: `NAME`, or `NAME@MACHINE` for another machine. [ADDR-1]
+
+        Where this home has no link, `@` stands in no name. Raises InvalidRequest, and what `Database.read` raises.
+        """
+        own = self.store.machine() if isinstance(to, str) and "@" in to else ""
+        if not own:
+            return address(to)
+        name, machine = split_address(str(to))
+        return name if machine == own else f"{name}@{machine}"
+
+    def _sent_far(self, row_id: int, mailbox: str, *, is_linked: bool) -> Sent:
+        is_online, far = False, "what is known there cannot be read now"
+        with suppress(AgentbusError):  # the message is committed, as in _look_up
+            is_online, far = self.store.machines.whereabouts(mailbox, is_linked=is_linked, now=self.clock())
+        return Sent(row_id, mailbox, mailbox, is_online, is_known=True, far=far)
+
+    def broadcast(
+        self, sender: str, text: object, *, sender_session: str | None = None, everywhere: bool = False
+    ) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
+
+        With `everywhere` also for each machine that is there; its link hands it to the peers there. [ADDR-6]
 
         Raises InvalidRequest for a bad text, MailboxFull, Busy; then nothing was sent.
         """
         body = check_body(text, self._max_bytes)
-        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
+        far = [one.name for one in self.store.machines.all() if one.is_there] if everywhere else []
+        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session, machines=far)
         sent = [
-            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, pulls=_pulls(peer))
-            for row_id, peer in rows
+            self._sent_far(row_id, to.mailbox, is_linked=to.peer is not None and self._wake(to.peer))
+            if "@" in to.mailbox
+            else Sent(
+                row_id,
+                to.mailbox,
+                to.mailbox,
+                to.peer is not None and self._wake(to.peer),
+                is_known=True,
+                pulls=_pulls(to.peer),
+            )
+            for row_id, to in rows
         ]
         self._tell()
         return sent
@@ -181,7 +234,8 @@ class Bus:
         try:
             if self.store.queries.was_peer(asked):
                 return True, ()
-            return False, self._similar(asked, sender)
+            far = self.store.machines.similar(asked) if self.store.machine() else ()
+            return False, far or self._similar(asked, sender)
         except AgentbusError:
             # The message is committed. A sender that sees an error would send it again.
             return False, ()
@@ -289,6 +343,11 @@ class Bus:
         """
         found = self.store.queries.status(row_id)
         if not self.store.cancel(row_id):
+            if found.relayed_at is not None and found.state is MessageState.PENDING:
+                raise Refused(
+                    f'#{row_id} to "{found.recipient}" has left this machine, nothing was taken back',
+                    hint=f"agentbus status {row_id} shows where it is",
+                )
             raise Refused(
                 f'#{row_id} to "{found.recipient}" is not pending any more, nothing was taken back',
                 hint=f"agentbus status {row_id} shows where it is",

@@ -20,6 +20,7 @@ from agentbus.core.names import address, folder_wish, session_name
 
 __all__ = [
     "HOME_FILES",
+    "LINK_FILES",
     "RETENTION",
     "SHARED",
     "UNKNOWN_FOLDER",
@@ -50,6 +51,8 @@ SYNC_MODES = ("normal", "full")
 # The database, and the files that SQLite puts beside it. The folders of the home belong to triggers, watchers and
 # adapters.
 HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-owner")
+# The settings of the link to other machines, its key, and the certificate of its server's authority. [LINK-7]
+LINK_FILES = ("link.toml", "link.key", "link-ca.pem")
 # Where watchers bind their sockets. [WATCH-1]
 WATCH_FOLDER = "watch"
 VARIABLES = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
+from agentbus.core.names import machine_of
 from agentbus.core.process import Process
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
 
@@ -48,6 +49,7 @@ class MessageState(Enum):
 COLUMNS = (
     *("id", "sender", "recipient", "body", "sent_at", "reply_to"),
     *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
+    *("relayed_at", "arrived_at", "refused"),
 )
 
 
@@ -91,6 +93,10 @@ class Status(Envelope):
     read_at: int | None = None
     sender_session: str | None = None
     read_by: str | None = None
+    # Of a message for another machine: when it left, when it was committed there, by whom and why it was refused.
+    relayed_at: int | None = None
+    arrived_at: int | None = None
+    refused: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Status:
@@ -105,8 +111,14 @@ class Status(Envelope):
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
 
     def __str__(self) -> str:
-        line = f'#{self.id} from "{self.sender}" to "{self.recipient}" is {self.state.value}: '
-        line += f"sent {timestamp(self.sent_at)}"
+        who = f'#{self.id} from "{self.sender}" to "{self.recipient}" is'
+        if self.refused is not None:
+            return f"{who} refused {one_line(self.refused, MAX_REASON_CHARS)}"
+        line = f"{who} {self.state.value}: sent {timestamp(self.sent_at)}"
+        if self.relayed_at is not None:
+            line += f", on the way since {timestamp(self.relayed_at)}"
+        if self.arrived_at is not None:
+            line += f", arrived at {machine_of(self.recipient)} {timestamp(self.arrived_at)}"
         if self.delivered_at is not None:
             line += f", delivered {timestamp(self.delivered_at)} by {word(self.carrier)}"
         if self.read_at is not None:
@@ -148,7 +160,10 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name."""
+    """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name.
+
+    For a mailbox on another machine, the peer is the link.
+    """
 
     mailbox: str
     peer: Peer | None

@@ -34,6 +34,10 @@ from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
 from agentbus.core.wakes import SharedWakes
 
+TYPE_CHECKING = False  # true for a type checker: a session without a link does not need it
+if TYPE_CHECKING:
+    from agentbus.core.machines import Machine
+
 __all__ = ["Checkpoints", "Session"]
 
 _T = TypeVar("_T")
@@ -561,13 +565,17 @@ class Session:
             self._proofs.drop([reply_to])
         return sent
 
-    async def broadcast(self, text: object) -> list[Sent]:
+    async def broadcast(self, text: object, *, everywhere: bool = False) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
-        return await self._in_turn(lambda: self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session))
+        return await self._in_turn(lambda: self._broadcast(text, everywhere))
 
-    def broadcast_now(self, text: object) -> list[Sent]:
+    def broadcast_now(self, text: object, *, everywhere: bool = False) -> list[Sent]:
         """The same, without waiting. Raises what `Bus.broadcast` raises, and Busy if it would have to wait."""
-        return self._at_once(lambda: self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session))
+        return self._at_once(lambda: self._broadcast(text, everywhere))
+
+    def _broadcast(self, text: object, everywhere: bool) -> list[Sent]:
+        own = self.peer
+        return self.bus.broadcast(own.name, text, sender_session=own.session, everywhere=everywhere)
 
     def _at_once(self, call: Callable[[], _T]) -> _T:
         store = self.bus.store
@@ -660,6 +668,10 @@ class Session:
                     self._parts.pop(one, None)
         finally:
             self._checked.difference_update(ids)
+
+    def machines(self) -> list[Machine]:
+        """The other machines that were heard of; none if this home has no link. [MACH-2]"""
+        return self.bus.store.machines.all() if self.bus.store.machine() else []
 
     async def peers(self) -> list[Peer]:
         """The present peers, this one included."""

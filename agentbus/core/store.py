@@ -15,6 +15,7 @@ from pathlib import Path
 from agentbus.core.config import Shared
 from agentbus.core.errors import MailboxFull
 from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread
+from agentbus.core.names import EVERYBODY_THERE, LINK_NAME, machine_of
 from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
 from agentbus.core.queries import ELSEWHERE, MESSAGE
@@ -40,6 +41,8 @@ _MARK_READ = (
 )
 # A message is on its way to the model: its client took it, and nothing shows that the model has it.
 _OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
+# The mark of a message for another machine, and its name in the world. [ADDR-1]
+_TO_MACHINE = "UPDATE messages SET host = ?, bus = (SELECT value FROM link WHERE key = 'bus') WHERE id = ?"
 # The unread messages of a present session: pending under its name, pushed to it, or pushed to the sessions in the list
 # ?4; and not known to be read. In parts, so that each stops at its limit, however many there are: an index has them in
 # the order of their ids.
@@ -117,7 +120,7 @@ class Store(Peers):
     ) -> tuple[int, Address]:
         with self._writing() as execute:
             address = self._resolve(execute, to)
-            row_id = self._insert(execute, sender, address.mailbox, body, reply_to, now, sender_session)
+            row_id = self._put(execute, sender, address.mailbox, body, reply_to, now, sender_session)
             if reply_to is not None:
                 execute(
                     # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
@@ -134,16 +137,38 @@ class Store(Peers):
         return row_id, address
 
     def broadcast(
-        self, sender: str, body: str, *, now: int, sender_session: str | None = None
-    ) -> list[tuple[int, Peer]]:
-        """Commit one message for each peer that is there but `sender`, in one transaction. [SEND-4]
+        self, sender: str, body: str, *, now: int, sender_session: str | None = None, machines: Iterable[str] = ()
+    ) -> list[tuple[int, Address]]:
+        """Commit one message for each peer that is there but `sender`, and for each of `machines`. [SEND-4], [ADDR-6]
+
+        In one transaction. Returns the ids, and where each is.
 
         Raises MailboxFull; then nothing was sent to anybody.
         """
         with self._judging() as execute:
             self._end_ended(execute, now)
-            peers = [peer for peer in self._present(execute) if peer.name != sender]
-            return [(self._insert(execute, sender, peer.name, body, None, now, sender_session), peer) for peer in peers]
+            peers = {peer.name: peer for peer in self._present(execute)}
+            link = peers.pop(LINK_NAME, None)
+            rooms = [Address(name, peer, is_known=True) for name, peer in peers.items() if name != sender]
+            rooms += [Address(f"{EVERYBODY_THERE}@{machine}", link, is_known=True) for machine in machines]
+            return [(self._put(execute, sender, to.mailbox, body, None, now, sender_session), to) for to in rooms]
+
+    def _put(
+        self,
+        execute: Callable[..., Any],
+        sender: str,
+        mailbox: str,
+        body: str,
+        reply_to: int | None,
+        now: int,
+        sender_session: str | None,
+    ) -> int:
+        """Insert one message, for here or for another machine, if its mailbox has room; return its id. [SEND-3]"""
+        row_id = self._insert(execute, sender, mailbox, body, reply_to, now, sender_session)
+        self._check_room(execute, mailbox, row_id)
+        if "@" in mailbox:
+            execute(_TO_MACHINE, (machine_of(mailbox), row_id))
+        return row_id
 
     def _insert(
         self,
@@ -163,7 +188,6 @@ class Store(Peers):
         ).fetchone()
         if is_large:
             execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
-        self._check_room(execute, recipient, row[0])
         return int(row[0])
 
     def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
@@ -194,7 +218,12 @@ class Store(Peers):
             yield
 
     def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
-        row = execute(f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (to,)).fetchone()
+        is_far = "@" in to  # it goes to the link; whether it is known there is not for this machine to say [ADDR-1]
+        row = execute(
+            f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (LINK_NAME if is_far else to,)
+        ).fetchone()
+        if is_far:
+            return Address(to, peer_of(row) if row else None, is_known=True)
         if row:
             return Address(to, peer_of(row), is_known=True)
         row = execute(
@@ -408,5 +437,10 @@ class Store(Peers):
     def cancel(self, row_id: int) -> bool:
         """Delete a message that is still pending; whether it was. [OLD-3]"""
         with self._writing() as execute:
-            execute("DELETE FROM messages WHERE id = ? AND delivered_at IS NULL", (row_id,))
+            # What is on the way to another machine can be delivered there at any moment.
+            execute(
+                "DELETE FROM messages WHERE id = ? AND delivered_at IS NULL"
+                " AND (relayed_at IS NULL OR refused IS NOT NULL)",
+                (row_id,),
+            )
             return bool(self._database.changes())

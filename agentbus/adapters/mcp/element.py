@@ -1,7 +1,7 @@
 """The element that the model gets for a message. It is the same for channel, inbox and check_messages.
 
 Pure. Knows no client: an adapter says with which tags its client frames texts. Implements [CHAN-2], [CHAN-4],
-[INBOX-7], [TRUST-2], [TRUST-4], [READ-4].
+[INBOX-7], [ADDR-3], [TRUST-2], [TRUST-4], [READ-4].
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from agentbus.core.model import Envelope, timestamp
+from agentbus.core.names import machine_of
 
 __all__ = ["CHANNEL", "Frames", "attributes", "client_chars", "element", "parts"]
 
@@ -53,8 +54,11 @@ CHANNEL = Frames()
 
 def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     """What the element says about a message besides its text, at `now` (ms). No value needs escaping. [CHAN-2]"""
-    # Names consist of letters, digits and _ - . alone; the other values are numbers, a timestamp and an age.
+    # Names consist of letters, digits and _ - . @ alone; the other values are numbers, a timestamp and an age.
     found = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
+    machine = machine_of(envelope.sender)
+    if machine:
+        found["machine"] = machine
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
     old_ms = (time.time_ns() // 1_000_000 if now is None else now) - envelope.sent_at

@@ -22,7 +22,6 @@ from agentbus.adapters.mcp.rate_limit import RateLimit
 from agentbus.core.bus import Sent
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import Peer, Unread
-from agentbus.core.names import address
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
 from agentbus.core.text import MAX_REASON_CHARS, one_line, word
@@ -41,7 +40,7 @@ _FRAME_CHARS = 1_000
 _ELEMENT_CHARS = 300
 # Of the instructions, at most this much is a note on the name, and this much a reason. [TOOL-4]
 _NOTE_CHARS = 230
-_WHY_CHARS = 160
+_WHY_CHARS = 136
 # What a server says that stands aside: by what the other one was started, which can be several, and the way out.
 _ASIDE_CHARS = 1_000
 # The first paragraph of the instructions, after the lead of an adapter: none of it comes from somebody else.
@@ -58,6 +57,8 @@ async def _unknown(_meta: Mapping[str, Any]) -> None:
     return None
 
 
+# The list of peers names so many on other machines. There can be thousands.
+_MAX_FAR_NAMES = 50
 # The `_meta` of the call that this task carries out: what the client says about it beside the arguments.
 _META: ContextVar[Mapping[str, Any]] = ContextVar("meta", default=MappingProxyType({}))
 
@@ -108,15 +109,18 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a tool: text, or a whole number from `low` to what `high` returns, if those are set."""
+    """One argument of a tool: text; a whole number from `low` to what `high` returns, if those are set; or a flag."""
 
     description: str
     is_required: bool = True
     low: int | None = None
     high: Callable[[Profile], int] | None = None
+    is_flag: bool = False
 
     def schema(self, profile: Profile) -> dict[str, Any]:
         """Its JSON schema."""
+        if self.is_flag:
+            return {"type": "boolean", "description": self.description}
         if self.low is None or self.high is None:
             return {"type": "string", "description": self.description}
         return {
@@ -129,6 +133,10 @@ class Argument:
     def check(self, name: str, value: Any, profile: Profile) -> Any:
         """`value`, if it fits. Raises InvalidRequest."""
         shown = one_line(str(value), _MAX_QUOTED_CHARS)
+        if self.is_flag:
+            if isinstance(value, bool):
+                return value
+            raise InvalidRequest(f"{name!r} is true or false, not {type(value).__name__} ({shown})")
         if self.low is not None and isinstance(value, str):
             # Models write ids as they see them: "1", "#1". [ARG-1]
             number = _NUMBER.fullmatch(value.strip())
@@ -182,23 +190,24 @@ class Tool:
 
 
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(address(arguments["to"])):
+    with context.rate_limit.one(session.bus.address(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(address(arguments["to"])):
+    with context.rate_limit.one(session.bus.address(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     with context.rate_limit.one("everybody"):
-        return _sent_line(await session.broadcast(arguments["text"]))
+        sent = await session.broadcast(arguments["text"], everywhere=arguments.get("everywhere", False))
+        return _sent_line(sent)
 
 
 def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     with context.rate_limit.one("everybody"):
-        return _sent_line(session.broadcast_now(arguments["text"]))
+        return _sent_line(session.broadcast_now(arguments["text"], everywhere=arguments.get("everywhere", False)))
 
 
 def _sent_line(sent: Sequence[Sent]) -> str:
@@ -219,7 +228,28 @@ async def _list_peers(context: ToolContext, session: Session, _arguments: Mappin
     lines = [_line(peer, own, context.usual_trigger) for peer in peers]
     if all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_far_lines(session)])
+
+
+def _far_lines(session: Session) -> list[str]:
+    """The other machines, one a line. [MACH-2]"""
+    room, lines, now = _MAX_FAR_NAMES, [], session.bus.clock()
+    for machine in session.machines():
+        if not machine.is_there:
+            lines.append(f"machine {machine.name}: last heard of {_ago(now - machine.seen_at)} ago")
+            continue
+        names = [f"{peer.name}@{machine.name}" for peer in machine.peers]
+        shown = names[:room]
+        room -= len(shown)
+        more = [f"{len(names) - len(shown)} more"] if len(names) > len(shown) else []
+        lines.append(f"machine {machine.name}: {', '.join([*shown, *more]) or 'nobody, as far as it says'}")
+    return lines
+
+
+def _ago(ms: int) -> str:
+    from agentbus.core.machines import ago  # only a session with a link needs it
+
+    return ago(ms)
 
 
 async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
@@ -360,7 +390,7 @@ TOOLS: tuple[Tool, ...] = (
         "broadcast",
         "Send one message to every other session that is online. Meant for what concerns all of them.",
         _broadcast,
-        {"text": _TEXT},
+        {"text": _TEXT, "everywhere": Argument("Also to all on other machines.", False, is_flag=True)},
         _broadcast_now,
     ),
     Tool(
@@ -549,6 +579,15 @@ def _earlier(session: Session) -> str:
     return f" {what} pushed to an earlier session of this name, which ended, may be unread: call check_messages."
 
 
+def _about_machines(session: Session) -> str:
+    """What the instructions say about names on other machines, where there are any. [ADDR-3]"""
+    try:
+        is_linked = bool(session.machines())
+    except AgentbusError:
+        return ""  # as in _earlier
+    return " Names with @ are on other machines." if is_linked else ""
+
+
 def _told(context: ToolContext, text: str, most: int) -> str:
     """`text`, in which others have a part, for a model: on one line of at most `most` characters, without a tag."""
     frames = context.profile.frames
@@ -568,6 +607,7 @@ def instructions(context: ToolContext) -> str:
     if context.aside():
         # It is a peer when the other server has ended, and its client reads this only now.
         return f"{_TRUST}\n\nagentbus: {_told(context, context.aside(), _ASIDE_CHARS)}"
+    more = "" if session is None else _earlier(session) + _about_machines(session)
     if session is None:
         who = "whoami says your name on the bus."
     else:
@@ -593,7 +633,7 @@ def instructions(context: ToolContext) -> str:
         f"{lead}{_TRUST}\n"
         "\n"
         f"{about}{who} "
-        f"Other sessions, scripts and people reach you under it.{'' if session is None else _earlier(session)}\n"
+        f"Other sessions, scripts and people reach you under it.{more}\n"
         "\n"
         f'{arrival}<channel source="agentbus" from="NAME" msg_id="N" ts="...">text</channel>. '
         "Answer with send_message to the name in `from`, with reply_to. list_peers shows who is online; "

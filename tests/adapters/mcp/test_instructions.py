@@ -30,7 +30,11 @@ WORST = [
 def context(text: str, mode: Mode, lead: str = "", aside: str = "") -> ToolContext:
     holder = SimpleNamespace(name="語" * 32, cwd=text)
     session = SimpleNamespace(
-        peer=SimpleNamespace(name="𐐀" * 32), wished_holder=holder, claim_note="", count_earlier=lambda: 10_000
+        peer=SimpleNamespace(name="𐐀" * 32),
+        wished_holder=holder,
+        claim_note="",
+        count_earlier=lambda: 10_000,
+        machines=lambda: ["buildbox"],
     )
     return ToolContext(
         runtime="test",
