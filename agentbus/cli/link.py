@@ -5,6 +5,7 @@ Implements [LINK-7] to [LINK-10], [OUT-1].
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from agentbus.core.machines import Machine
 from agentbus.core.model import timestamp
 from agentbus.core.stderr import say
 from agentbus.core.stdout import reported
+from agentbus.core.text import MAX_REASON_CHARS, one_line
 
 __all__ = ["add", "init", "join", "leave", "remove", "run", "service", "status"]
 
@@ -52,11 +54,18 @@ def _print(lines: Sequence[str]) -> None:
             print(line)
 
 
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.name}: {one_line(record.getMessage(), MAX_REASON_CHARS)}")
+
+
 def run() -> None:
     """Be the link of this home until a signal. Raises what ends it."""
     import anyio
 
     settings = config.load(is_person=True)
+    # What the library has to say, on one line, and never a traceback.
+    logging.basicConfig(level=logging.ERROR, handlers=[_OneLine()])
     link = registry.link("settings:load")(settings.home)
     relay = registry.link("nats:NatsRelay")(link)
     carry = registry.link("run:run")

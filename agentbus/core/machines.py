@@ -100,6 +100,23 @@ class Machines:
         )
         return {str(name): int(count) for name, count in rows}
 
+    def late(self, before: int) -> dict[str, int]:
+        """How many messages left before an instant and are not known to have arrived, by machine."""
+        rows = self._read(
+            "SELECT host, count(*) FROM messages WHERE host IS NOT NULL AND arrived_at IS NULL AND refused IS NULL"
+            " AND relayed_at < ? GROUP BY host ORDER BY host",
+            before,
+        )
+        return {str(name): int(count) for name, count in rows}
+
+    def refused(self) -> dict[str, int]:
+        """How many messages for other machines were refused, by mailbox."""
+        rows = self._read(
+            "SELECT recipient, count(*) FROM messages WHERE host IS NOT NULL AND arrived_at IS NULL"
+            " AND refused IS NOT NULL GROUP BY recipient ORDER BY recipient"
+        )
+        return {str(mailbox): int(count) for mailbox, count in rows}
+
     def similar(self, name: str) -> tuple[str, ...]:
         """The addresses of that name on the machines that are there, if there is exactly one. [ADDR-2]"""
         found = [
@@ -130,10 +147,8 @@ class Machines:
             return False, f"{machine} has a newer agentbus, which may refuse it: upgrade this one"
         if name == EVERYBODY_THERE or name in {peer.name for peer in there.peers}:
             return True, "online there"
-        if not there.peers:
-            return False, f"{machine} is there, and names nobody"
         meant = _similar(name, [peer.name for peer in there.peers], f"@{machine}")
-        return False, f"{machine} is there, and nobody of that name now{meant}"
+        return False, f"{machine} is there, and says of no peer of that name{meant}"
 
 
 def _similar(asked: str, names: list[str], end: str = "") -> str:

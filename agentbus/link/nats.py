@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from agentbus.core.text import one_line
 from agentbus.link.settings import LinkSettings
 from agentbus.link.wire import name_token, token_name
 
-__all__ = ["MAX_STORE_BYTES", "NatsRelay"]
+__all__ = ["MAX_STORE_BYTES", "NatsRelay", "Probe", "probe"]
 
 # What waits for machines that are away can have this much: 1 GiB. Beyond it, mail waits at home.
 MAX_STORE_BYTES = 1 << 30
@@ -112,6 +113,25 @@ def stream_of(mesh: str) -> str:
     return f"AB_{mesh}"
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a server says to the key of a machine. `reads_others`: it may read the mail of others, which is wrong."""
+
+    version: str
+    is_encrypted: bool
+    reads_others: bool
+
+
+async def probe(settings: LinkSettings) -> Probe:
+    """Ask the server, and change nothing there. Raises RelayDown and RelayRefused. [DOCTOR-9]"""
+    line = _NatsLine(settings, _WINDOW_S, MAX_STORE_BYTES)
+    try:
+        return await line.probe()
+    finally:
+        with anyio.move_on_after(1, shield=True):
+            await line.close()
+
+
 class _NatsLine:
     """One connection. See Line."""
 
@@ -165,6 +185,24 @@ class _NatsLine:
         await self._make_stream()
         await self._make_consumer()
         self._seen_at = anyio.current_time()
+
+    async def probe(self) -> Probe:
+        """Connect, and try to read the mail of others, which must be refused. Raises RelayDown and RelayRefused."""
+        await self._connect()
+        is_encrypted, version = self._client.is_encrypted(), self._client.connected_server_version
+        refused = False
+        try:
+            async with self._guarded():
+                await self._client.subscribe(f"{self._base}.to.>")
+                await self._client.flush(timeout=int(_ANSWER_S))
+                # The refusal comes before the answer to the flush, and is told a turn of the event loop later.
+                await anyio.sleep(0.05)
+        except RelayDown:
+            refused = "permissions violation" in self._down.lower()
+            if not refused:
+                raise
+        number = f"{version.major}.{version.minor}.{version.patch}"
+        return Probe(number, is_encrypted, reads_others=not refused)
 
     async def close(self) -> None:
         """End the connection."""

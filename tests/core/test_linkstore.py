@@ -101,13 +101,13 @@ def test_a_send_says_what_is_known_there(bus: Bus, store: LinkStore) -> None:
     assert far("backend@beta") == (False, "this machine is not connected (yet)")
     store.connected({"server": "nats.example.net", "since": "1"})
     assert far("backend@beta") == (True, "online there")
-    assert far("backnd@beta")[1] == 'beta is there, and nobody of that name now. Did you mean "backend@beta"?'
+    assert far("backnd@beta")[1] == 'beta is there, and says of no peer of that name. Did you mean "backend@beta"?'
     store.note_machines([machine(gone_at=990_000)])
     assert far("backend@beta")[1] == "beta was last heard of 10 s ago; it is delivered when that machine is back"
     store.note_machines([machine(version=2)])
     assert "has a newer agentbus" in far("backend@beta")[1]
     store.note_machines([machine(peers=())])
-    assert far("backend@beta")[1] == "beta is there, and names nobody"
+    assert far("backend@beta")[1] == "beta is there, and says of no peer of that name"
     store.disconnected("the server is down")
     assert "the server is down" in far("backend@beta")[1]
 
