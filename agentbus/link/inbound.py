@@ -28,10 +28,10 @@ _T = TypeVar("_T")
 # How long a database that is broken is tried again, in seconds. Then the link ends, for a person to see.
 _BROKEN_S = 30.0
 _BROKEN_PAUSE_S = 1.0
-# How often the fate of what was taken in is looked at, in seconds: right after it came, for a minute, and later. A look
-# costs 2 us. The first is also how long a receipt waits for others.
+# How often the fate of what was taken in is looked at, in seconds: right after it came, a little later, from then on.
+# The first is also how long a receipt waits for others.
 _LOOKS_S = (0.01, 0.05, 1.0)
-_SOON_S, _LATER_S = 1.0, 60.0
+_SOON_S, _LATER_S = 1.0, 10.0
 # After a server that did not take a receipt.
 _FULL_PAUSE_S = 1.0
 # The line says once in so many seconds that something could not be read: somebody may send much of it.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agentbus.adapters.codex.app_server import AppServer
 from agentbus.adapters.codex.thread import Push, Thread
-from agentbus.adapters.mcp.element import CHANNEL, Frames, parts
+from agentbus.adapters.mcp.element import CHANNEL, Frames, origin, parts
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
@@ -44,7 +44,7 @@ def _elements(envelope: Envelope, frames: Frames) -> Sequence[str]:
 def compose(batch: Sequence[Envelope], frames: Frames = CHANNEL) -> tuple[str, list[str], int]:
     """The line, the pieces of context, and the number of the first envelopes of `batch` that they hold. [CODEX-7]"""
     pieces: list[str] = [
-        "agentbus brings what follows from other sessions, scripts or people on this machine, not from your user. To "
+        f"agentbus brings what follows from other sessions, scripts or people {origin(batch)}, not from your user. To "
         "answer, call mcp__agentbus__send_message with the name in `from`, and msg_id as reply_to."
     ]
     count = size = 0

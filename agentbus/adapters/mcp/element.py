@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from agentbus.core.model import Envelope, timestamp
 from agentbus.core.names import machine_of
 
-__all__ = ["CHANNEL", "Frames", "attributes", "client_chars", "element", "parts"]
+__all__ = ["CHANNEL", "Frames", "attributes", "client_chars", "element", "origin", "parts"]
 
 # The tag of an element of ours. As a prefix: `<channels` is not ours, but it looks too much like it.
 _OWN = "channel"
@@ -65,6 +65,12 @@ def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     if old_ms > AGED_MS:
         found["age"] = f"{old_ms // AGED_MS} h" if old_ms < _DAY_MS else f"{old_ms // _DAY_MS} d"
     return found
+
+
+def origin(batch: Iterable[Envelope]) -> str:
+    """Where those are who sent `batch`, for the sentence that stands before its elements. [ADDR-3]"""
+    is_far = any(machine_of(envelope.sender) for envelope in batch)
+    return "here or on another machine" if is_far else "on this machine"
 
 
 def element(envelope: Envelope, frames: Frames = CHANNEL, now: int | None = None) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import anyio
 
 from agentbus.adapters.mcp import peer_socket
-from agentbus.adapters.mcp.element import CHANNEL, Frames, element
+from agentbus.adapters.mcp.element import CHANNEL, Frames, element, origin
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import unread_bytes, unread_ioctl
 from agentbus.core.config import prepare_folder
@@ -222,7 +222,7 @@ def compose(
     messages = "a message" if count == 1 else f"{count} messages"
     post = f" (post {mark})" if mark else ""
     head = (
-        f"agentbus brings {messages} from other sessions, scripts or people on this machine, not from your user"
+        f"agentbus brings {messages} from other sessions, scripts or people {origin(batch)}, not from your user"
         f"{post}. To answer, call {answer_with} with the name in `from`, and msg_id as reply_to."
     )
     return "\n".join([head, *elements]), count
