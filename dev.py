@@ -100,7 +100,9 @@ def main():
         os.execv(PYTHON, [PYTHON, "-m", "agentbus", "demo"] + rest)
     elif task == "test":
         ready("development", install_tools)
-        os.execv(PYTHON, [PYTHON, "-m", "pytest"] + rest)
+        # The whole suite mostly waits for processes, so there are more workers than cores.
+        side_by_side = ["-n", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal"]
+        os.execv(PYTHON, [PYTHON, "-m", "pytest"] + (rest or side_by_side))
     elif task == "check":
         ready("development", install_tools)
         run(PYTHON, "-m", "ruff", "format", "--check", ".")

@@ -14,7 +14,7 @@ from agentbus.core import config
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
-from agentbus.core.ports import Trigger
+from agentbus.core.ports import Shown, Trigger
 from agentbus.core.presence import FOLDER
 from agentbus.core.shadows import explain
 from agentbus.core.store import Store
@@ -137,11 +137,11 @@ def open_bus(
     return bus, triggers
 
 
-def _recorded(runtime: str, place: str) -> set[tuple[int, str]] | None:
+def _recorded(runtime: str, place: str) -> set[Shown] | None:
     """What the record of a session of the adapter `runtime` at `place` shows; None if it cannot be read. [STATE-6]"""
     try:
         of = manifest(runtime)
-        found: set[tuple[int, str]] | None = _part(of, of.record)(place) if of.record else None
+        found: set[Shown] | None = _part(of, of.record)(place) if of.record else None
     except AgentbusError:
         return None
     return found

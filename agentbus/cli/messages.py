@@ -177,7 +177,7 @@ def history(
         found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
         if as_a2a:
             for one in reversed(found):
-                output.json_line(a2a.to_a2a(one, thread=bus.store.queries.root(one.id)))
+                output.json_line(a2a.to_a2a(one))
             return
         former = bus.store.queries.earlier_names(found)
     if not as_json and not found:

@@ -118,31 +118,32 @@ def clock(at_ms: int) -> str:
 
 def status_row(status: Status) -> dict[str, Any]:
     """A message as JSON: times in ISO 8601, null for a time that has not come yet. [CLI-3]"""
-
-    def instant(at: int | None) -> str | None:
-        return None if at is None else timestamp(at)
-
     row = envelope_row(status)
     return {
         "id": row.pop("id"),
         "state": status.state.value,
         **row,
-        "delivered_at": instant(status.delivered_at),
+        "delivered_at": _instant(status.delivered_at),
         "carrier": status.carrier,
-        "read_at": instant(status.read_at),
+        "read_at": _instant(status.read_at),
         "read_by": status.read_by,
         "sender_session": status.sender_session,
     }
 
 
+def _instant(at: int | None) -> str | None:
+    return None if at is None else timestamp(at)
+
+
 # The keys that a message has before anything is known about its delivery.
-_ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "sent_at")
+_ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "thread", "answer_by", "sent_at")
 
 
 def envelope_row(envelope: Envelope) -> dict[str, Any]:
     """The part of `status_row` that comes from an envelope."""
-    values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to)
-    return dict(zip(_ENVELOPE_KEYS, (*values, timestamp(envelope.sent_at)), strict=True))
+    values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to, envelope.root)
+    instants = (_instant(envelope.answer_by), timestamp(envelope.sent_at))
+    return dict(zip(_ENVELOPE_KEYS, (*values, *instants), strict=True))
 
 
 def was(names: Sequence[str]) -> str:

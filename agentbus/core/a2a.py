@@ -41,18 +41,15 @@ def split_id(text: object) -> tuple[str, int]:
     return found[1] or "", int(found[2])
 
 
-def to_a2a(
-    envelope: Envelope, *, bus: str = "", thread: int | None = None, answers: str | None = None
-) -> dict[str, Any]:
-    """`envelope` as a `Message`, ready for `json.dumps`. [ENV-1]
+def to_a2a(envelope: Envelope, *, bus: str = "", answers: str | None = None) -> dict[str, Any]:
+    """`envelope` as a `Message`, ready for `json.dumps`. `bus` is the identity of the bus of the ids. [ENV-1]
 
-    `bus` is the identity of the bus that gave out the ids. `thread` is the id of the message that began the thread; by
-    default the message that `envelope` answers, else `envelope` itself. `answers` is the id of what it answers, in the
-    form of `message_id`; by default its `reply_to` on that bus.
+    `answers` is the id of what it answers, in the form of `message_id`, where that is of another bus. It is then taken
+    for the beginning of the thread, too.
     """
+    root = answers or message_id(envelope.root, bus)
     if answers is None and envelope.reply_to is not None:
         answers = message_id(envelope.reply_to, bus)
-    root = message_id(thread, bus) if thread else answers or message_id(envelope.id, bus)
     more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
     message: dict[str, Any] = {
         "messageId": message_id(envelope.id, bus),
@@ -64,6 +61,8 @@ def to_a2a(
     if answers is not None:
         message["referenceTaskIds"] = [answers]
         more["replyTo"] = answers
+    if envelope.answer_by is not None:
+        more["answerBy"] = envelope.answer_by
     return message
 
 
@@ -76,15 +75,27 @@ def from_a2a(message: object, *, max_bytes: int) -> Envelope:
     """
     fields = _object(message, "the message")
     more = _object(_object(fields.get("metadata"), "metadata").get(METADATA_KEY), f"metadata[{METADATA_KEY!r}]")
-    answered = more.get("replyTo")
+    row_id = split_id(fields.get("messageId"))[1]
+    answered = None if more.get("replyTo") is None else split_id(more["replyTo"])[1]
     return Envelope(
-        id=split_id(fields.get("messageId"))[1],
+        id=row_id,
         sender=_name(more.get("from"), "from"),
         recipient=_name(more.get("to"), "to"),
         text=check_body(_text(fields.get("parts")), max_bytes),
-        sent_at=_instant(more.get("sentAt")),
-        reply_to=None if answered is None else split_id(answered)[1],
+        sent_at=_instant(more.get("sentAt"), "sentAt"),
+        reply_to=answered,
+        thread=_thread(fields.get("contextId"), row_id, answered),
+        answer_by=None if more.get("answerBy") is None else _instant(more["answerBy"], "answerBy"),
     )
+
+
+def _thread(context: object, row_id: int, answered: int | None) -> int | None:
+    """The thread that `contextId` names; it is left out, or no id of ours, in what others made."""
+    try:
+        root = split_id(context)[1]
+    except InvalidRequest:
+        return answered
+    return None if root == row_id else root
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
@@ -115,10 +126,10 @@ def _text(parts: object) -> str:
     return text
 
 
-def _instant(value: object) -> int:
+def _instant(value: object, what: str) -> int:
     # The protocol's own types keep every number as a float.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST:
-        raise InvalidRequest(f"'sentAt' is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
+        raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint="use milliseconds since 1970 UTC, as a whole number")
     return value

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import (
+    Address,
     Arrival,
     Ended,
     Envelope,
@@ -24,13 +25,12 @@ from agentbus.core.model import (
     Status,
     Unread,
     check_body,
-    timestamp,
 )
 from agentbus.core.names import address, is_kept, machine_of, session_name, split_address
-from agentbus.core.ports import Trigger, Wake
+from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Store
+from agentbus.core.store import Question, Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ class Sent:
     is_known: bool
     similar: tuple[str, ...] = ()
     pulls: bool = False
+    # A command waits for this message: it answers the question of that command. [ASK-5]
+    is_awaited: bool = False
+    # The session that has the mailbox; empty if none has.
+    session: str = ""
     far: str = ""
 
     def __str__(self) -> str:
@@ -78,10 +82,12 @@ class Sent:
         if self.far:
             return f'queued #{self.id} for "{self.recipient}": {self.far}'
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
+        if self.is_awaited:
+            return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
         if self.is_online and self.pulls:
             return (
                 f'sent #{self.id} to "{self.recipient}"{moved} '
-                "(online, but nothing can be pushed to it: it reads its mail when it calls check_messages)"
+                "(online, but nothing can be pushed to it: it reads when it calls check_messages)"
             )
         if self.is_online:
             return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
@@ -143,9 +149,9 @@ class Bus:
         self._tell = tell
         self._triggers = triggers
         self._max_bytes = max_bytes
-        # What the record of a runtime at a place shows as given to a model: ids, each with the instant in its element.
-        # None if it cannot be read. Set by what opens the bus, which knows the adapters.
-        self.recorded: Callable[[str, str], set[tuple[int, str]] | None] = lambda _runtime, _place: None
+        # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
+        # opens the bus, which knows the adapters.
+        self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -166,40 +172,58 @@ class Bus:
         *,
         reply_to: int | None = None,
         sender_session: str | None = None,
+        question: Question | None = None,
     ) -> Sent:
         """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name or text, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Busy; then nothing was sent.
         """
         asked = self.address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
-            sender, asked, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+            sender,
+            asked,
+            body,
+            now=self.clock(),
+            reply_to=answered,
+            sender_session=sender_session,
+            question=question,
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
-        if "@" in asked:
-            return self._sent_far(row_id, asked, is_linked=is_online)
+        if machine_of(asked):
+            return self._sent_far(row_id, found, is_linked=is_online)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
-        return Sent(row_id, asked, found.mailbox, is_online, is_known, similar, _pulls(found.peer))
+        return Sent(
+            row_id,
+            asked,
+            found.mailbox,
+            is_online,
+            is_known,
+            similar,
+            pulls=_pulls(found.peer),
+            is_awaited=found.is_awaited,
+            session="" if found.peer is None else found.peer.session,
+        )
 
     def address(self, to: object) -> str:
         """The one form of what a message goes to: `NAME`, or `NAME@MACHINE` for another machine. [ADDR-1]
 
         Where this home has no link, `@` stands in no name. Raises InvalidRequest, and what `Database.read` raises.
         """
-        own = self.store.machine() if isinstance(to, str) and "@" in to else ""
+        own = self.store.machine() if isinstance(to, str) and "@" in to.strip()[1:] else ""
         if not own:
             return address(to)
         name, machine = split_address(str(to))
         return name if machine == own else f"{name}@{machine}"
 
-    def _sent_far(self, row_id: int, mailbox: str, *, is_linked: bool) -> Sent:
+    def _sent_far(self, row_id: int, to: Address, *, is_linked: bool) -> Sent:
+        mailbox, session = to.mailbox, "" if to.peer is None else to.peer.session
         is_online, far = False, "what is known there cannot be read now"
         with suppress(AgentbusError):  # the message is committed, as in _look_up
             is_online, far = self.store.machines.whereabouts(mailbox, is_linked=is_linked, now=self.clock())
-        return Sent(row_id, mailbox, mailbox, is_online, is_known=True, far=far)
+        return Sent(row_id, mailbox, mailbox, is_online, is_known=True, session=session, far=far)
 
     def broadcast(
         self, sender: str, text: object, *, sender_session: str | None = None, everywhere: bool = False
@@ -214,8 +238,8 @@ class Bus:
         far = [one.name for one in self.store.machines.all() if one.is_there] if everywhere else []
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session, machines=far)
         sent = [
-            self._sent_far(row_id, to.mailbox, is_linked=to.peer is not None and self._wake(to.peer))
-            if "@" in to.mailbox
+            self._sent_far(row_id, to, is_linked=to.peer is not None and self._wake(to.peer))
+            if machine_of(to.mailbox)
             else Sent(
                 row_id,
                 to.mailbox,
@@ -373,12 +397,12 @@ class Bus:
         )
         self._tell()
 
-    def look_through(self, ended: Ended) -> tuple[set[tuple[int, str]], bool]:
+    def look_through(self, ended: Ended) -> tuple[set[Shown], bool]:
         """Look for the last time through the record of a session that has ended. It can take long: use a thread.
 
         Returns the messages that it shows as read, and whether all of it could be read. Never raises.
         """
-        shown: set[tuple[int, str]] = set()
+        shown: set[Shown] = set()
         is_whole = True
         for place in ended.proof.splitlines():
             found = self.recorded(ended.runtime, place)
@@ -386,11 +410,10 @@ class Bus:
             shown |= found or set()
         return shown, is_whole
 
-    def settle(self, ended: Ended, shown: Collection[tuple[int, str]], *, is_whole: bool) -> list[int]:
+    def settle(self, ended: Ended, shown: Collection[Shown], *, is_whole: bool) -> list[int]:
         """Close the account of a session that has ended; return what is pending again. [STATE-6] Raises Busy."""
-        ids = [
-            row_id for row_id, sent_at in self.store.unproven(ended.session) if (row_id, timestamp(sent_at)) in shown
-        ]
+        last = dict(sorted(shown))  # by id, when it was shown last
+        ids = [row_id for row_id, sent_at in self.store.unproven(ended.session) if last.get(row_id, -1) >= sent_at]
         name, returned = self.store.settle(ended, ids, is_whole=is_whole, now=self.clock())
         self._tell()
         if returned:

@@ -35,7 +35,7 @@ __all__ = [
 
 # The schema that this program knows. A constant, and not what the folder holds: an upgrade replaces the files below a
 # program that runs, and that program still knows only this one.
-SCHEMA = 8
+SCHEMA = 9
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # From this many pages (4 KiB each) in the WAL on, a session does a checkpoint: SQLite's own default.
 CHECKPOINT_PAGES = 1_000

@@ -18,8 +18,8 @@ from agentbus.core.machines import Machine
 from agentbus.core.model import Envelope, Peer
 from agentbus.core.names import EVERYBODY_THERE, LINK_NAME
 from agentbus.core.process import one_look
-from agentbus.core.queries import MESSAGE
-from agentbus.core.store import Store
+from agentbus.core.queries import MESSAGE, THREAD
+from agentbus.core.store import Question, Store
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ __all__ = [
 # What a receipt can say. [RCPT-1]
 UNKNOWN, ARRIVED, DELIVERED, READ, REFUSED = range(5)
 # From this schema on a program knows that the link is no peer like the others.
-_SCHEMA_OF_LINKS = 8
+_SCHEMA_OF_LINKS = 9
 # For so long a copy of what was taken in can still come: 30 days. [LINK-3]
 _IMPORTS_KEPT_MS = 30 * 86_400_000
 _PRUNE_ROWS = 1_000
@@ -49,7 +49,7 @@ _PRUNE_ROWS = 1_000
 _OURS = "host = ? AND bus = ? AND id = ?"
 _SET = "INSERT INTO link (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2"
 _UNREPORTED = (
-    "origin IS NOT NULL AND reported < 1 + (delivered_at IS NOT NULL) + (read_at IS NOT NULL)"  # as in 0008_link.sql
+    "origin IS NOT NULL AND reported < 1 + (delivered_at IS NOT NULL) + (read_at IS NOT NULL)"  # as in 0009_link.sql
 )
 
 
@@ -78,6 +78,7 @@ class Incoming:
     sent_at: int
     answers: tuple[str, int] | None
     digest: str
+    answer_by: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,11 @@ class LinkStore(Store):
             limit,
         )
         return [
-            Outgoing(row[0], row[1], row[2], row[3], row[4], row[5], bus=row[-5] or "", answers=_answers(*row[-4:]))
+            Outgoing(
+                *(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]),
+                bus=row[-5] or "",
+                answers=_answers(*row[-4:]),
+            )
             for row in rows
         ]
 
@@ -286,6 +291,8 @@ class LinkStore(Store):
         self, execute: Callable[..., Any], one: Incoming, now: int, reports: list[tuple[str, Report]]
     ) -> list[Peer]:
         sender, answered = f"{one.sender}@{one.machine}", self._answered(execute, one)
+        thread = None if answered is None else self._thread_of(execute, answered)
+        question = None if one.answer_by is None else Question(one.answer_by)
         # No clock decides anything: what comes from the future was sent now.
         sent_at = min(one.sent_at, now)
         is_for_all = one.to == EVERYBODY_THERE
@@ -297,7 +304,7 @@ class LinkStore(Store):
             rooms = [(found.mailbox, found.peer)]
         ids = []
         for mailbox, _ in rooms:
-            row_id = self._insert(execute, sender, mailbox, one.text, answered, sent_at, None)
+            row_id = self._insert(execute, sender, mailbox, one.text, answered, sent_at, None, thread, question)
             # What became of a broadcast is one answer, and no receipt for each peer.
             state = READ if is_for_all else UNKNOWN
             execute(
@@ -326,6 +333,12 @@ class LinkStore(Store):
             (bus, number, f"{one.machine}.{bus}", one.machine),
         ).fetchone()
         return int(row[0]) if row and row[0] else None
+
+    @staticmethod
+    def _thread_of(execute: Callable[..., Any], answered: int) -> int:
+        """The thread of a message that is answered. [THREAD-1]"""
+        row = execute(f"SELECT coalesce({THREAD}, m.id) FROM messages m WHERE m.id = ?", (answered,)).fetchone()
+        return int(row[0]) if row else answered
 
     @staticmethod
     def _again(execute: Callable[..., Any], one: Incoming, known: str, row_id: int) -> Report | None:

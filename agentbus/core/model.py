@@ -47,7 +47,7 @@ class MessageState(Enum):
 # The columns of a message, in the order that `Envelope.from_row` and `Status.from_row` take. Every query that returns
 # messages selects these.
 COLUMNS = (
-    *("id", "sender", "recipient", "body", "sent_at", "reply_to"),
+    *("id", "sender", "recipient", "body", "sent_at", "reply_to", "thread", "answer_by"),
     *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
     *("relayed_at", "arrived_at", "refused"),
 )
@@ -55,7 +55,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message as it travels. `sent_at` is in milliseconds since 1970 UTC; `id` grows with every send."""
+    """One message as it travels. `id` grows with every send. Instants are in milliseconds since 1970 UTC.
+
+    `thread` is the message that began its thread; None if it began one itself. [THREAD-1] `answer_by` is until when its
+    sender waits for an answer; None if it does not. [ASK-1]
+    """
 
     id: int
     sender: str
@@ -63,11 +67,18 @@ class Envelope:
     text: str
     sent_at: int
     reply_to: int | None = None
+    thread: int | None = None
+    answer_by: int | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Envelope:
         """The envelope in a row of COLUMNS; further columns are ignored."""
-        return Envelope(row[0], row[1], row[2], row[3], row[4], row[5])
+        return Envelope(*row[:8])
+
+    @property
+    def root(self) -> int:
+        """The message that began its thread: itself, if it answers nothing. [THREAD-1]"""
+        return self.id if self.thread is None else self.thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +173,14 @@ class Peer:
 class Address:
     """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name.
 
-    For a mailbox on another machine, the peer is the link.
+    For a mailbox on another machine, the peer is the link. `is_awaited`: a command waits for the message that was sent
+    there, because it answers its question. [ASK-5]
     """
 
     mailbox: str
     peer: Peer | None
     is_known: bool
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ NAME_RULE = f"use 1 to {MAX_NAME_CHARS} letters and digits, with _ - . between t
 # The sender of what the bus itself has to say to a session. [PRES-5]
 BUS_NAME = "agentbus"
 # The link is a peer under this name: no name has its form, so nobody else can have it, or send to it. [LINK-1]
-LINK_NAME = "@link"
+LINK_NAME = "*link"
 # The name in `NAME@MACHINE` that stands for all who are present there. [ADDR-6]
 EVERYBODY_THERE = "*"
 # What a model would take for its user, its client or the bus. The login name belongs here too: a person sends under it.
@@ -117,8 +117,9 @@ def split_address(raw: str) -> tuple[str, str]:
 
 
 def machine_of(shown: str) -> str:
-    """The machine in an address in its one form; "" if it names none."""
-    return shown.partition("@")[2]
+    """The machine in an address in its one form; "" if it names none. What begins with @ is no address."""
+    name, _, machine = shown.partition("@")
+    return machine if name else ""
 
 
 def shown_address(raw: str) -> str:

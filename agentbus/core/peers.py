@@ -26,7 +26,7 @@ from agentbus.core.text import one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
 
     from agentbus.core.machines import Machines
 
@@ -500,6 +500,11 @@ class Peers:
     def present(self) -> list[Peer]:
         """The peers that are present according to their rows, sorted by name: also those that have ended unseen."""
         return peer_rows(self._read)
+
+    def seated(self, column: Literal["session", "name"], value: str) -> Peer | None:
+        """The peer that is present according to its row, and has that session or name."""
+        rows = self._read(f"SELECT {PEER} FROM peers WHERE {column} = ? AND left_at IS NULL", value)
+        return peer_of(rows[0]) if rows else None
 
     def of_conversation(self, conversation: str) -> list[Peer]:
         """The peers that are present according to their rows, and are this conversation of a client. [NAME-8]"""

@@ -21,7 +21,20 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-__all__ = ["Delivery", "Line", "Parcel", "Receipt", "Record", "Relay", "Settled", "Stored", "Trigger", "Wake", "Wakes"]
+__all__ = [
+    "Delivery",
+    "Line",
+    "Parcel",
+    "Receipt",
+    "Record",
+    "Relay",
+    "Settled",
+    "Shown",
+    "Stored",
+    "Trigger",
+    "Wake",
+    "Wakes",
+]
 
 
 class Wake(Enum):
@@ -140,11 +153,16 @@ class Delivery(Protocol):
         """
 
 
+# What a record shows as given to a model: the id of a message, and when, in ms since 1970 UTC. It proves the message of
+# that id that was sent no later: an earlier line with the same id is about a message of another bus. [PROOF-2]
+Shown = tuple[int, int]
+
+
 class Record(Protocol):
     """What a client itself records of what the model of one session was given. It is private to the client.
 
     A *place* is one line of text that says where a record is. It means something to its adapter alone, also to a later
-    process of it. A message is named by its id and the instant in its element. No method raises, and none writes.
+    process of it. No method raises, and none writes.
     """
 
     def place(self) -> str:
@@ -153,7 +171,7 @@ class Record(Protocol):
     def end(self, place: str) -> int:
         """The offset behind all that is recorded at `place` now; 0 if nothing is."""
 
-    def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
+    def look(self, place: str, offset: int) -> tuple[set[Shown], int]:
         """The messages that `place` shows as given to the model from `offset` on, and the offset to go on from.
 
         Returns the same `offset` when there is nothing new. A long record is returned in several pieces.

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 
 from agentbus.core.errors import AgentbusError
-from agentbus.core.model import Envelope, timestamp
+from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt, Record
 
 __all__ = ["Followed", "Proofs"]
@@ -46,8 +46,8 @@ class Proofs:
         self._mark = mark
         self._note = note
         self._clock = clock
-        # By id, the instant in the element: an id alone can be that of another bus, in an old part of the record.
-        self._unproven: dict[int, str] = {}
+        # By id, when it was sent: an id alone can be that of another bus, in an old part of the record.
+        self._unproven: dict[int, int] = {}
         self._proven: list[int] = []
         # Up to where each place was read. Every place stays: what was handed over before /clear shows in the old one.
         self._places: dict[str, int] = {}
@@ -57,7 +57,7 @@ class Proofs:
     def begin(self, places: Iterable[str], unproven: Iterable[tuple[int, int]]) -> tuple[str, ...]:
         """Start with what is known from before: places, and ids with their `sent_at`. Returns all the places."""
         for row_id, sent_at in unproven:
-            self._unproven[row_id] = timestamp(sent_at)
+            self._unproven[row_id] = sent_at
         for place in (*places, self._record.place()):
             if place:
                 # A long record from before this session shows nothing that is looked for.
@@ -68,7 +68,7 @@ class Proofs:
     def expect(self, envelopes: Iterable[Envelope]) -> None:
         """Look for these from now on. To be called before they are handed over."""
         for one in envelopes:
-            self._unproven[one.id] = timestamp(one.sent_at)
+            self._unproven[one.id] = one.sent_at
         self._wake()
 
     def drop(self, ids: Iterable[int]) -> None:
@@ -130,8 +130,9 @@ class Proofs:
             if offset == self._places[place]:
                 return
             self._places[place] = offset
-            for row_id, ts in sorted(shown):
-                if self._unproven.get(row_id) == ts:
+            for row_id, at in sorted(shown):
+                sent_at = self._unproven.get(row_id)
+                if sent_at is not None and sent_at <= at:
                     del self._unproven[row_id]
                     self._proven.append(row_id)
             # A long record is read in pieces; pushes and tool calls run in between.

@@ -1,8 +1,7 @@
 """The life of one peer in one process: claim a name, listen, drain, heartbeat, leave.
 
 Adapters and Python programs share this code; it knows neither. It never blocks the event loop: it waits for a busy
-database with `retry_while_busy`, and runs checkpoints in a thread. Implements [PRES-3], [NAME-7], [WAKE-5], [STATE-4],
-[STORE-5].
+database with `retry_while_busy`. Implements [PRES-3], [NAME-7], [WAKE-5], [STATE-4], [ASK-1].
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -19,8 +17,9 @@ import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
 
-from agentbus.core import database
+from agentbus.core.asking import Asked, question, wait_for_answer
 from agentbus.core.bus import PULL, Bus, Claimed, Sent, retry_while_busy
+from agentbus.core.checkpoints import Checkpoints
 from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
@@ -54,33 +53,6 @@ _PRUNE_ROWS = 1_000
 MOST_OLD = 20
 # The line about old mail names so many senders.
 _MOST_SENDERS = 5
-# A reader that never stops keeps a checkpoint from finishing. Trying again at once would only burn a core.
-_CHECKPOINT_PAUSE_S = 0.2
-
-
-class Checkpoints:
-    """Keeps the WAL small without making a send wait: when it is large, a thread merges it. [STORE-5]"""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._due = anyio.Event()
-
-    def __call__(self, pages: int) -> None:
-        """Note that the WAL has `pages` pages. Call it after each commit."""
-        if pages >= database.CHECKPOINT_PAGES:
-            self._due.set()
-
-    async def run(self, say: Callable[[str], None]) -> None:
-        """Merge the WAL each time it is due, until cancelled. Failures are reported to `say`."""
-        while True:
-            await self._due.wait()
-            self._due = anyio.Event()
-            try:
-                await anyio.to_thread.run_sync(database.checkpoint, self._path, abandon_on_cancel=True)
-            except AgentbusError as error:
-                # Messages are safe in the WAL; it only grows meanwhile. The next commit asks again.
-                say(f"the WAL was not merged: {error}")
-            await anyio.sleep(_CHECKPOINT_PAUSE_S)
 
 
 class Session:
@@ -137,6 +109,8 @@ class Session:
         self._wakes: SharedWakes | None = None
         # Ids that a check has returned, and whose result is not written yet. The pump leaves them alone.
         self._checked: set[int] = set()
+        # Questions whose answers a call waits for. The pump and a check leave these to it. [ASK-1]
+        self._asking: set[int] = set()
         # How many parts of a message that is too long for one answer the reader has. A restart begins again. [READ-4]
         self._parts: dict[int, int] = {}
         self._is_running = False
@@ -363,7 +337,7 @@ class Session:
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
         try:
-            pending = self.bus.pending(self.peer, limit + len(checked), self._held)
+            pending = self.bus.pending(self.peer, limit + len(checked) + len(self._asking), self._held)
         except Busy:
             raise
         except AgentbusError as error:
@@ -372,7 +346,11 @@ class Session:
         first = self._first
         if first is not None:
             pending = [first, *(envelope for envelope in pending if envelope.id != first.id)][:limit]
-        return [envelope for envelope in pending if envelope.id not in checked][:limit] if checked else pending
+        return [one for one in pending if self._is_free(one)][:limit] if checked or self._asking else pending
+
+    def _is_free(self, envelope: Envelope) -> bool:
+        """Whether no call has it, or waits for it."""
+        return envelope.id not in self._checked and envelope.thread not in self._asking
 
     def _is_another_file(self) -> bool:
         """Whether the store has turned to another file, and this session has not joined it yet. [STORE-6]
@@ -458,6 +436,8 @@ class Session:
         await retry_while_busy(lambda: self.bus.reap(silent))
         await self._settle()
         store = self.bus.store
+        if await retry_while_busy(lambda: store.forget_asks(now=self.bus.clock())):
+            self._wake_itself()
         before = self.bus.clock() - store.queries.setting(RETENTION) * 3_600_000
         while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
             await anyio.lowlevel.checkpoint()
@@ -526,6 +506,7 @@ class Session:
         if self._proofs is not None:
             self._proofs.forget()
         self._checked.clear()
+        self._asking.clear()
         self._parts.clear()
         self._held, self._first = 0, None
         self._bus_id, self._generation = identity, store.generation
@@ -554,6 +535,49 @@ class Session:
     async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer. Raises what `Bus.send` raises."""
         return await self._in_turn(lambda: self._send(to, text, reply_to))
+
+    async def ask(self, to: object, text: object, wait_s: float) -> Sent:
+        """Send a question whose answer is waited for, for `wait_s` seconds at most. Then call `answer` at once. [ASK-1]
+
+        Raises what `Bus.send` raises, and Refused for a subagent; then nothing was sent.
+        """
+        if self.is_guest:
+            raise Refused(
+                "the answer would go to the main agent of this session, and you are a subagent of it",
+                hint="use send_message, or let the main agent ask",
+            )
+        return await self._in_turn(lambda: self._send_question(to, text, wait_s))
+
+    async def answer(self, sent: Sent, wait_s: float) -> Asked:
+        """How the question `sent` ends: with its answer, or why there is none.
+
+        The answer is not pushed, and not returned by a check, until `checked` is called, once, with its id.
+        """
+        try:
+            look = partial(self._take_answer, sent.id)
+            return await wait_for_answer(self.bus, sent, wait_s, look=look, woken=self._next_wake)
+        finally:
+            self._asking.discard(sent.id)
+            # What else came in the thread, or comes after this, is pushed.
+            self._wake_itself()
+
+    def _send_question(self, to: object, text: object, wait_s: float) -> Sent:
+        asks = question(to, wait_s, self.bus.clock())
+        sent = self.bus.send(self.peer.name, to, text, sender_session=self.peer.session, question=asks)
+        self._asking.add(sent.id)  # without a turn of the event loop in between: no answer is pushed before
+        return sent
+
+    def _take_answer(self, question_id: int) -> Envelope | None:
+        # Not in another file: there the id means another message.
+        if question_id not in self._asking or self._is_another_file():
+            return None
+        answer = self.bus.store.queries.answer(question_id)
+        if answer is not None:
+            self._checked.add(answer.id)
+        return answer
+
+    async def _next_wake(self, timeout_s: float) -> None:
+        await (anyio.sleep(timeout_s) if self._wakes is None else self._wakes.beside(timeout_s))
 
     def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
         """Send as this peer, without waiting. Raises what `Bus.send` raises, and Busy if it would have to wait."""
@@ -621,19 +645,17 @@ class Session:
         # Only the first look: what was shown before does not end a wait for what is new. [READ-6]
         shown = self.bus.shown(self.peer, limit)
         while True:
-            woken = self._wakes.woken if self._wakes is not None else anyio.Event()
             unread, shown = self._take_unread(limit, shown), []
             left_s = give_up_at - anyio.current_time()
             if unread or left_s <= 0:
                 return unread
-            with anyio.move_on_after(min(left_s, _CHECK_POLL_S)):
-                await woken.wait()
+            await self._next_wake(min(left_s, _CHECK_POLL_S))
 
     def _take_unread(self, limit: int, shown: Sequence[Unread]) -> list[Unread]:
-        found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked), self._held)]
+        found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked) + len(self._asking), self._held)]
         # Old mail that is held back comes last. [OLD-4]
         found.sort(key=lambda one: (one.envelope.id <= self._held, one.envelope.id))
-        unread = [one for one in found if one.envelope.id not in self._checked][:limit]
+        unread = [one for one in found if self._is_free(one.envelope)][:limit]
         self._checked.update(one.envelope.id for one in unread)
         is_out = self._pump.is_out if self._pump is not None else lambda _id: False
         return [replace(one, was_pushed=one.was_pushed or is_out(one.envelope.id)) for one in unread]
@@ -643,9 +665,15 @@ class Session:
         return self._parts.get(envelope_id, 0)
 
     async def checked(
-        self, ids: Sequence[int], *, reached: bool, partly: Collection[int] = (), is_certain: bool = True
+        self,
+        ids: Sequence[int],
+        *,
+        reached: bool,
+        partly: Collection[int] = (),
+        is_certain: bool = True,
+        carrier: str = PULL,
     ) -> None:
-        """End a check. `reached`: its messages have reached the reader, so they are read. [READ-1]
+        """End a check, or an ask. `reached`: its messages have reached the reader, so they are read. [READ-1]
 
         Of the messages in `partly` one more part has reached the reader, and there are more: these are not read yet.
         Unless `is_certain`, the reader may not be whom they are for: they are offered once more. [READ-6]
@@ -659,7 +687,9 @@ class Session:
             if reached:
                 self._parts.update({one: self.parts_read(one) + 1 for one in known if one in partly})
             if reached and read:
-                await retry_while_busy(lambda: self.bus.mark_read(self.peer, read, is_certain=is_certain))
+                await retry_while_busy(
+                    lambda: self.bus.mark_read(self.peer, read, carrier=carrier, is_certain=is_certain)
+                )
                 if self._proofs is not None:
                     self._proofs.drop(read)
                 if self._first is not None and self._first.id in read:
@@ -668,6 +698,8 @@ class Session:
                     self._parts.pop(one, None)
         finally:
             self._checked.difference_update(ids)
+            if not reached:
+                self._wake_itself()
 
     def machines(self) -> list[Machine]:
         """The other machines that were heard of; none if this home has no link. [MACH-2]"""

@@ -3,28 +3,29 @@
 Queries for people are in queries.py. Synchronous. A method commits all of its changes or none. Knows nothing about
 triggers, deliveries or MCP. Instants are milliseconds since 1970 UTC. Every method raises Busy when another process
 holds the database for longer than the connection waits, and BrokenSetup or TryAgain as in `database.explain`.
-Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6].
+Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6], [THREAD-1], [THREAD-2], [ASK-5].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentbus.core.config import Shared
-from agentbus.core.errors import MailboxFull
+from agentbus.core.errors import InvalidRequest, MailboxFull
 from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread
 from agentbus.core.names import EVERYBODY_THERE, LINK_NAME, machine_of
 from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
-from agentbus.core.queries import ELSEWHERE, MESSAGE
+from agentbus.core.queries import ELSEWHERE, MESSAGE, THREAD
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["AGAIN_MS", "MAX_PENDING", "Store"]
+__all__ = ["AGAIN_MS", "MAX_PENDING", "Question", "Store"]
 
 # A mailbox that nobody empties must not fill the disk. At 64 KiB for each message, this is 640 MiB.
 MAX_PENDING = 10_000
@@ -34,6 +35,9 @@ AGAIN_MS = 60_000
 
 # A text of more bytes has a row of its own. With all that can stand beside it, a shorter one fits into a page of 4,096.
 _LARGE_BYTES = 3_000
+# A command that waits for an answer is done this long after the instant until which it waits, in ms, or hangs. For
+# where its lock cannot tell.
+_ASK_GRACE_MS = 60_000
 # A message that is still pending becomes delivered too: by the pull, or by the reply to it.
 _MARK_READ = (
     "UPDATE messages SET read_at = ?1, delivered_at = coalesce(delivered_at, ?1), read_by = ?2,"
@@ -47,8 +51,11 @@ _TO_MACHINE = "UPDATE messages SET host = ?, bus = (SELECT value FROM link WHERE
 # ?4; and not known to be read. In parts, so that each stops at its limit, however many there are: an index has them in
 # the order of their ids.
 _SEAT = "FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL"
+# A command waits for an answer: the peer of its name leaves that to it. [ASK-5]
+_NOT_AWAITED = "(thread IS NULL OR thread NOT IN (SELECT question FROM asks))"
 _UNREAD = (
-    f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1",  # [NAME-12]
+    f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1"  # [NAME-12]
+    f" AND {_NOT_AWAITED}",
     f"delivered_to = (SELECT session {_SEAT}) AND {_OPEN}",
     f"delivered_to IN (SELECT value FROM json_each(?4)) AND {_OPEN} AND kept_from IS NOT ?1",
 )
@@ -63,6 +70,28 @@ _UNREAD_IDS = " UNION ALL ".join(
     for part in _UNREAD
     for bound in (">", "<=")
 )
+# The message that a reply names, if its sender sent or received it: by its name, as its session, or as another session
+# of the same conversation. NULL as a session is equal to none. [THREAD-2]
+_ITS_SESSIONS = (
+    "(SELECT ?3 UNION SELECT p.session FROM peers p JOIN peers s USING (conversation)"
+    " WHERE s.session = ?3 AND conversation != '')"
+)
+_ANSWERED = (
+    f"SELECT coalesce({THREAD}, m.id), ?2 IN (m.sender, m.recipient) OR m.sender_session IN {_ITS_SESSIONS}"
+    f" OR m.delivered_to IN {_ITS_SESSIONS} FROM messages m WHERE m.id = ?1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a send says if it is a question: until when its sender waits, in ms since 1970 UTC, and how. [ASK-1]
+
+    `waiter` is the name of the lock file that a command holds while it waits (empty where nothing can be locked), and
+    None for a peer: its own session knows what it waits for. [ASK-5]
+    """
+
+    answer_by: int
+    waiter: str | None = None
 
 
 class Store(Peers):
@@ -98,17 +127,19 @@ class Store(Peers):
         now: int,
         reply_to: int | None = None,
         sender_session: str | None = None,
+        question: Question | None = None,
     ) -> tuple[int, Address]:
         """Commit one message for the mailbox that `to` leads to; return its id and the address. [SEND-1]
 
         A reply shows that the message was read. So the message `reply_to` is marked as read, if it went to `sender`
         or was delivered to `sender_session`. [READ-2]
 
-        Raises MailboxFull.
+        Raises MailboxFull, and InvalidRequest for a question to oneself and for a reply to what its sender neither
+        sent nor received, or what is not there. Then nothing was sent.
         """
         while True:
             with self._looking_for(to) if IS_SLOW else nullcontext():
-                row_id, address = self._send(sender, to, body, now, reply_to, sender_session)
+                row_id, address = self._send(sender, to, body, now, reply_to, sender_session, question)
             # The file can be replaced while the row is written. Then that row is in no bus, so it is sent to the one
             # that is there now.
             if not self.is_replaced():
@@ -116,11 +147,23 @@ class Store(Peers):
             self.reopen()
 
     def _send(
-        self, sender: str, to: str, body: str, now: int, reply_to: int | None, sender_session: str | None
+        self,
+        sender: str,
+        to: str,
+        body: str,
+        now: int,
+        reply_to: int | None,
+        sender_session: str | None,
+        question: Question | None,
     ) -> tuple[int, Address]:
         with self._writing() as execute:
             address = self._resolve(execute, to)
-            row_id = self._put(execute, sender, address.mailbox, body, reply_to, now, sender_session)
+            thread = None if reply_to is None else self._thread(execute, reply_to, sender, sender_session)
+            if question is not None and address.mailbox == sender:
+                raise InvalidRequest(f'"{to}" is you, and nobody else would answer', hint="ask another peer")
+            row_id = self._put(execute, sender, address.mailbox, body, reply_to, now, sender_session, thread, question)
+            if thread is not None and execute("SELECT 1 FROM asks WHERE question = ?", (thread,)).fetchone():
+                address = replace(address, is_awaited=True)
             if reply_to is not None:
                 execute(
                     # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
@@ -135,6 +178,22 @@ class Store(Peers):
                     (reply_to, sender, sender_session),
                 )
         return row_id, address
+
+    @staticmethod
+    def _thread(execute: Callable[..., Any], reply_to: int, sender: str, sender_session: str | None) -> int:
+        """The thread that a reply to the message `reply_to` belongs to. [THREAD-1], [THREAD-2]"""
+        row = execute(_ANSWERED, (reply_to, sender, sender_session)).fetchone()
+        if not row:
+            raise InvalidRequest(
+                f"there is no message #{reply_to} to answer, it was never sent, or it has been pruned",
+                hint="leave reply_to out",
+            )
+        if not row[1]:
+            raise InvalidRequest(
+                f'"{sender}" neither sent nor received #{reply_to}, so this cannot answer it',
+                hint="use the msg_id of the message that this answers, or leave reply_to out",
+            )
+        return int(row[0])
 
     def broadcast(
         self, sender: str, body: str, *, now: int, sender_session: str | None = None, machines: Iterable[str] = ()
@@ -162,11 +221,13 @@ class Store(Peers):
         reply_to: int | None,
         now: int,
         sender_session: str | None,
+        thread: int | None = None,
+        question: Question | None = None,
     ) -> int:
         """Insert one message, for here or for another machine, if its mailbox has room; return its id. [SEND-3]"""
-        row_id = self._insert(execute, sender, mailbox, body, reply_to, now, sender_session)
+        row_id = self._insert(execute, sender, mailbox, body, reply_to, now, sender_session, thread, question)
         self._check_room(execute, mailbox, row_id)
-        if "@" in mailbox:
+        if machine_of(mailbox):
             execute(_TO_MACHINE, (machine_of(mailbox), row_id))
         return row_id
 
@@ -179,15 +240,20 @@ class Store(Peers):
         reply_to: int | None,
         now: int,
         sender_session: str | None,
+        thread: int | None = None,
+        question: Question | None = None,
     ) -> int:
         is_large = len(body.encode()) > _LARGE_BYTES
+        answer_by = None if question is None else question.answer_by
         row = execute(
-            "INSERT INTO messages (sender, recipient, body, reply_to, sent_at, sender_session)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            (sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session),
+            "INSERT INTO messages (sender, recipient, body, reply_to, sent_at, sender_session, thread, answer_by)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session, thread, answer_by),
         ).fetchone()
         if is_large:
             execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
+        if question is not None and question.waiter is not None:
+            execute("INSERT INTO asks (question, waiter) VALUES (?, ?)", (row[0], question.waiter))
         return int(row[0])
 
     def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
@@ -218,7 +284,9 @@ class Store(Peers):
             yield
 
     def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
-        is_far = "@" in to  # it goes to the link; whether it is known there is not for this machine to say [ADDR-1]
+        is_far = bool(
+            machine_of(to)
+        )  # it goes to the link; whether it is known there is not for this machine to say [ADDR-1]
         row = execute(
             f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (LINK_NAME if is_far else to,)
         ).fetchone()
@@ -245,7 +313,7 @@ class Store(Peers):
         rows = self._read(
             f"SELECT {MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
             " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL AND m.id > ?"
-            " AND m.kept_from IS NOT p.session ORDER BY m.id LIMIT ?",
+            f" AND m.kept_from IS NOT p.session AND {_NOT_AWAITED} ORDER BY m.id LIMIT ?",
             session,
             pid,
             above,
@@ -295,7 +363,7 @@ class Store(Peers):
         self,
         ids: Iterable[int],
         *,
-        session: str,
+        session: str | None,
         now: int,
         read_by: str = "check",
         carrier: str = "pull",
@@ -316,6 +384,29 @@ class Store(Peers):
                 " WHERE id = ?2 AND (shown_at IS NOT NULL OR ?1 IS NOT NULL)",
                 [(shown_at, row_id) for row_id in ids],
             )
+
+    # -- questions whose answers a command waits for: see 0008_asking.sql. [ASK-5] ---------------------------
+
+    def end_ask(self, question: int) -> None:
+        """Nobody but the peer of the asker's name waits for the answer to `question` from now on."""
+        with self._writing() as execute:
+            execute("DELETE FROM asks WHERE question = ?", (question,))
+
+    def forget_asks(self, *, now: int) -> bool:
+        """End the asks of commands that have ended without saying so; whether there were any."""
+        rows = self._read(
+            "SELECT question, waiter, coalesce(answer_by, 0) FROM asks LEFT JOIN messages ON id = question"
+        )
+        past = [
+            (question, waiter)
+            for question, waiter, answer_by in rows
+            if now - answer_by > _ASK_GRACE_MS or (waiter and self.presence.life(waiter) is Life.ENDED)
+        ]
+        for question, waiter in past:
+            self.end_ask(question)
+            if waiter:
+                self.presence.clear(waiter)
+        return bool(past)
 
     # -- what a session took and is not known to have read ---------------------------------------------------
 

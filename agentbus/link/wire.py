@@ -101,6 +101,7 @@ def write_message(envelope: Outgoing, machine: str) -> bytes:
         recipient=envelope.recipient,
         text=envelope.text,
         sent_at=envelope.sent_at,
+        answer_by=envelope.answer_by,
     )
     return _json(to_a2a(far, bus=envelope.bus, answers=envelope.answers))
 
@@ -140,6 +141,7 @@ def read_message(body: bytes, *, machine: str, here: str, to: str) -> Incoming:
         sent_at=envelope.sent_at,
         answers=answers if answers is not None and answers[0] else None,
         digest=digest(name, envelope.recipient, envelope.text, envelope.sent_at),
+        answer_by=envelope.answer_by,
     )
 
 

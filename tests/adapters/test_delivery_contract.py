@@ -50,7 +50,7 @@ class FarEnd:
         self.took: list[str] = []
 
     async def until_took(self, ids: list[str]) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             while self.took != ids:
                 self.took += self.take()
                 await anyio.sleep(0.001)
@@ -260,13 +260,13 @@ async def test_it_has_a_carrier(far_end: FarEnd) -> None:
 
 
 async def test_it_is_ready_at_last(far_end: FarEnd) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         await far_end.delivery.ready()
 
 
 @pytest.mark.spec("DELIV-1")
 async def test_all_arrive_in_order_once(far_end: FarEnd) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         assert await deliver_all(far_end, 250) == [str(number) for number in range(1, 251)]
 
 
@@ -299,7 +299,7 @@ async def test_a_far_end_that_takes_nothing_makes_only_the_delivery_wait(far_end
     if isinstance(far_end.delivery, FakeDelivery | InboxDelivery | PluginDelivery | Retried):
         pytest.skip("holds any number")
     huge = [envelope(number, "x" * 65_536) for number in range(1, 101)]
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
 
             async def deliver() -> None:
@@ -316,7 +316,7 @@ async def test_a_closed_far_end_is_said(far_end: FarEnd) -> None:
     if far_end.close is None:
         pytest.skip("ends with the program that takes")
     far_end.close()
-    with anyio.fail_after(10), pytest.raises(DeliveryClosed):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(DeliveryClosed):
         await far_end.delivery.deliver([envelope(1, "x" * 65_536)])
 
 

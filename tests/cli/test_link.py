@@ -33,7 +33,7 @@ def joined(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def note(store: LinkStore) -> None:
     """What a link that runs and is connected has written down."""
     store.begin("alpha")
-    store.claim(arrival("@link"), now=1, endpoint=str, join_crowd=True)
+    store.claim(arrival("*link"), now=1, endpoint=str, join_crowd=True)
     store.connected({"server": "nats.example.net", "since": "1"})
     peers = (FarPeer("backend", "claude", "channel"),)
     for name, gone_at, shown in (("beta", None, peers), ("gamma", 5, ())):
@@ -206,7 +206,7 @@ def test_leave_removes_what_join_wrote_and_keeps_the_mail(joined: Path, capsys: 
     store = LinkStore(joined / "bus.db", busy_ms=0)
     store.begin("alpha")
     store.send("ci", "backend@beta", "x", now=1)
-    claimed = store.claim(arrival("@link"), now=1, endpoint=str, join_crowd=True)
+    claimed = store.claim(arrival("*link"), now=1, endpoint=str, join_crowd=True)
     assert claimed is not None
     with pytest.raises(Refused, match="the link runs: end it first"):
         link.leave()

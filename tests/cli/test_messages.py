@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_history_finds_what_is_asked_for(home: Path) -> None:
     (row,) = [json.loads(line) for line in agentbus(home, "status", "#2", "--json").stdout.splitlines()]
     assert set(row) == {
         *("id", "state", "from", "to", "text", "reply_to", "sent_at", "delivered_at", "carrier", "read_at", "read_by"),
-        *("sender_session", "sender_was"),
+        *("sender_session", "sender_was", "thread", "answer_by"),
     }
     assert (row["id"], row["state"], row["delivered_at"]) == (2, "pending", None)
 
@@ -245,8 +246,12 @@ def test_history_in_the_form_of_a2a(home: Path) -> None:
     store = Store(home / "bus.db", busy_ms=1_000)
     store.send("bob", "alice", "8080", now=1_700_000_000_000, reply_to=1)
     store.send("alice", "bob", "thanks", now=1_700_000_000_001, reply_to=2)
-    store.send("carol", "carol", "mine", now=1_700_000_000_002, reply_to=4)  # answers itself
+    store.send("carol", "carol", "mine", now=1_700_000_000_002)
     store.close()
+    with closing(sqlite3.connect(home / "bus.db")) as before, before:
+        # As before schema 8, where a message could even answer itself.
+        before.execute("UPDATE messages SET thread = NULL WHERE id = 3")
+        before.execute("UPDATE messages SET reply_to = 4 WHERE id = 4")
     done = agentbus(home, "history", "--a2a")
     assert (done.returncode, done.stderr) == (0, "")
     messages = [json.loads(line) for line in done.stdout.splitlines()]
@@ -255,8 +260,8 @@ def test_history_in_the_form_of_a2a(home: Path) -> None:
     assert [one.get("referenceTaskIds") for one in messages] == [None, ["1"], ["2"], ["4"]]
     kept = [json.loads(line) for line in agentbus(home, "history", "--json").stdout.splitlines()]
     envelopes = [from_a2a(one, max_bytes=65_536) for one in messages]
-    assert [(one.id, one.sender, one.recipient, one.text, one.reply_to) for one in envelopes] == [
-        (row["id"], row["from"], row["to"], row["text"], row["reply_to"]) for row in kept
+    assert [(one.id, one.sender, one.recipient, one.text, one.reply_to, one.root) for one in envelopes] == [
+        (row["id"], row["from"], row["to"], row["text"], row["reply_to"], row["thread"]) for row in kept
     ]
     both = agentbus(home, "history", "--a2a", "--json")
     assert (both.returncode, both.stdout) == (2, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,11 +43,16 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
         recipient=NAMES,
         text=TEXTS,
         sent_at=st.integers(0, 2**53 - 1),
-        reply_to=st.none() | IDS,
+        answer_by=st.none() | st.integers(0, 2**53 - 1),
     ),
+    st.none() | st.tuples(IDS, IDS),
     st.sampled_from(["", BUS]),
 )
-def test_every_envelope_comes_back_equal_through_the_sdks_types(one: Envelope, bus: str) -> None:
+def test_every_envelope_comes_back_equal_through_the_sdks_types(
+    one: Envelope, answers: tuple[int, int] | None, bus: str
+) -> None:
+    if answers is not None and answers[1] != one.id:
+        one = replace(one, reply_to=answers[0], thread=answers[1])
     message = to_a2a(one, bus=bus)
     assert from_a2a(message, max_bytes=MAX_BYTES) == one
     back = through_the_sdk(message)
@@ -56,16 +62,24 @@ def test_every_envelope_comes_back_equal_through_the_sdks_types(one: Envelope, b
 
 @pytest.mark.spec("ENV-1")
 def test_the_fields_of_a_message() -> None:
-    one = envelope(42, "8080", reply_to=41)
-    assert to_a2a(one, bus=BUS, thread=7) == {
+    one = envelope(42, "8080", reply_to=41, thread=7, answer_by=1_700_000_060_000)
+    assert to_a2a(one, bus=BUS) == {
         "messageId": f"{BUS}.42",
         "contextId": f"{BUS}.7",
         "role": "ROLE_AGENT",
         "parts": [{"text": "8080"}],
         "referenceTaskIds": [f"{BUS}.41"],
-        "metadata": {METADATA_KEY: {"from": "alice", "to": "bob", "sentAt": 1_700_000_000_123, "replyTo": f"{BUS}.41"}},
+        "metadata": {
+            METADATA_KEY: {
+                "from": "alice",
+                "to": "bob",
+                "sentAt": 1_700_000_000_123,
+                "replyTo": f"{BUS}.41",
+                "answerBy": 1_700_000_060_000,
+            }
+        },
     }
-    assert to_a2a(one)["contextId"] == "41"
+    assert to_a2a(one)["contextId"] == "7"
     assert to_a2a(envelope(42))["contextId"] == "42"
     assert "referenceTaskIds" not in to_a2a(envelope(42))
 
@@ -78,6 +92,9 @@ def test_a_message_that_the_sdk_made_is_taken() -> None:
     made.metadata.update({METADATA_KEY: {"from": "a", "to": "b", "sentAt": 17, "later": ["unknown"]}, "other": 1})
     message = json_format.MessageToDict(made)
     assert from_a2a(message, max_bytes=MAX_BYTES) == Envelope(5, "a", "b", "hello", 17)
+    made.metadata[METADATA_KEY]["replyTo"] = "3"
+    answer = Envelope(5, "a", "b", "hello", 17, reply_to=3, thread=3)
+    assert from_a2a(json_format.MessageToDict(made), max_bytes=MAX_BYTES) == answer
 
 
 @pytest.mark.spec("ENV-2")
@@ -104,6 +121,7 @@ def test_a_message_that_the_sdk_made_is_taken() -> None:
         (("metadata", METADATA_KEY, "sentAt"), -1, "'sentAt' is"),
         (("metadata", METADATA_KEY, "sentAt"), 1e300, "'sentAt' is"),
         (("metadata", METADATA_KEY, "replyTo"), "41 or so", "is not a message id"),
+        (("metadata", METADATA_KEY, "answerBy"), "soon", "'answerBy' is 'soon'"),
     ],
 )
 def test_what_no_bus_has_sent_is_refused_naming_the_field(path: tuple[str, ...], value: object, named: str) -> None:

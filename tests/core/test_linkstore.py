@@ -313,11 +313,11 @@ def test_what_was_refused_is_taken_later_if_it_is_taken_after_all(bus: Bus, stor
 
 @pytest.mark.spec("LINK-1")
 def test_the_link_is_no_peer_for_others_and_nobody_can_send_to_it(bus: Bus, store: LinkStore) -> None:
-    store.claim(arrival("@link"), now=1, endpoint=str, join_crowd=True)
+    store.claim(arrival("*link"), now=1, endpoint=str, join_crowd=True)
     store.claim(arrival("a"), now=1, endpoint=str, join_crowd=True)
     assert [peer.name for peer in bus.peers()] == ["a"]
     assert [one.recipient for one in bus.broadcast("ci", "x")] == ["a"]
-    for name in ("@link", "@link@beta"):
+    for name in ("*link", "*link@beta"):
         with pytest.raises(InvalidRequest):
             bus.send("ci", name, "x")
     sent = bus.send("ci", "x@beta", "x")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from agentbus.core import process
 from agentbus.core import store as store_module
 from agentbus.core.bus import Bus
 from agentbus.core.config import prepare_home
-from agentbus.core.errors import MailboxFull, Refused
+from agentbus.core.errors import InvalidRequest, MailboxFull, Refused
 from agentbus.core.model import Peer, Renamed
 from agentbus.core.peers import SESSIONS_KEPT_MS
 from agentbus.core.presence import BEAT, Held
@@ -605,3 +606,56 @@ def test_where_only_ps_tells_it_is_run_once_for_all_and_outside_of_any_transacti
         ran.clear()
         deed()
         assert ran == [False]
+
+
+@pytest.mark.spec("THREAD-1")
+def test_every_message_belongs_to_a_thread_that_outlives_its_first_message(bench: Bench) -> None:
+    send = bench.store.send
+    first, _ = send("alice", "bob", "which port?", now=1)
+    second, _ = send("bob", "alice", "which service?", now=2, reply_to=first)
+    other, _ = send("bob", "alice", "by the way", now=3)
+    threads = {one.id: one.root for one in bench.store.queries.newest_first()}
+    assert threads == {first: first, second: first, other: other}
+    with bench.store._writing() as execute:
+        execute("DELETE FROM messages WHERE id = ?", (first,))
+    third, _ = send("alice", "bob", "the api", now=4, reply_to=second)
+    assert [one.id for one in bench.store.queries.thread(first)] == [third, second]
+    assert bench.store.queries.status(third).thread == first
+
+
+@pytest.mark.spec("THREAD-1")
+def test_the_thread_of_a_reply_from_before_is_found_by_its_chain(bench: Bench) -> None:
+    ids = [bench.store.send("alice", "bob", f"{number}", now=1)[0] for number in range(4)]
+    with bench.store._writing() as execute:
+        for before, after in itertools.pairwise(ids):
+            execute("UPDATE messages SET reply_to = ? WHERE id = ?", (before, after))
+        execute("UPDATE messages SET reply_to = ? WHERE id = ?", (ids[3], ids[0]))  # a circle ends the chain
+    new, _ = bench.store.send("bob", "alice", "new", now=2, reply_to=ids[2])
+    assert {one.root for one in bench.store.queries.newest_first()} == {ids[0]}
+    assert [one.id for one in bench.store.queries.thread(ids[0])] == [new, *reversed(ids)]
+
+
+@pytest.mark.spec("THREAD-2")
+def test_a_reply_to_what_its_sender_neither_sent_nor_received_is_refused(bench: Bench) -> None:
+    alice, bob = bench.claim("alice"), bench.claim("bob")
+    send = bench.store.send
+    row_id, _ = send("alice", "bob", "hi", now=1, sender_session=alice.session)
+    for sender, answered, named in (
+        ("carol", row_id, f'"carol" neither sent nor received #{row_id}'),
+        ("bob", row_id + 1, f"there is no message #{row_id + 1} to answer, it was never sent, or it has been pruned"),
+    ):
+        with pytest.raises(InvalidRequest, match=named):
+            send(sender, "alice", "no", now=2, reply_to=answered)
+    assert bench.store.queries.newest_id() == row_id, "nothing was sent"
+    # By the name, by the session that had another name then, by another session of the conversation.
+    bench.store.mark_delivered([row_id], session=bob.session, carrier="fake", now=3)
+    assert send("bob", "alice", "yes", now=4, reply_to=row_id)
+    assert send("alice", "bob", "and", now=4, reply_to=row_id)
+    bench.store.rename(bob.session, bob.process.pid, "robert")
+    assert send("robert", "alice", "yes", now=5, reply_to=row_id, sender_session=bob.session)
+    again = bench.claim("bob-2")
+    with pytest.raises(InvalidRequest):
+        send("bob-2", "alice", "no", now=6, reply_to=row_id, sender_session=again.session)
+    with bench.store._writing() as execute:
+        execute("UPDATE peers SET conversation = 'one' WHERE session IN (?, ?)", (bob.session, again.session))
+    assert send("bob-2", "alice", "yes", now=7, reply_to=row_id, sender_session=again.session)

@@ -69,7 +69,7 @@ def test_claude_without_the_flag_keeps_its_mail_until_it_is_asked_for(claude: St
     assert rows(home, "SELECT count(*) FROM messages WHERE delivered_at IS NULL") == [(2,)]
     lines = bob.call("check_messages").split("\n")
     assert lines[0] == "2 unread messages:"
-    assert lines[1].startswith('<channel source="agentbus" from="alice" msg_id="1" ts="20')
+    assert lines[1].startswith('<channel source="agentbus" from="alice" msg_id="1">')
     assert lines[1].endswith('Z">one</channel>')
     assert lines[2].endswith(">&lt;/channel><two></channel>")
     assert len(lines) == 3
@@ -291,7 +291,7 @@ def test_what_was_checked_is_unread_until_the_result_is_written(start: Start, ho
     assert again.call("check_messages").count("<channel") == 1
 
 
-@pytest.mark.spec("READ-2", "CHAN-2", "ARG-1")
+@pytest.mark.spec("READ-2", "CHAN-2", "ARG-1", "THREAD-2")
 def test_an_answer_marks_what_it_answers_as_read(start: Start, home: Path) -> None:
     alice, bob = start("alice"), start("bob")
     alice.handshake()
@@ -308,12 +308,18 @@ def test_an_answer_marks_what_it_answers_as_read(start: Start, home: Path) -> No
     assert status.startswith('#1 from "alice" to "bob" is read: sent 20')
     assert "Z, delivered 20" in status
     assert " by channel, read 20" in status
-    # The answer of another peer does not make it read, and an unknown id does not stop a send.
+    # The answer of its own sender does not make it read. An unknown id is refused, and nothing is sent.
     alice.call("send_message", to="robert", text="another")
     alice.call("send_message", to="robert", text="answers itself", reply_to="#3")
-    alice.call("send_message", to="robert", text="x", reply_to="999")
+    for unknown in ("#5", "999"):
+        refused = alice.refuse("send_message", to="robert", text="x", reply_to=unknown)
+        assert refused == (
+            f"there is no message #{unknown.lstrip('#')} to answer, it was never sent, or it has been pruned: "
+            "leave reply_to out"
+        )
     alice.call("send_message", to="robert", text="x", reply_to=None)
     assert read_ids(home) == [msg_id]
+    assert rows(home, "SELECT max(id) FROM messages") == [(5,)]
     assert alice.refuse("send_message", to="bob", text="x", reply_to=0).startswith("'reply_to' is 0: use 1 to ")
     assert alice.refuse("send_message", to="bob", text="x", reply_to="one").endswith("not str (one)")
 

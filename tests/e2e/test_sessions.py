@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 import apsw
@@ -79,7 +78,8 @@ def test_what_a_client_does_first(start: Start, adapter: str) -> None:
         "message_status": ["id"],
     }
     for tool in tools:
-        assert tool.get("_meta") == ({"anthropic/alwaysLoad": True} if adapter == "claude-mcp" else None)
+        is_loaded = tool["name"] in ("send_message", "check_messages")
+        assert tool.get("_meta") == ({"anthropic/alwaysLoad": is_loaded} if adapter == "claude-mcp" else None)
         assert tool["inputSchema"]["additionalProperties"] is False
         assert "outputSchema" not in tool
 
@@ -119,11 +119,8 @@ def test_a_question_and_its_answer(start: Start, home: Path, stdout: str) -> Non
     assert frontend.call("send_message", to="backend", text="which port?") == 'sent #1 to "backend" (online)'
     (event,) = backend.wait_events(1)
     assert event["content"] == "which port?"
-    assert set(event["meta"]) == {"from", "msg_id", "ts"}
+    assert set(event["meta"]) == {"from", "msg_id"}
     assert (event["meta"]["from"], event["meta"]["msg_id"]) == ("frontend", "1")
-    sent_at = datetime.fromisoformat(event["meta"]["ts"])
-    assert event["meta"]["ts"].endswith("Z")
-    assert abs(sent_at.timestamp() - time.time()) < 60
     assert backend.call("send_message", to=event["meta"]["from"], text="8080").startswith("sent #2")
     assert frontend.wait_events(1)[0]["content"] == "8080"
     until(lambda: rows(home, "SELECT count(*) FROM messages WHERE delivered_at IS NULL") == [(0,)])

@@ -12,6 +12,8 @@ from tests.support.fakes import arrival
 from tests.support.machine import Machine, until, wait_until
 from tests.support.nats import Server
 
+pytestmark = pytest.mark.timeout(120)  # a loaded machine takes seconds for a server
+
 
 def by_code(found: list[Finding]) -> dict[str, Finding]:
     return {one.code: one for one in found}

@@ -7,7 +7,7 @@ import pytest
 from agentbus.core.model import MessageState
 from tests.support.machine import Machine, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]  # a loaded machine takes seconds for a server
 
 
 async def test_a_message_and_its_answer_cross_and_both_are_known_to_be_read(machine: Callable[[str], Machine]) -> None:

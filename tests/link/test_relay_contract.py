@@ -19,7 +19,7 @@ from tests.support.fake_relay import FakeRelay, Hub
 from tests.support.machine import WINDOW_S
 from tests.support.nats import binaries, binary, server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]  # a loaded machine takes seconds for a server
 
 
 @pytest.fixture(scope="module", params=["fake", *(binaries() or ["none"])])

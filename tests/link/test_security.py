@@ -20,7 +20,7 @@ from agentbus.link import admin
 from tests.support.machine import Machine, until
 from tests.support.nats import MESH, Server, binaries, binary, server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]  # a loaded machine takes seconds for a server
 
 
 @pytest.fixture(scope="module", params=list(binaries()) or ["none"])

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2] / "agentbus"
 CORE = (
     *("errors", "shadows", "process", "eventloop", "text", "stderr", "stdout", "names", "model", "a2a", "findings"),
     *("ports", "config", "presence", "drain", "adapter", "wakes", "watchers", "files", "upgrade", "database"),
-    *("queries", "machines", "peers", "store", "linkstore", "bus", "proof", "pump", "session", "changes"),
+    *("checkpoints", "queries", "machines", "peers", "store", "linkstore", "bus", "asking", "proof", "pump", "session"),
+    "changes",
 )
 # 2. What the files at the top and the faces may import besides core and their own room. registry opens the edges by
 # name, when they are used: no file imports one.

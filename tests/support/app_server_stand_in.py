@@ -19,6 +19,8 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 from websockets.sync.server import ServerConnection, unix_serve
 
+from tests.support.inbox_stand_in import now
+
 MAX_CHARS = 1_048_576
 _PIECE_BYTES = 4_000
 
@@ -86,7 +88,7 @@ class StandInThread:
             rows.append({"type": "message", "role": "assistant", "content": "ok"})
         with Path(self.about["path"]).open("a") as file:
             for row in rows:
-                file.write(json.dumps({"type": "response_item", "payload": row}) + "\n")
+                file.write(json.dumps({"timestamp": now(), "type": "response_item", "payload": row}) + "\n")
 
 
 class AppServerStandIn:

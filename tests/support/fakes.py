@@ -11,7 +11,7 @@ import anyio
 from agentbus.adapters.claude_mcp.server import PROFILE
 from agentbus.adapters.mcp.hosts import Choice, Mode
 from agentbus.adapters.mcp.rate_limit import RateLimit
-from agentbus.adapters.mcp.tools import ToolContext
+from agentbus.adapters.mcp.toolkit import ToolContext
 from agentbus.core import process
 from agentbus.core.errors import DeliveryClosed, DeliveryFailed
 from agentbus.core.model import Arrival, Envelope

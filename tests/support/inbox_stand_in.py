@@ -1,8 +1,8 @@
 """A stand-in for the inbox that Claude Code gives each session, as recorded with 2.1.331.
 
 It takes connections on a unix stream socket. From each it takes an `auth` line with the right token, then `user` lines.
-It never answers. It silently drops posts beyond 30 at once and one per 2 s after that, and a text that it already had
-within the window. A line of more than 1,048,576 characters, or one that is not JSON, is dropped together with its
+It never answers. It silently drops posts beyond 30 at once and one per 2 s after that, and a text that equals the last
+one within 30 s. A line of more than 1,048,576 characters, or one that is not JSON, is dropped together with its
 connection.
 """
 
@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 BURST = 30
 REFILL_S = 2.0
-WINDOW_S = 10.0
+WINDOW_S = 30.0
 MAX_LINE_CHARS = 1_048_576
 TOKEN = "s3cret-of-the-session"
 
@@ -39,7 +40,7 @@ class InboxStandIn:
         self._clock = clock
         self._left = float(BURST)
         self._filled_at = clock()
-        self._had: dict[str, float] = {}
+        self._last = ("", 0.0)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -91,13 +92,18 @@ class InboxStandIn:
         self._filled_at = now
         if self._left < 1:
             self.dropped.append(("rate", text[:100]))
-        elif now - self._had.get(text, -WINDOW_S) < WINDOW_S:
+        elif text == self._last[0] and now - self._last[1] < WINDOW_S:
             self.dropped.append(("same", text[:100]))
         else:
             self._left -= 1
-            self._had[text] = now
+            self._last = (text, now)
             self.texts.append(text)
             self.on_text(text)
+
+
+def now() -> str:
+    """The instant as the clients record it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Records:
@@ -168,11 +174,12 @@ class Records:
         self._at("dequeue")
         if self._busy:
             attachment = {"type": "queued_command", "prompt": text}
-            self._write({"type": "attachment", "attachment": attachment}, half="half")
+            self._write({"type": "attachment", "attachment": attachment, "timestamp": now()}, half="half")
         else:
             said = f"Another Claude session sent a message:\n{text}\n\nThis came from another session."
             message = {"role": "user", "content": said}
-            self._write({"type": "user", "message": message, "isSidechain": False}, half="half")
+            row = {"type": "user", "message": message, "isSidechain": False, "timestamp": now()}
+            self._write(row, half="half")
         self._at("given")
         if "RECORDS_CLEAR" in os.environ and self._posts == 1:
             self._enter(f"{os.getpid():08x}-0000-4000-8000-000000000001")

@@ -21,7 +21,7 @@ from agentbus.core.ports import Relay
 from agentbus.link import admin, settings
 from agentbus.link.nats import NatsRelay
 from agentbus.link.run import run
-from tests.support.command import clean_env
+from tests.support.command import PATIENCE_S, clean_env
 
 WINDOW_S = 1.0
 
@@ -142,14 +142,14 @@ class Machine:
         self.bus._tell()
 
 
-async def until(is_so: Callable[[], object], within_s: float = 15.0) -> None:
+async def until(is_so: Callable[[], object], within_s: float = PATIENCE_S) -> None:
     """Wait until something holds."""
     with anyio.fail_after(within_s):
         while not is_so():
             await anyio.sleep(0.01)
 
 
-def wait_until(is_so: Callable[[], object], within_s: float = 15.0) -> None:
+def wait_until(is_so: Callable[[], object], within_s: float = PATIENCE_S) -> None:
     """The same, without an event loop."""
     give_up_at = time.monotonic() + within_s
     while not is_so():

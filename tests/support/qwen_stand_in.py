@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.support.inbox_stand_in import TOKEN, InboxStandIn
+from tests.support.inbox_stand_in import TOKEN, InboxStandIn, now
 
 SESSION = "5f1d0c9e-3b2a-4e8f-9c7d-1a2b3c4d5e6f"
 
@@ -92,7 +92,12 @@ def main() -> None:
     def on_text(text: str) -> None:
         shown = re.sub(r"<(?=/?\w)", "&lt;", text)
         parts = [{"text": f'<cross_session_message from="own process">\n{shown}\n</cross_session_message>'}]
-        row = {"type": "user", "subtype": "notification", "message": {"role": "user", "parts": parts}}
+        row = {
+            "type": "user",
+            "subtype": "notification",
+            "timestamp": now(),
+            "message": {"role": "user", "parts": parts},
+        }
         with (chats / f"{SESSION}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -24,7 +24,7 @@ from agentbus.core.errors import BrokenSetup
 from agentbus.core.ports import Trigger, Wake
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.socket import SocketTrigger
-from tests.support.command import until
+from tests.support.command import PATIENCE_S, until
 from tests.support.fakes import FakeTrigger
 
 pytestmark = pytest.mark.anyio
@@ -195,7 +195,7 @@ async def test_a_nudge_while_waiting_wakes(trigger: Trigger) -> None:
 async def test_any_number_of_nudges_never_block_and_make_one_wake(trigger: Trigger) -> None:
     endpoint = trigger.endpoint("a")
     async with trigger.arm(endpoint) as wakes:
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             results = {trigger.notify(endpoint) for _ in range(10_000)}
         assert results <= {Wake.WOKEN, Wake.FULL, Wake.PENDING}
         assert await is_woken(wakes)
@@ -307,10 +307,10 @@ async def test_a_wait_with_a_limit_says_whether_there_was_a_nudge(trigger: Trigg
     endpoint = trigger.endpoint("a")
     async with trigger.arm(endpoint) as wakes:
         for _ in range(3):
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 assert await wakes.wait(0.001) is False
         trigger.notify(endpoint)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             assert await wakes.wait(15) is True
             assert await wakes.wait(0) is False
 
@@ -346,7 +346,7 @@ async def test_arming_a_thousand_times_leaks_no_descriptor_and_no_thread(trigger
     descriptors, threads = opened()
     for number in range(1_000):
         await once(number)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         # A thread that watched ends by itself within one of its steps; nobody waits for that.
         while opened()[0] > descriptors or opened()[1] > threads:
             await anyio.sleep(0.005)
@@ -365,7 +365,7 @@ async def test_disarming_lets_go_of_who_waits(listeners: Trigger) -> None:
             tasks.start_soon(wait, wakes)
             await anyio.wait_all_tasks_blocked()
             assert not returned.is_set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await returned.wait()
 
 

@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from agentbus.adapters.claude_mcp import records
+from agentbus.adapters.mcp.transcript import instant
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
@@ -149,16 +149,9 @@ def _modes(lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
         found = _parse(line)
         if not isinstance(found, dict):
             continue  # the first line may be cut off, and the last one is just being written
-        said_at = _instant(found.get("timestamp")) or said_at
+        said_at = instant(found.get("timestamp")) or said_at
         mode = found.get("permissionMode")
         # A subagent, in a side chain, has a mode of its own.
         is_main = found.get("type") in ("permission-mode", "user") and not found.get("isSidechain")
         if is_main and isinstance(mode, str) and mode:
             yield mode, said_at
-
-
-def _instant(said: Any) -> int:
-    try:
-        return int(datetime.fromisoformat(said).timestamp() * 1_000)
-    except (TypeError, ValueError, OverflowError):
-        return 0

@@ -159,7 +159,8 @@ class ClaudeRegistration:
         """Register the adapter for all projects of the user. See Registration. [REG-1], [REG-2]"""
         wanted = self._wanted()
         entry, old = self._entry(wanted), self._user_entry()
-        if old is not None and is_same(command_of(old), wanted):
+        is_same_command = old is not None and is_same(command_of(old), wanted)
+        if old is not None and is_same_command and not _loads_all(old):
             kept = f"{self._name} is already registered with Claude Code, nothing was changed"
             return [kept, *self._shadow_notes(), *self._twin_notes()]
         if old is not None:
@@ -172,6 +173,8 @@ class ClaudeRegistration:
                 self._add(old)
             raise
         mended = "" if old is None else f", in place of {shlex.join(command_of(old))}"
+        if is_same_command:
+            mended = ", without alwaysLoad: sessions that start now load only the tools that an answer needs"
         return [
             f"registered {self._name} with Claude Code for all projects{mended}",
             *self._shadow_notes(),
@@ -205,8 +208,8 @@ class ClaudeRegistration:
 
     @staticmethod
     def _entry(command: Sequence[str]) -> dict[str, Any]:
-        # alwaysLoad: without it the model sees only the names of the tools until it searches for them.
-        return {"type": "stdio", "command": command[0], "args": list(command[1:]), "env": {}, "alwaysLoad": True}
+        # No alwaysLoad: each tool says itself whether it is loaded at once. [TOOL-6]
+        return {"type": "stdio", "command": command[0], "args": list(command[1:]), "env": {}}
 
     def _user_entry(self) -> dict[str, Any] | None:
         try:
@@ -260,7 +263,11 @@ class ClaudeRegistration:
         found += [Finding("registration", Level.NOTE, note.removeprefix("but "), "") for note in self._twin_notes()]
         if stands.standing is Standing.ENABLED:
             found.append(self._permission())
-            command = command_of(servers(self._state()).get(self._name) or {})
+            entry = servers(self._state()).get(self._name) or {}
+            if _loads_all(entry):
+                seen = "the entry has alwaysLoad: all tools are in each request of a model, in the place of two"
+                found.append(Finding("registration", Level.NOTE, seen, self._mend))
+            command = command_of(entry)
             found.append(check_command("Claude Code", command, len(self._manifest.serve), self._mend))
         return found
 
@@ -322,6 +329,11 @@ class ClaudeRegistration:
             seen += f"; {delivered:,} delivered, not one is known to be read"
         remedy = "if the session said at its start that channels are not available, start it with: "
         return Finding("gate", Level.NOTE, seen, remedy + self.launch(peer.name, flags=False))
+
+
+def _loads_all(entry: dict[str, Any]) -> bool:
+    """Whether an entry loads every tool at once, as ours did before 0.2. That stands above what a tool says."""
+    return entry.get("alwaysLoad") is True
 
 
 def _git_roots(folder: Path) -> Iterator[Path]:

@@ -23,8 +23,10 @@ __all__ = ["PROFILE", "serve"]
 PROFILE = Profile(
     # Claude Code looks for this before it takes channel events from a server.
     experimental=channel.CAPABILITY,
-    # The model sees the tools at once. Of deferred tools it sees only the names, until it searches for them.
-    tool_meta={"anthropic/alwaysLoad": True},
+    # Where the entry of the server has no alwaysLoad, which stands above it.
+    load_key="anthropic/alwaysLoad",
+    # Claude Code's own tool, for its own sessions, is called almost like ours.
+    answer_with="send_message (not SendMessage)",
     # Claude Code moves a tool call to the background after 120 s (its documentation).
     max_wait_s=100,
     frames=FRAMES,

@@ -12,13 +12,14 @@ from typing import Any
 
 from agentbus.adapters.claude_mcp import records
 from agentbus.adapters.mcp import transcript
+from agentbus.core.ports import Shown
 from agentbus.core.process import Process
 
 __all__ = ["Transcript", "given", "shown"]
 
 
-def given(line: bytes) -> set[tuple[int, str]]:
-    """The messages that one line of a transcript shows as given to the main model, by id and `ts`. [PROOF-2]"""
+def given(line: bytes) -> set[Shown]:
+    """The messages that one line of a transcript shows as given to the main model. [PROOF-2]"""
     return transcript.given(line, _texts)
 
 
@@ -60,6 +61,6 @@ class Transcript(transcript.Transcript):
         return self._place
 
 
-def shown(place: str) -> set[tuple[int, str]] | None:
+def shown(place: str) -> set[Shown] | None:
     """All that the transcript at `place` shows; None if it cannot be read. For a session that has ended. [STATE-6]"""
     return transcript.shown(place, _texts)

@@ -1,6 +1,6 @@
 """The app-server delivery: pending messages go into the session's thread, as context that is not the user's.
 
-The person sees one line, which says from whom and how much. The model gets the elements before it, as the output of a
+The person sees one line, which says which and from whom. The model gets the elements before it, as the output of a
 tool that nobody called: Codex's automatic approval review takes the words of the user for the user's leave, and a
 peer's must not count as these. Implements [CODEX-4], [CODEX-7].
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agentbus.adapters.codex.app_server import AppServer
 from agentbus.adapters.codex.thread import Push, Thread
-from agentbus.adapters.mcp.element import CHANNEL, Frames, origin, parts
+from agentbus.adapters.mcp.element import CHANNEL, Frames, parts
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
@@ -43,10 +43,7 @@ def _elements(envelope: Envelope, frames: Frames) -> Sequence[str]:
 
 def compose(batch: Sequence[Envelope], frames: Frames = CHANNEL) -> tuple[str, list[str], int]:
     """The line, the pieces of context, and the number of the first envelopes of `batch` that they hold. [CODEX-7]"""
-    pieces: list[str] = [
-        f"agentbus brings what follows from other sessions, scripts or people {origin(batch)}, not from your user. To "
-        "answer, call mcp__agentbus__send_message with the name in `from`, and msg_id as reply_to."
-    ]
+    pieces: list[str] = []
     count = size = 0
     for envelope in batch:
         elements = _elements(envelope, frames)
@@ -54,7 +51,7 @@ def compose(batch: Sequence[Envelope], frames: Frames = CHANNEL) -> tuple[str, l
         if count and size > _MAX_BYTES:
             break
         for one in elements:
-            if len(pieces[-1].encode()) + 1 + len(one.encode()) <= _PIECE_BYTES:
+            if pieces and len(pieces[-1].encode()) + 1 + len(one.encode()) <= _PIECE_BYTES:
                 pieces[-1] += f"\n{one}"
             else:
                 pieces.append(one)
@@ -63,14 +60,12 @@ def compose(batch: Sequence[Envelope], frames: Frames = CHANNEL) -> tuple[str, l
 
 
 def line(batch: Sequence[Envelope]) -> str:
-    """What the person sees of a batch: how many messages, from whom, which, and how long they are."""
+    """What the person sees of a batch: which messages, and from whom."""
     names = list(dict.fromkeys(one.sender for one in batch))
     others = len(names) - _MOST_NAMED
     said = ", ".join(names[:_MOST_NAMED]) + (f" and {others} more" if others > 0 else "")
     ids = f"#{batch[0].id}" if len(batch) == 1 else f"#{batch[0].id} to #{batch[-1].id}"
-    what = "1 message" if len(batch) == 1 else f"{len(batch)} messages"
-    chars = sum(len(one.text) for one in batch)
-    return f"agentbus: {what} from {said} ({ids}, {chars:,} characters), not typed by the user"
+    return f"agentbus: {ids} from {said}, not typed by the user"
 
 
 @dataclass(frozen=True, slots=True)

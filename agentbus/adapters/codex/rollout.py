@@ -12,12 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from agentbus.adapters.mcp.transcript import piece
+from agentbus.adapters.mcp.transcript import instant, piece
+from agentbus.core.ports import Shown
 
 __all__ = ["Rollout", "shown"]
 
 _ELEMENT = re.compile(r'<channel source="agentbus"([^>]*)>')
-_ATTRIBUTE = re.compile(r'\b(msg_id|ts|part)="([^"]*)"')
+_ATTRIBUTE = re.compile(r'\b(msg_id|part)="([^"]*)"')
 # What the model writes.
 _OF_MODEL = {
     "reasoning",
@@ -28,16 +29,14 @@ _OF_MODEL = {
     "tool_search_call",
 }
 
-Message = tuple[int, str]
-
 
 class _Reading:
     """Lines, one after the other. `given` stand in the model's context, and no line of the model behind them yet."""
 
     def __init__(self) -> None:
-        self.given: set[Message] = set()
+        self.given: set[Shown] = set()
 
-    def take(self, line: bytes) -> set[Message]:
+    def take(self, line: bytes) -> set[Shown]:
         """The messages that this line shows as read."""
         # Most lines are neither.
         if b"response_item" not in line and b"token_usage_record" not in line:
@@ -49,7 +48,7 @@ class _Reading:
                 read, self.given = self.given, set()
                 return read
             if kind == "response_item":
-                self.given |= _given(payload)
+                self.given |= _given(payload, instant(row.get("timestamp")))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass  # another kind of line, or a half of one
         return set()
@@ -59,7 +58,7 @@ def _is_of_model(payload: dict[str, Any]) -> bool:
     return payload.get("type") in _OF_MODEL or payload.get("role") == "assistant"
 
 
-def _given(payload: dict[str, Any]) -> set[Message]:
+def _given(payload: dict[str, Any], at: int) -> set[Shown]:
     """The messages in an item of context that agentbus has pushed; of those in parts, the ones that are whole."""
     if payload.get("type") == "function_call_output" and payload.get("name") == "agentbus":
         text = str(payload.get("output"))
@@ -68,12 +67,12 @@ def _given(payload: dict[str, Any]) -> set[Message]:
         content = payload.get("content")
         parts = [str(one.get("text")) for one in content if isinstance(one, dict)] if isinstance(content, list) else []
         text = "".join(part for part in parts if part.startswith("<external_agentbus-"))
-    found: set[Message] = set()
+    found: set[Shown] = set()
     for words in _ELEMENT.findall(text):
         said = dict(_ATTRIBUTE.findall(words))
         number, _, count = said.get("part", "").partition("/")
-        if said.get("msg_id", "").isdecimal() and "ts" in said and number == count:
-            found.add((int(said["msg_id"]), said["ts"]))
+        if said.get("msg_id", "").isdecimal() and number == count:
+            found.add((int(said["msg_id"]), at))
     return found
 
 
@@ -96,7 +95,7 @@ class Rollout:
         except OSError:
             return 0
 
-    def look(self, place: str, offset: int) -> tuple[set[Message], int]:
+    def look(self, place: str, offset: int) -> tuple[set[Shown], int]:
         """What the next lines show as read. A file that is not there, or cannot be read, shows nothing new."""
         if self.end(place) == offset:
             return set(), offset
@@ -105,13 +104,13 @@ class Rollout:
         except OSError:
             return set(), offset
         reading = self._readings.setdefault(place, _Reading())
-        found: set[Message] = set()
+        found: set[Shown] = set()
         return found.union(*map(reading.take, lines)), after
 
 
-def shown(place: str) -> set[Message] | None:
+def shown(place: str) -> set[Shown] | None:
     """All that the rollout at `place` shows as read; None if it cannot be read. For a session that has ended."""
-    found: set[Message] = set()
+    found: set[Shown] = set()
     reading, offset = _Reading(), 0
     try:
         while True:

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from agentbus.core.model import Envelope, timestamp
 from agentbus.core.names import machine_of
 
-__all__ = ["CHANNEL", "Frames", "attributes", "client_chars", "element", "origin", "parts"]
+__all__ = ["CHANNEL", "Frames", "attributes", "client_chars", "element", "parts"]
 
 # The tag of an element of ours. As a prefix: `<channels` is not ours, but it looks too much like it.
 _OWN = "channel"
 # What may stand between the parts of a tag: spaces of any kind, control characters and those that nobody sees.
 _SPACE = r"[\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*+"
+# A message that is younger than this, in ms, was sent just now: its instant would only cost room. [CHAN-2]
+RECENT_MS = 60_000
 # An hour, in ms: a message that is younger is not worth a remark on its age. [CHAN-4]
 AGED_MS = 3_600_000
 _DAY_MS = 86_400_000
@@ -55,22 +57,20 @@ CHANNEL = Frames()
 def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     """What the element says about a message besides its text, at `now` (ms). No value needs escaping. [CHAN-2]"""
     # Names consist of letters, digits and _ - . @ alone; the other values are numbers, a timestamp and an age.
-    found = {"from": envelope.sender, "msg_id": str(envelope.id), "ts": timestamp(envelope.sent_at)}
+    found = {"from": envelope.sender, "msg_id": str(envelope.id)}
     machine = machine_of(envelope.sender)
     if machine:
         found["machine"] = machine
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
+    if envelope.answer_by is not None:
+        found["answer_by"] = timestamp(envelope.answer_by)  # [ASK-1]
     old_ms = (time.time_ns() // 1_000_000 if now is None else now) - envelope.sent_at
+    if old_ms > RECENT_MS:
+        found["ts"] = timestamp(envelope.sent_at)
     if old_ms > AGED_MS:
         found["age"] = f"{old_ms // AGED_MS} h" if old_ms < _DAY_MS else f"{old_ms // _DAY_MS} d"
     return found
-
-
-def origin(batch: Iterable[Envelope]) -> str:
-    """Where those are who sent `batch`, for the sentence that stands before its elements. [ADDR-3]"""
-    is_far = any(machine_of(envelope.sender) for envelope in batch)
-    return "here or on another machine" if is_far else "on this machine"
 
 
 def element(envelope: Envelope, frames: Frames = CHANNEL, now: int | None = None) -> str:

@@ -4,8 +4,8 @@ The import of the SDK takes 0.35 s of CPU time and 44 MB, and a call through it 
 anything. The clients that agentbus knows send nothing that needs it: the handshake, `ping`, `tools/list`, tool calls
 and cancellations.
 
-Knows lines and tools.py, but neither the SDK nor the transport. It gives the same answers as the SDK would (a test
-compares them). Everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
+Knows lines, tools.py and instructions.py, but neither the SDK nor the transport. It gives the same answers as the SDK
+would (a test compares them). Everything else goes to the SDK, in order. Implements [DESK-1] to [DESK-4].
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import anyio
 
-from agentbus.adapters.mcp import jsonrpc, tools
+from agentbus.adapters.mcp import instructions, jsonrpc, tools
 from agentbus.adapters.mcp.gate import ReadyGate
+from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult
 from agentbus.core.errors import Busy, DeliveryClosed
 
 __all__ = ["FastPath"]
@@ -37,7 +38,7 @@ class FastPath:
 
     def __init__(
         self,
-        context: tools.ToolContext,
+        context: ToolContext,
         gate: ReadyGate,
         write: Callable[[bytes], Awaitable[int]],
         start: Callable[..., object],
@@ -98,7 +99,7 @@ class FastPath:
             self._handshake.append(line)
             if self._context.arrival is not None:
                 self._context.arrival.greeted(params)
-            return tools.welcome(self._context, params["protocolVersion"])
+            return instructions.welcome(self._context, params["protocolVersion"])
         if method == "tools/list" and not is_new and "cursor" not in params:
             # The events that the gate then lets pass use the same stream as this answer, and come after it. [CHAN-1]
             self._gate.listed()
@@ -129,7 +130,7 @@ class FastPath:
         is_plain = is_plain and isinstance(name, str) and isinstance(arguments, dict | None)
         if is_plain and self._context.arrival is not None:
             self._context.arrival.called(meta)
-        is_waiting = name == "check_messages"  # it can wait for long, and changes nothing for others
+        is_waiting = name == "check_messages"  # it can wait for long, and changes nothing for others; see also `ask`
         if not is_plain or self.initialize_id is None or self._ahead:
             if not is_waiting:
                 self._ahead.add(request_id)
@@ -142,7 +143,7 @@ class FastPath:
         self._start(self._run, scope, request_id, name, arguments, meta)
         return b""
 
-    def _run_now(self, name: str, arguments: dict[str, Any] | None) -> tools.ToolResult | None:
+    def _run_now(self, name: str, arguments: dict[str, Any] | None) -> ToolResult | None:
         now = time.monotonic()
         try:
             done = tools.call_now(self._context, name, arguments)
@@ -164,12 +165,20 @@ class FastPath:
     ) -> None:
         """Run a tool and write its answer, unless the client cancels it before."""
         done = None
+        is_in_order = name != "check_messages"
+
+        def let_pass() -> None:
+            nonlocal is_in_order
+            self._in_order -= is_in_order
+            is_in_order = False
+
+        ONLY_WAITS.set(let_pass)
         with scope:
             done = await tools.call(self._context, name, arguments, meta)
         # From here on it cannot be cancelled: an answer is written whole, or not at all.
         if self._running.get(str(request_id)) is scope:
             del self._running[str(request_id)]
-        self._in_order -= name != "check_messages"
+        let_pass()
         if done is None:
             return
         reached = not scope.cancel_called

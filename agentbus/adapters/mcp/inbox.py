@@ -21,12 +21,12 @@ from pathlib import Path
 import anyio
 
 from agentbus.adapters.mcp import peer_socket
-from agentbus.adapters.mcp.element import CHANNEL, Frames, element, origin
+from agentbus.adapters.mcp.element import CHANNEL, Frames, element
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.transport import unread_bytes, unread_ioctl
 from agentbus.core.config import prepare_folder
 from agentbus.core.errors import AgentbusError, DeliveryFailed
-from agentbus.core.model import Envelope, timestamp
+from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
@@ -64,9 +64,6 @@ class Address:
 
 class Inbox:
     """The inbox of the session whose agent process is `host`. `frame` makes the lines of a post from its text."""
-
-    # What the model has to call to answer; an adapter says more where the client has a tool of that name itself.
-    answer_with = "the tool send_message"
 
     def __init__(self, at: Address, host: Process, frame: Callable[[str], bytes]) -> None:
         self._at = at
@@ -194,17 +191,26 @@ def _file_name(host: Process) -> str:
     return f"{host.pid}-{re.sub(r'[^A-Za-z0-9]+', '_', host.started)}"
 
 
+def _mark() -> str:
+    """What makes a post unlike the one before, when the same messages go out again. [INBOX-2]
+
+    The strictest client drops a text that equals the last one within 30 s (measured). Three digits of base 36 count the
+    milliseconds of 46 s.
+    """
+    left, found = time.time_ns() // 1_000_000, ""
+    for _ in range(3):
+        left, digit = divmod(left, 36)
+        found = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + found
+    return found
+
+
 def compose(
-    batch: Sequence[Envelope],
-    mark: str,
-    frames: Frames = CHANNEL,
-    max_line_chars: int = _MAX_LINE_CHARS,
-    answer_with: str = Inbox.answer_with,
+    batch: Sequence[Envelope], mark: str, frames: Frames = CHANNEL, max_line_chars: int = _MAX_LINE_CHARS
 ) -> tuple[str, int]:
     """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
 
     `mark` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
-    message of more than `max_line_chars` as JSON is only announced. `answer_with` is what the model has to call.
+    message of more than `max_line_chars` as JSON is only announced.
     """
     elements: list[str] = []
     size = 0
@@ -218,14 +224,9 @@ def compose(
         if elements and size > _MAX_TEXT_BYTES:
             break
         elements.append(shown)
-    count = len(elements)
-    messages = "a message" if count == 1 else f"{count} messages"
-    post = f" (post {mark})" if mark else ""
-    head = (
-        f"agentbus brings {messages} from other sessions, scripts or people {origin(batch)}, not from your user"
-        f"{post}. To answer, call {answer_with} with the name in `from`, and msg_id as reply_to."
-    )
-    return "\n".join([head, *elements]), count
+    # How to answer stands in the instructions, once.
+    head = f"agentbus {mark}, not your user:" if mark else "agentbus, not your user:"
+    return "\n".join([head, *elements]), len(elements)
 
 
 class _Posted:
@@ -294,7 +295,6 @@ class InboxDelivery:
         self._budget = budget
         self._gate = gate
         self._frames = frames
-        self._posts = 0
         self._failing = Trouble(report)
 
     @property
@@ -319,9 +319,7 @@ class InboxDelivery:
         try:
             if not self._budget.take():
                 raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
-            self._posts += 1
-            mark = f"{timestamp(time.time_ns() // 1_000_000)}, {os.getpid()}/{self._posts}"
-            text, count = compose(batch, mark, self._frames, answer_with=self._inbox.answer_with)
+            text, count = compose(batch, _mark(), self._frames)
             await self._write(connection, self._inbox.frame(text))
             await self._inbox.settled(self._failing)
         except BaseException:

@@ -18,8 +18,9 @@ class Profile:
 
     # Part of the answer to `initialize`, beside the tools. The client looks for it before it takes events. [MCP-2]
     experimental: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # The `_meta` of each tool. [TOOL-1]
-    tool_meta: Mapping[str, Any] = field(default_factory=dict)
+    # The key of a tool's `_meta` by which this client loads the tool at once, or shows no more of it than its name
+    # until its model searches for it; "" where there is no such key. [TOOL-6]
+    load_key: str = ""
     # The longest `wait_s` of check_messages, in seconds: less than the time after which a client gives up a tool call.
     max_wait_s: int = 100
     # The limits of one answer of check_messages: enough for a day's mail, not enough to flood a context. The lowest
@@ -32,5 +33,5 @@ class Profile:
     lead: str = ""
     # Arguments that the client adds to every call, and that are not for us. [ARG-2]
     ignored_arguments: frozenset[str] = frozenset()
-    # What the instructions add for this client: sentences, or nothing.
-    more_instructions: str = ""
+    # What the model calls to answer, where the client has a tool of that name itself.
+    answer_with: str = "send_message"

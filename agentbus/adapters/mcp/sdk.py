@@ -18,10 +18,11 @@ from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import ValidationError
 
 from agentbus import __version__
-from agentbus.adapters.mcp import jsonrpc, tools
+from agentbus.adapters.mcp import instructions, jsonrpc, tools
 from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.lines import MAX_LINE_BYTES
+from agentbus.adapters.mcp.toolkit import ToolContext
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import DeliveryClosed
 from agentbus.core.stderr import say
@@ -155,7 +156,7 @@ class _Outgoing(_Stream):
         await self._settling.settle(answered, reached=True)
 
 
-def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settling) -> Server[Any]:
+def _make_server(context: ToolContext, gate: ReadyGate, settling: _Settling) -> Server[Any]:
     listed = types.ListToolsResult.model_validate(tools.listing(context.profile), by_name=False)
 
     async def list_tools(_request: Any, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
@@ -173,7 +174,7 @@ def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settlin
     server: Server[Any] = Server(
         context.server_name,
         version=__version__,
-        instructions=tools.instructions(context),
+        instructions=instructions.instructions(context),
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
@@ -184,7 +185,7 @@ def _make_server(context: tools.ToolContext, gate: ReadyGate, settling: _Settlin
 
 
 async def serve_mcp(
-    context: tools.ToolContext, stdio: Stdio, gate: ReadyGate, fast_path: FastPath, first: bytes | None = b""
+    context: ToolContext, stdio: Stdio, gate: ReadyGate, fast_path: FastPath, first: bytes | None = b""
 ) -> None:
     """Answer what the fast path leaves, beginning with the line `first`, until the client is gone. [DESK-2]"""
     settling = _Settling(fast_path.settled)
@@ -193,6 +194,6 @@ async def serve_mcp(
         _Incoming(stdio, [*fast_path.hand_over(), first], settling),
         _Outgoing(stdio, fast_path.initialize_id, settling),
         server.create_initialization_options(
-            experimental_capabilities=tools.capabilities(context.profile)["experimental"]
+            experimental_capabilities=instructions.capabilities(context.profile)["experimental"]
         ),
     )

@@ -28,7 +28,7 @@ from agentbus.adapters.mcp.hold import HeldDelivery
 from agentbus.adapters.mcp.hosts import Choice, Link, Mode, Newcomer
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.rate_limit import RateLimit
-from agentbus.adapters.mcp.tools import ToolContext
+from agentbus.adapters.mcp.toolkit import ToolContext
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core import eventloop, process
 from agentbus.core.adapter import Manifest

@@ -9,24 +9,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from agentbus.adapters.mcp.inbox import NOT_HERE
+from agentbus.core.ports import Shown
 
-__all__ = ["Texts", "Transcript", "given", "piece", "shown"]
+__all__ = ["Texts", "Transcript", "given", "instant", "piece", "shown"]
 
 # Read at once: some 2 ms. A line can be longer, with an image in it; then more is read, up to the end of the line.
 _PIECE_BYTES = 1 << 20
 _ELEMENT = re.compile(r"<channel\b([^>]*)>(.*?)</channel>", re.DOTALL)
-_ATTRIBUTE = re.compile(r'\b(msg_id|ts)="([^"]*)"')
+_ID = re.compile(r'\bmsg_id="(\d{1,20})"', re.ASCII)
 
 # The texts in a line, parsed, that were put before the main model as they came, not as the result of a tool.
 Texts = Callable[[Any], Iterable[str]]
 
 
-def given(line: bytes, texts: Texts) -> set[tuple[int, str]]:
-    """The messages that one line of a transcript shows as given to the main model, by id and `ts`. [PROOF-2]"""
+def instant(said: Any) -> int:
+    """An instant that a client has recorded, in ISO 8601, as ms since 1970 UTC; 0 if it is none."""
+    try:
+        return round(datetime.fromisoformat(said).timestamp() * 1_000)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def given(line: bytes, texts: Texts) -> set[Shown]:
+    """The messages that one line of a transcript shows as given to the main model. [PROOF-2]"""
     # Most lines have none, and need no parsing.
     if b"msg_id" not in line:
         return set()
@@ -34,13 +44,13 @@ def given(line: bytes, texts: Texts) -> set[tuple[int, str]]:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):
         return set()
-    found: set[tuple[int, str]] = set()
+    found: set[Shown] = set()
     for text in texts(row):
         for words, body in _ELEMENT.findall(text):
-            said = dict(_ATTRIBUTE.findall(words))
+            said = _ID.search(words)
             # A note in the place of a message that is too long is not the message.
-            if said.get("msg_id", "").isdecimal() and "ts" in said and not body.endswith(NOT_HERE):
-                found.add((int(said["msg_id"]), said["ts"]))
+            if said is not None and not body.endswith(NOT_HERE):
+                found.add((int(said[1]), instant(row.get("timestamp"))))
     return found
 
 
@@ -81,19 +91,19 @@ class Transcript:
         except OSError:
             return 0
 
-    def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
+    def look(self, place: str, offset: int) -> tuple[set[Shown], int]:
         """What the next lines show. A file that is not there, or cannot be read, shows nothing new."""
         try:
             lines, after = piece(_find(place), offset)
         except OSError:
             return set(), offset
-        found: set[tuple[int, str]] = set()
+        found: set[Shown] = set()
         return found.union(*(given(line, self._texts) for line in lines)), after
 
 
-def shown(place: str, texts: Texts) -> set[tuple[int, str]] | None:
+def shown(place: str, texts: Texts) -> set[Shown] | None:
     """All that the transcript at `place` shows; None if it cannot be read. For a session that has ended. [STATE-6]"""
-    found: set[tuple[int, str]] = set()
+    found: set[Shown] = set()
     offset = 0
     try:
         while True:

@@ -25,8 +25,8 @@ from agentbus.adapters.mcp.element import CHANNEL, Frames
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.inbox import Address, Trouble, compose
 from agentbus.core.errors import DeliveryFailed
-from agentbus.core.model import Envelope, timestamp
-from agentbus.core.ports import Receipt
+from agentbus.core.model import Envelope
+from agentbus.core.ports import Receipt, Shown
 from agentbus.core.process import Process
 
 __all__ = ["Door", "PluginDelivery", "Requests", "leftovers"]
@@ -66,13 +66,13 @@ class Door:
         self._nonce = os.urandom(4).hex()
         self._count = 0
         # What was handed over and not given to the model yet, in order: the line, and the messages in it.
-        self._posts: dict[str, tuple[bytes, set[tuple[int, str]]]] = {}
+        self._posts: dict[str, tuple[bytes, set[Shown]]] = {}
         self._has_said = False
         # What the plugin said last: the session that it posts to, and why messages have to be held back.
         self.session = ""
         self.held = ""
         # What the model was given, in that order.
-        self.given: list[set[tuple[int, str]]] = []
+        self.given: list[set[Shown]] = []
         # Why there is no connection; empty if there is one.
         self.gone = ""
 
@@ -143,7 +143,7 @@ class Door:
         self._count += 1
         key = f"{self._nonce}-{self._count}"
         line = _line({"post": key, "text": text})
-        self._posts[key] = (line, {(one.id, timestamp(one.sent_at)) for one in batch})
+        self._posts[key] = (line, {(one.id, one.sent_at) for one in batch})
         if self._connection is not None:
             self._unsent += line
         self.poll()
@@ -226,7 +226,7 @@ class Requests:
         """How many posts were given; 0 for the record of another adapter."""
         return len(self._door.given) if place == _PLACE else 0
 
-    def look(self, place: str, offset: int) -> tuple[set[tuple[int, str]], int]:
+    def look(self, place: str, offset: int) -> tuple[set[Shown], int]:
         """The next post that was given."""
         self._door.poll()
         if place != _PLACE or offset >= len(self._door.given):

@@ -121,9 +121,6 @@ def _clear_if_dead(path: Path) -> None:
 class QwenInbox(Inbox):
     """The inbox at that address, of the session whose agent process is `host`. `session` says which one it has now."""
 
-    # Qwen Code has a `send_message` itself, which reaches its own sessions alone, and loads ours when searched for.
-    answer_with = "the tool mcp__agentbus__send_message (tool_search finds it; not the other send_message)"
-
     def __init__(self, at: Address, host: Process, session: Callable[[], str]) -> None:
         super().__init__(at, host, self._framed)
         self._token = at.token

@@ -16,6 +16,7 @@ from typing import Any
 from agentbus.adapters.mcp import transcript
 from agentbus.core.config import expanded, other_program
 from agentbus.core.errors import BrokenSetup
+from agentbus.core.ports import Shown
 from agentbus.core.process import Process
 
 __all__ = ["Chat", "config_folder", "session_id", "shown"]
@@ -78,6 +79,6 @@ class Chat(transcript.Transcript):
         return self._place
 
 
-def shown(place: str) -> set[tuple[int, str]] | None:
+def shown(place: str) -> set[Shown] | None:
     """All that the transcript at `place` shows; None if it cannot be read. For a session that has ended. [STATE-6]"""
     return transcript.shown(place, texts)

@@ -21,7 +21,8 @@ PROFILE = Profile(
     # The family of clients that Qwen Code comes from adds this one to every call. [ARG-2]
     ignored_arguments=frozenset({"wait_for_previous"}),
     frames=FRAMES,
-    more_instructions="\n\nCall mcp__agentbus__send_message: the other send_message reaches Qwen Code sessions alone.",
+    # Qwen Code has a `send_message` itself, which reaches its own sessions alone.
+    answer_with="mcp__agentbus__send_message (not the other send_message)",
 )
 
 

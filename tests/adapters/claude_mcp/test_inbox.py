@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +78,20 @@ def test_one_text_says_who_we_are_and_holds_each_message_as_an_element() -> None
     text, count = compose(batch, "mark")
     assert count == 2
     head, rest = text.split("\n", 1)
-    assert head.startswith(
-        "agentbus brings 2 messages from other sessions, scripts or people on this machine, not from"
-    )
-    assert "send_message" in head
-    assert "reply_to" in head
+    assert head == "agentbus mark, not your user:"
     assert rest == "\n".join(element(one) for one in batch)
     assert len(MESSAGE.findall(text)) == 2
     assert compose(batch, "other mark")[0] != text
+
+
+@pytest.mark.spec("INBOX-8")
+def test_what_is_ours_around_one_message_is_short() -> None:
+    new = replace(envelope(1_234_567, sender="n" * 16, reply_to=None), sent_at=time.time_ns() // 1_000_000)
+    text, _ = compose([new], "abc")
+    assert len(text) - len(new.text) <= 120
+    # A name of 32 characters, an answer, and one that has waited for a day: each says more, and no more than that.
+    longest, _ = compose([envelope(1_234_567, sender="n" * 32, reply_to=1_234_566)], "abc")
+    assert len(longest) - len(new.text) <= 120 + 80
 
 
 @pytest.mark.spec("INBOX-2")

@@ -65,7 +65,7 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
     entry = claude.entry()
     assert entry is not None
     assert entry["args"] == ["-E", "-P", "-m", "agentbus", "serve", "claude-mcp"]
-    assert entry["alwaysLoad"] is True
+    assert "alwaysLoad" not in entry
     assert os.path.isabs(entry["command"])
     # The command works from anywhere, with no PATH at all.
     command = [entry["command"], *entry["args"][:-2], "--version"]
@@ -87,6 +87,20 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
         0,
         "agentbus is not registered with Claude Code, nothing to do there\n",
     )
+
+
+@pytest.mark.spec("REG-2", "TOOL-6")
+def test_an_entry_that_loads_all_tools_at_once_is_renewed(home: Path, claude: ClaudeOnPath) -> None:
+    run(home, claude, "enable", "claude-mcp")
+    entry = {**(claude.entry() or {}), "env": {"A": "1"}}
+    run(home, claude, "disable", "claude-mcp")
+    claude.run("mcp", "add-json", "-s", "user", "agentbus", json.dumps({**entry, "alwaysLoad": True}))
+    assert standing(home, claude)[0] == "enabled"
+    assert "in each request of a model" in run(home, claude, "doctor").stdout
+    done = run(home, claude, "install")
+    assert "without alwaysLoad: sessions that start now load only the tools that an answer needs" in done.stdout
+    assert claude.entry() == entry
+    assert "nothing was changed" in run(home, claude, "install").stdout
 
 
 @pytest.mark.spec("REG-2", "REG-3")
@@ -243,7 +257,7 @@ def test_a_mend_that_fails_puts_the_old_entry_back(home: Path, stand_in: ClaudeO
     real = wrapper.with_name("claude-stand-in")
     wrapper.rename(real)
     # It fails for every entry except the old one.
-    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *alwaysLoad*) echo no >&2; exit 1;; esac\nexec {real} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *-E*) echo no >&2; exit 1;; esac\nexec {real} "$@"\n')
     wrapper.chmod(0o755)
     done = run(home, stand_in, "enable", "claude-mcp")
     assert done.returncode == 1

@@ -28,16 +28,18 @@ from tests.support.fakes import envelope
 pytestmark = pytest.mark.timeout(300)
 
 ONE = envelope(7, "hello")
-SAID = {(7, timestamp(ONE.sent_at))}
+AT = ONE.sent_at + 250
+SAID = {(7, AT)}
 TEXT = f"Another Claude session sent a message:\n{element(ONE)}\n\nThis came ..."
 
 
 def user(content: Any, **more: Any) -> dict[str, Any]:
-    return {"type": "user", "message": {"role": "user", "content": content}, **more}
+    return {"type": "user", "message": {"role": "user", "content": content}, "timestamp": timestamp(AT), **more}
 
 
 def queued(prompt: Any, **more: Any) -> dict[str, Any]:
-    return {"type": "attachment", "attachment": {"type": "queued_command", "prompt": prompt}, **more}
+    attachment = {"type": "queued_command", "prompt": prompt}
+    return {"type": "attachment", "attachment": attachment, "timestamp": timestamp(AT), **more}
 
 
 @pytest.mark.spec("PROOF-2")
@@ -48,13 +50,13 @@ def queued(prompt: Any, **more: Any) -> dict[str, Any]:
         (user([{"type": "text", "text": TEXT}]), True),
         (queued(TEXT), True),
         (queued([{"type": "text", "text": TEXT}]), True),
-        (user(f'<channel source="plugin:x" ts="{timestamp(ONE.sent_at)}" from="a" msg_id="7">hello</channel>'), True),
+        (user('<channel source="plugin:x" from="a" msg_id="7">hello</channel>'), True),
         ({"type": "queue-operation", "operation": "enqueue", "content": TEXT}, False),
         (user(TEXT, isSidechain=True), False),
         (user([{"type": "tool_result", "content": TEXT}]), False),
         ({"type": "assistant", "message": {"role": "assistant", "content": TEXT}}, False),
         (user(compose([envelope(7, "\x01" * 300_000)], "m")[0]), False),
-        (user('msg_id <channel msg_id="7">no instant</channel>'), False),
+        (user('msg_id <channel msg_id="x7">no id</channel>'), False),
         (user(7, msg_id=1), False),
         ([TEXT], False),
     ],
@@ -62,6 +64,14 @@ def queued(prompt: Any, **more: Any) -> dict[str, Any]:
 def test_what_a_line_shows_as_given_to_the_model(row: Any, is_given: bool) -> None:
     assert transcript.given(json.dumps(row).encode()) == (SAID if is_given else set())
     assert transcript.given(json.dumps(row).encode()[:-3]) == set()
+
+
+@pytest.mark.spec("PROOF-2")
+@pytest.mark.parametrize(
+    ("recorded", "at"), [(None, 0), (7, 0), ("yesterday", 0), (timestamp(AT), AT), ("2023-11-14T22:13:20Z", AT - 373)]
+)
+def test_a_line_without_an_instant_shows_a_message_at_no_time(recorded: Any, at: int) -> None:
+    assert transcript.given(json.dumps(user(TEXT, timestamp=recorded)).encode()) == {(7, at)}
 
 
 @pytest.mark.spec("PROOF-2", "PROOF-3")

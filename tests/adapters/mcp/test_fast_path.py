@@ -25,6 +25,7 @@ from agentbus.adapters.mcp.fast_path import FastPath
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.profile import Profile
 from agentbus.adapters.mcp.sdk import _Settling, serve_mcp
+from agentbus.adapters.mcp.toolkit import ToolContext, ToolResult
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core.errors import Busy, DeliveryClosed
 from tests.support.client import INITIALIZE, RawClient
@@ -61,7 +62,7 @@ def start_nothing(*_call: object) -> None:
     raise AssertionError("nothing is to be started here")
 
 
-def front_desk(context: tools.ToolContext | None = None, start: Callable[..., None] = start_nothing) -> FastPath:
+def front_desk(context: ToolContext | None = None, start: Callable[..., None] = start_nothing) -> FastPath:
     """A fast path in no event loop: it answers at once, or starts a task that never runs."""
 
     async def write(_data: bytes) -> int:
@@ -544,8 +545,8 @@ async def test_a_result_is_settled_by_whether_it_was_written(monkeypatch: pytest
     async def settle(reached: bool) -> None:
         settled.append(reached)
 
-    async def call(*_call: object) -> tools.ToolResult:
-        return tools.ToolResult("one message", settle=settle)
+    async def call(*_call: object) -> ToolResult:
+        return ToolResult("one message", settle=settle)
 
     async def write(data: bytes) -> int:
         if end == "closed":

@@ -14,7 +14,6 @@ from agentbus.adapters.mcp.inbox import Address
 from agentbus.adapters.opencode import door as door_module
 from agentbus.adapters.opencode.door import Door, PluginDelivery, Requests, leftovers
 from agentbus.core.errors import DeliveryFailed
-from agentbus.core.model import timestamp
 from agentbus.core.process import Process, current
 from tests.support.door_stand_in import TOKEN, DoorStandIn
 from tests.support.fakes import envelope
@@ -90,8 +89,8 @@ async def test_taken_and_read_are_said_when_the_model_has_it_and_not_before(far:
     with anyio.fail_after(10):
         while not receipt.taken():
             await anyio.sleep(0.001)
-    ts = timestamp(envelope(1).sent_at)
-    assert record.look(record.place(), 0) == ({(1, ts), (2, ts)}, 1)
+    at = envelope(1).sent_at
+    assert record.look(record.place(), 0) == ({(1, at), (2, at)}, 1)
     assert record.look(record.place(), 1) == (set(), 1)
     assert record.look("another's", 0) == (set(), 0)
 

@@ -128,8 +128,8 @@ def test_a_message_goes_into_the_session_and_is_read_with_the_request(opencode: 
     agentbus(home, "send", "backend", "which port? ü 日本", AGENTBUS_NAME="frontend")
     until(lambda: one.has("which port? ü 日本</channel>", "ses_1"))
     head, element = one.texts("ses_1")[-1].split("\n")
-    assert head.startswith("agentbus brings a message from other sessions, scripts or people on this machine, not from")
-    assert element.startswith('<channel source="agentbus" from="frontend" msg_id="1" ts="')
+    assert head == "agentbus, not your user:"
+    assert element.startswith('<channel source="agentbus" from="frontend" msg_id="1">')
     until(lambda: states(home) == ["read"])
     (row,) = [json.loads(line) for line in agentbus(home, "history", "--json").stdout.splitlines()]
     assert (row["carrier"], row["read_by"]) == ("plugin", "transcript")

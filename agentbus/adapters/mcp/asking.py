@@ -1,0 +1,48 @@
+"""The tool ask: a question whose answer is the result of the call. Implements [ASK-1] to [ASK-4], [READ-1]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentbus.adapters.mcp.reading import fitting, goes_on
+from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult
+from agentbus.core.asking import CARRIER, DEFAULT_S
+from agentbus.core.errors import AgentbusError
+from agentbus.core.model import Unread
+from agentbus.core.session import Session
+from agentbus.core.stderr import say
+
+__all__ = ["ask", "status_line"]
+
+
+async def ask(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
+    """The answer, which is read once the client has it, or why there is none."""
+    wait_s = min(arguments.get("wait_s", DEFAULT_S), context.profile.max_wait_s)
+    with context.rate_limit.one(session.bus.address(arguments["to"])):
+        sent = await session.ask(arguments["to"], arguments["text"], wait_s)
+    ONLY_WAITS.get()()
+    asked = await session.answer(sent, wait_s)
+    if asked.answer is None:
+        later = "arrives by itself" if context.is_pushed else "waits for check_messages"
+        return ToolResult(f"{asked}\nGo on without it; an answer that comes later {later}")
+    shown, ids, partly = fitting(context, session, [Unread(asked.answer, was_pushed=False)])
+
+    async def settle(reached: bool) -> None:
+        try:
+            await session.checked(ids, reached=reached, partly=partly, carrier=CARRIER)
+        except AgentbusError as error:
+            # The client has the answer, but it is not marked as read: it will get it once more.
+            say(f"the answer to #{sent.id} could not be marked as read: {error}")
+
+    return ToolResult("\n".join([f"the answer to #{sent.id}:", *shown, *goes_on(partly)]), settle=settle)
+
+
+def status_line(session: Session, row_id: int) -> str:
+    """Where a message is; and of a question, whether it was answered, and by which message. Raises InvalidRequest."""
+    queries = session.bus.store.queries
+    found = queries.status(row_id)
+    if found.answer_by is None:
+        return str(found)
+    answer = queries.answer(row_id)
+    return f"{found}; {'not answered' if answer is None else f'answered by #{answer.id}'}"

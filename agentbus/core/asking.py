@@ -1,0 +1,152 @@
+"""Asking: how the wait for the answer to a question ends, in exactly one known way.
+
+For a session and for a command alike: each says how it looks for the answer and how it is woken. Knows no trigger, no
+delivery and no MCP. Implements [ASK-1] to [ASK-4].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from agentbus.core.bus import Bus, Sent
+from agentbus.core.errors import AgentbusError, InvalidRequest
+from agentbus.core.model import Envelope, MessageState
+from agentbus.core.process import Life
+from agentbus.core.store import Question
+
+__all__ = ["CARRIER", "DEFAULT_S", "Asked", "Attention", "question", "wait_for_answer"]
+
+# The `carrier` of an answer that was waited for.
+CARRIER = "ask"
+# How long an answer is waited for, in seconds, if nothing else is said: a model needs some for a turn.
+DEFAULT_S = 60
+_LONGEST_S = 86_400
+# How often to look whether the asked peer still lives, in seconds: the kernel tells nobody that a lock was dropped. A
+# look costs 20 us. A server that is restarted under its client needs about 0.2 s, and has not ended: so a peer has
+# ended that is gone for two looks. Both together are well below the second in which it has to be said. [ASK-3]
+_LOOK_S = 0.25
+_GONE_S = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a question ended: with its `answer`, or without.
+
+    `has_ended`: the asked peer is offline, or has ended; otherwise the time was up. `state` is that of the question;
+    None if it cannot be told.
+    """
+
+    sent: Sent
+    wait_s: float
+    answer: Envelope | None = None
+    has_ended: bool = False
+    state: MessageState | None = None
+
+    def __str__(self) -> str:
+        """Why there is no answer, in a sentence for a model, a program or a person. [ASK-2], [ASK-3]"""
+        if not self.sent.is_online:
+            return f"nobody answers now: {self.sent}"
+        to = f'"{self.sent.recipient}"'
+        where = {
+            MessageState.PENDING: "the question is pending",
+            MessageState.DELIVERED: "the question is delivered, and whether it was read is not known",
+            MessageState.READ: "the question was read",
+            None: "the question cannot be found",
+        }[self.state]
+        if self.has_ended:
+            left = "" if self.state is MessageState.READ else ", and waits for the next session of that name"
+            return f"{to} has ended without an answer to #{self.sent.id}: {where}{left}"
+        pulls = f"; {to} reads its mail only when it calls check_messages" if self.sent.pulls else ""
+        return f"no answer to #{self.sent.id} from {to} within {self.wait_s:g} s: {where}{pulls}"
+
+
+def question(to: object, wait_s: float, now: int, waiter: str | None = None) -> Question:
+    """What makes a message to `to` a question. `now` is in ms since 1970 UTC. Raises InvalidRequest."""
+    if isinstance(to, str) and to.strip().startswith("@"):
+        raise InvalidRequest(
+            f"{to.strip()[:40]!r} is a group, and a question goes to one peer", hint="ask one of its members"
+        )
+    if not 0 < wait_s <= _LONGEST_S:
+        raise InvalidRequest(
+            f"an answer cannot be waited for during {wait_s:g} s", hint=f"use more than 0 and at most {_LONGEST_S:,} s"
+        )
+    return Question(now + round(wait_s * 1_000), waiter)
+
+
+class Attention:
+    """Whether somebody is there who may still answer a question. [ASK-3]"""
+
+    def __init__(self, bus: Bus, sent: Sent, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus = bus
+        self._sent = sent
+        self._clock = clock
+        self._session = sent.session
+        self._gone_since: float | None = None
+
+    def is_lost(self) -> bool:
+        """Whether the asked peer has surely ended, and no other session has the question. Raises AgentbusError."""
+        if not self._sent.is_online:
+            return True
+        if self._is_there():
+            self._gone_since = None
+            return False
+        now = self._clock()
+        if self._gone_since is None:
+            self._gone_since = now
+        return now - self._gone_since >= _GONE_S
+
+    def _is_there(self) -> bool:
+        store = self._bus.store
+        peer = store.seated("session", self._session)
+        if peer is None or store.life(peer) is Life.ENDED:
+            # A question that is still pending is for whoever has its mailbox now.
+            found = store.queries.find(self._sent.id)
+            is_pending = found is not None and found.state is MessageState.PENDING
+            peer = store.seated("name", found.recipient) if found is not None and is_pending else None
+            if peer is None or store.life(peer) is Life.ENDED:
+                return False
+            self._session = peer.session
+        return True
+
+
+async def wait_for_answer(
+    bus: Bus,
+    sent: Sent,
+    wait_s: float,
+    *,
+    look: Callable[[], Envelope | None],
+    woken: Callable[[float], Awaitable[object]],
+    stays: Callable[[], bool] = lambda: False,
+) -> Asked:
+    """Wait for the answer to the question `sent`, for `wait_s` seconds at most; never raises an AgentbusError.
+
+    `look` returns the answer if it is there, and takes it. `woken(timeout_s)` returns when it is worth looking again.
+    `stays` is asked once when the asked peer is offline, or has ended: whether to wait all the same.
+    """
+    give_up_at = time.monotonic() + wait_s
+    attention: Attention | None = Attention(bus, sent)
+    has_ended = False
+    while True:
+        try:
+            answer = look()
+            if answer is not None:
+                return Asked(sent, wait_s, answer)
+            if attention is not None and attention.is_lost():
+                attention = None
+                has_ended = not stays()
+        except AgentbusError:
+            pass  # the question is sent [SEND-6]; a database that fails now may not fail with the next look
+        left_s = give_up_at - time.monotonic()
+        if has_ended or left_s <= 0:
+            return Asked(sent, wait_s, has_ended=has_ended, state=_state(bus, sent))
+        await woken(min(left_s, _LOOK_S))
+
+
+def _state(bus: Bus, sent: Sent) -> MessageState | None:
+    with suppress(AgentbusError):
+        found = bus.store.queries.find(sent.id)
+        return None if found is None else found.state
+    return None
