@@ -36,6 +36,8 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from agentbus.core.machines import Machine
+
     _T = TypeVar("_T")
 
 __all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
@@ -235,7 +237,7 @@ class Bus:
         Raises InvalidRequest for a bad text, MailboxFull, Busy; then nothing was sent.
         """
         body = check_body(text, self._max_bytes)
-        far = [one.name for one in self.store.machines.all() if one.is_there] if everywhere else []
+        far = [one.name for one in self.machines() if one.is_there] if everywhere else []
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session, machines=far)
         sent = [
             self._sent_far(row_id, to, is_linked=to.peer is not None and self._wake(to.peer))
@@ -285,6 +287,10 @@ class Bus:
         with suppress(AgentbusError):
             self.store.end(peer, now=self.clock())
         return False
+
+    def machines(self) -> list[Machine]:
+        """The other machines that were heard of; none if this home has no link. [MACH-2]"""
+        return self.store.machines.all() if self.store.machine() else []
 
     def reap(self, silent: Collection[str] = ()) -> list[Peer]:
         """End the presence of peers that have ended, and of the `silent` sessions. [PRES-2] Raises Busy."""

@@ -33,10 +33,6 @@ from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
 from agentbus.core.wakes import SharedWakes
 
-TYPE_CHECKING = False  # true for a type checker: a session without a link does not need it
-if TYPE_CHECKING:
-    from agentbus.core.machines import Machine
-
 __all__ = ["Checkpoints", "Session"]
 
 _T = TypeVar("_T")
@@ -353,10 +349,7 @@ class Session:
         return envelope.id not in self._checked and envelope.thread not in self._asking
 
     def _is_another_file(self) -> bool:
-        """Whether the store has turned to another file, and this session has not joined it yet. [STORE-6]
-
-        The ids that this session knows mean other messages there: nothing may be marked.
-        """
+        """Whether the store has another file, not joined yet: the ids known here mean other messages there. [STORE-6]"""
         return self.bus.store.generation != self._generation
 
     def _mark(self, ids: Iterable[int], carrier: str) -> None:
@@ -591,15 +584,14 @@ class Session:
 
     async def broadcast(self, text: object, *, everywhere: bool = False) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
-        return await self._in_turn(lambda: self._broadcast(text, everywhere))
+        return await self._in_turn(lambda: self._broadcast(text, everywhere=everywhere))
 
     def broadcast_now(self, text: object, *, everywhere: bool = False) -> list[Sent]:
         """The same, without waiting. Raises what `Bus.broadcast` raises, and Busy if it would have to wait."""
-        return self._at_once(lambda: self._broadcast(text, everywhere))
+        return self._at_once(lambda: self._broadcast(text, everywhere=everywhere))
 
-    def _broadcast(self, text: object, everywhere: bool) -> list[Sent]:
-        own = self.peer
-        return self.bus.broadcast(own.name, text, sender_session=own.session, everywhere=everywhere)
+    def _broadcast(self, text: object, *, everywhere: bool) -> list[Sent]:
+        return self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session, everywhere=everywhere)
 
     def _at_once(self, call: Callable[[], _T]) -> _T:
         store = self.bus.store
@@ -700,10 +692,6 @@ class Session:
             self._checked.difference_update(ids)
             if not reached:
                 self._wake_itself()
-
-    def machines(self) -> list[Machine]:
-        """The other machines that were heard of; none if this home has no link. [MACH-2]"""
-        return self.bus.store.machines.all() if self.bus.store.machine() else []
 
     async def peers(self) -> list[Peer]:
         """The present peers, this one included."""

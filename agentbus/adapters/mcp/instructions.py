@@ -59,7 +59,7 @@ def _earlier(session: Session) -> str:
 def _about_machines(session: Session) -> str:
     """What the instructions say about names on other machines, where there are any. [ADDR-3]"""
     try:
-        is_linked = bool(session.machines())
+        is_linked = bool(session.bus.machines())
     except AgentbusError:
         return ""  # as in _earlier
     return " Names with @ are on other machines, perhaps another person's." if is_linked else ""

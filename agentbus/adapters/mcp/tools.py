@@ -85,7 +85,7 @@ async def _list_peers(context: ToolContext, session: Session, _arguments: Mappin
 def _far_lines(session: Session) -> list[str]:
     """The other machines, one a line. [MACH-2]"""
     room, lines, now = _MAX_FAR_NAMES, [], session.bus.clock()
-    for machine in session.machines():
+    for machine in session.bus.machines():
         if not machine.is_there:
             lines.append(f"machine {machine.name}: last heard of {_ago(now - machine.seen_at)} ago")
             continue

@@ -40,7 +40,7 @@ def context(text: str, mode: Mode, lead: str = "", aside: str = "") -> ToolConte
         wished_holder=holder,
         claim_note="",
         count_earlier=lambda: 10_000,
-        machines=lambda: ["buildbox"],
+        bus=SimpleNamespace(machines=lambda: ["buildbox"]),
     )
     return ToolContext(
         runtime="test",
