@@ -349,7 +349,7 @@ class Session:
         return envelope.id not in self._checked and envelope.thread not in self._asking
 
     def _is_another_file(self) -> bool:
-        """Whether the store has another file, not joined yet: the ids known here mean other messages there. [STORE-6]"""
+        """Whether the store has another file, not joined yet: known ids mean other messages there. [STORE-6]"""
         return self.bus.store.generation != self._generation
 
     def _mark(self, ids: Iterable[int], carrier: str) -> None:
