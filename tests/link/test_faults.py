@@ -68,7 +68,8 @@ async def test_a_server_that_is_killed_under_traffic_loses_and_doubles_nothing(m
 @pytest.mark.spec("LINK-4")
 async def test_what_a_server_lost_with_its_disk_leaves_again(machine: Machines, nats: Server) -> None:
     alpha, beta = machine("alpha"), machine("beta")
-    async with alpha.linked():
+    # The rule of 30 s would find it, too.
+    async with alpha.linked(resend_s=3_600):
         async with beta.linked():
             await alpha.sees("beta")
         texts = send(alpha, "x@beta")
