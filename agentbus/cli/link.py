@@ -45,7 +45,12 @@ def join(invite: str) -> None:
     """Make this home the machine that the invite is for."""
     settings = config.load(is_person=True)
     config.prepare_home(settings.home)
-    _print(registry.link("admin:join")(settings.home, Path(invite)))
+    lines = registry.link("admin:join")(settings.home, Path(invite))
+    machine = registry.link("settings:load")(settings.home).machine
+    with common.bus_and_settings(make_store=LinkStore) as (bus, _settings):
+        assert isinstance(bus.store, LinkStore)
+        bus.store.begin(machine)  # from now on mail for other machines waits, also before the link runs
+    _print(lines)
 
 
 def _print(lines: Sequence[str]) -> None:

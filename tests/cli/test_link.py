@@ -93,12 +93,16 @@ def test_machines_are_added_and_removed(tmp_path: Path, joined: Path, capsys: py
 
 
 @pytest.mark.spec("LINK-7")
-def test_join_writes_settings_that_are_ours_alone_once(joined: Path, tmp_path: Path) -> None:
+def test_join_writes_settings_that_are_ours_alone_once(
+    joined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("link.toml", "link.key"):
         assert stat.S_IMODE((joined / name).stat().st_mode) == 0o600, name
     found = settings.load(joined)
     assert (found.mesh, found.machine, found.servers) == ("team", "alpha", ("nats://127.0.0.1:4222",))
     assert (found.accepts("anybody"), found.share, len(found.home_id)) == (True, "names", 16)
+    common.send("backend@beta", "x", sender="ci")
+    assert 'queued #1 for "backend@beta": the link is not running: agentbus link run' in capsys.readouterr().out
     with pytest.raises(Refused, match="has a link already: agentbus link leave ends it"):
         link.join(str(tmp_path / "team" / "beta.invite"))
     other = tmp_path / "other.invite"

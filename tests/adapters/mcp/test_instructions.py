@@ -94,7 +94,7 @@ USUAL = SimpleNamespace(
     wished_holder=None,
     claim_note="",
     count_earlier=lambda: 0,
-    bus=SimpleNamespace(machines=lambda: []),
+    bus=SimpleNamespace(machines=list),
 )
 
 
