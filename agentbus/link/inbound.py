@@ -85,6 +85,7 @@ class Inbound:
         self._reports: list[tuple[str, Report]] = []
         self._due = anyio.Event()
         self._taken_at = -_LATER_S
+        # Who has sent so many things that nobody who keeps to the form could have sent.
         self.malformed = 0
         self._said_at = -_SAY_AGAIN_S
 
@@ -151,7 +152,8 @@ class Inbound:
         now = time.monotonic()
         if now - self._said_at >= _SAY_AGAIN_S:
             self._said_at = now
-            self._say(f"dropped something from {machine or 'nobody known'} that is no message: {error}")
+            whose = machine or "nobody known"
+            self._say(f"dropped something from {whose} that is no message ({self.malformed:,} so far): {error}")
 
     # -- what is reported back -----------------------------------------------------------------------------
 

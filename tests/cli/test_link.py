@@ -8,14 +8,16 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agentbus import registry
-from agentbus.cli import common, link
+from agentbus.cli import common, link, setup
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.linkstore import LinkStore
 from agentbus.core.machines import FarPeer, Machine
+from agentbus.core.names import LINK_NAME
 from agentbus.link import admin, settings
 from tests.support.command import agentbus, clean_env
 from tests.support.fakes import arrival
@@ -224,6 +226,21 @@ def test_leave_removes_what_join_wrote_and_keeps_the_mail(joined: Path, capsys: 
     with pytest.raises(InvalidRequest, match="has no link: agentbus link join"):
         link.status(as_json=False)
     store.close()
+
+
+@pytest.mark.spec("UNINST-1", "UNINST-2")
+def test_uninstall_waits_for_the_link_and_takes_its_key(joined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "registry", SimpleNamespace(**{**vars(registry), "manifests": lambda: ([], [])}))
+    store = LinkStore(joined / "bus.db", busy_ms=0)
+    claimed = store.claim(arrival(LINK_NAME), now=1, endpoint=str, join_crowd=True)
+    assert claimed is not None
+    with pytest.raises(Refused, match="1 session is online"):
+        setup.uninstall(keep_mail=True, force=False)
+    store.leave(claimed[0].session, claimed[0].process.pid, now=2)
+    store.close()
+    setup.uninstall(keep_mail=True, force=False)
+    assert not list(joined.glob("link*"))
+    assert (joined / "bus.db").exists()
 
 
 @pytest.mark.spec("LINK-10")
