@@ -30,6 +30,8 @@ PROGRAM = "in-process send -> received by a program there, ms"
 RECEIPT = "in-process send -> known to be delivered, ms"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SEEN_S = 30.0
+# For so long after the last message the link looks often what became of it.
+_QUIET_S = 11.0
 
 
 @contextmanager
@@ -171,6 +173,7 @@ def command(
         report.target("delivered is known at the sender, p99", percentile(samples[RECEIPT], 0.99), "ms", most=100)
         report.target("messages a second, known to be delivered", known, "/s", least=1_500)
         if Path("/proc/self/stat").exists():
+            time.sleep(min(_QUIET_S, idle))
             rss_mb, cpu = cost(beta, idle)
             report.add("the link, idle", "beta", rss_mb=round(rss_mb, 1), cpu_percent=round(cpu, 2))
             report.target("the link: memory", rss_mb, "MB", most=45)
