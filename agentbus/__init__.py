@@ -12,7 +12,8 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-    from agentbus.core.bus import Sent
+    from agentbus.core.asking import NoAnswer
+    from agentbus.core.bus import GroupSent, Sent
     from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest, MailboxFull, Refused, TryAgain
     from agentbus.core.model import Envelope, Peer
     from agentbus.member import Member, join
@@ -23,9 +24,11 @@ __all__ = [
     "AgentbusError",
     "BrokenSetup",
     "Envelope",
+    "GroupSent",
     "InvalidRequest",
     "MailboxFull",
     "Member",
+    "NoAnswer",
     "Peer",
     "Refused",
     "Sent",
@@ -36,7 +39,9 @@ __all__ = [
 
 _HOMES = {
     "Envelope": "agentbus.core.model",
+    "GroupSent": "agentbus.core.bus",
     "Member": "agentbus.member",
+    "NoAnswer": "agentbus.core.asking",
     "Peer": "agentbus.core.model",
     "Sent": "agentbus.core.bus",
     "join": "agentbus.member",

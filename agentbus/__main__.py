@@ -1,8 +1,9 @@
 """`agentbus` and `python -m agentbus`: a fast path for the commands that must be instant, typer for the rest.
 
-typer costs 50 to 300 ms. `send` is used in loops and hooks, and an agent waits for `serve`, so both are parsed here by
-hand. Every error is printed as one line. PYTHONPATH cannot shadow what is imported at the top, since Python itself has
-loaded it before. An import that fails later is explained. Implements [CLI-1], [CLI-4], [ERR-2], [ISO-2].
+typer costs 50 to 300 ms. `send` and `ask` are used in loops and hooks, and an agent waits for `serve`, so they are
+parsed here by hand. Every error is printed as one line. PYTHONPATH cannot shadow what is imported at the top, since
+Python itself has loaded it before. An import that fails later is explained. Implements [CLI-1], [CLI-4], [ERR-2],
+[ISO-2].
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command in sys.argv and exit with its code."""
-    is_send = sys.argv[1:2] == ["send"]
-    if is_send:
-        gc.disable()  # the process ends before collecting would help; this saves 2 ms of 50
+    is_quick = sys.argv[1:2] in (["send"], ["ask"])
+    if is_quick:
+        gc.disable()  # the process ends before collecting would help; this saves 2 ms of 25
     try:
         code = _run_and_report(sys.argv[1:])
     except KeyboardInterrupt:
@@ -28,7 +29,7 @@ def main() -> None:
 
         _say(unexpected(error))
         code = 1
-    if is_send:
+    if is_quick:
         # The message is committed and the database is closed. A normal exit would cost 5 ms for nothing.
         os._exit(code)
     sys.exit(code)
@@ -85,6 +86,8 @@ def _run(arguments: list[str]) -> int:
         print(f"agentbus {__version__}")
     elif command == "send" and not {"-h", "--help"} & set(rest):
         _send(rest)
+    elif command == "ask" and not {"-h", "--help"} & set(rest):
+        return _ask(rest)
     elif command == "serve" and len(rest) == 1 and not rest[0].startswith("-"):
         from agentbus.cli import common
 
@@ -97,39 +100,57 @@ def _run(arguments: list[str]) -> int:
 
 
 def _send(arguments: list[str]) -> None:
+    to, text, options = _parsed("send", arguments, ("--from", "--wait-read", "--reply-to"))
+    sender, reply_to, wait_read = options.get("--from"), options.get("--reply-to"), options.get("--wait-read")
+    from agentbus.cli import common
+
+    if wait_read is None:
+        common.send(to, text, sender=sender, reply_to=reply_to)
+    else:
+        seconds = common.parse_seconds("--wait-read", wait_read)
+        from agentbus.cli import wait
+
+        wait.send_until_read(to, text, sender=sender, seconds=seconds, reply_to=reply_to)
+
+
+def _ask(arguments: list[str]) -> int:
+    to, text, options = _parsed("ask", arguments, ("--from", "--timeout"), ("--json",))
+    from agentbus.cli import ask
+
+    timeout = options.get("--timeout")
+    return ask.ask(to, text, sender=options.get("--from"), timeout=timeout, as_json="--json" in options)
+
+
+def _parsed(
+    command: str, arguments: list[str], valued: tuple[str, ...], flags: tuple[str, ...] = ()
+) -> tuple[str, str | None, dict[str, str]]:
+    """The name, the text if there is one, and the options of `command`: those with a value, and flags."""
     from agentbus.core.errors import InvalidRequest
 
-    sender: str | None = None
-    wait_read: str | None = None
+    options: dict[str, str] = {}
     words: list[str] = []
     left = iter(arguments)
     for word in left:
+        option, is_joined, value = word.partition("=")
         if word == "--":
             words.extend(left)
-        elif word == "--from" or word.startswith("--from="):
-            sender = word[7:] if "=" in word else next(left, None)
-            if not sender:
-                raise InvalidRequest("--from needs a name", hint="agentbus send --from ci backend 'build is green'")
-        elif word == "--wait-read" or word.startswith("--wait-read="):
-            wait_read = word[12:] if "=" in word else next(left, "")
+        elif option in valued:
+            options[option] = value if is_joined else next(left, "")
+        elif word in flags:
+            options[word] = ""
         elif word.startswith("-") and word != "-":
-            raise InvalidRequest(f"send has no option {word[:40]!r}", hint="put -- before a text that begins with -")
+            problem = f"{command} has no option {word[:40]!r}"
+            raise InvalidRequest(problem, hint="put -- before a text that begins with -")
         else:
             words.append(word)
+    if options.get("--from") == "":
+        raise InvalidRequest("--from needs a name", hint=f"agentbus {command} --from ci backend 'build is green'")
     if not 1 <= len(words) <= 2:
-        problem = "send needs a name" if not words else f"send takes a name and one text, not {len(words)} words"
-        raise InvalidRequest(problem, hint="agentbus send backend 'the text, in quotes'")
-
-    to, text = words[0], words[1] if len(words) == 2 else None
-    if wait_read is None:
-        from agentbus.cli import common
-
-        common.send(to, text, sender=sender)
-    else:
-        from agentbus.cli import wait
-
-        seconds = wait.parse_seconds("--wait-read", wait_read)
-        wait.send_until_read(to, text, sender=sender, seconds=seconds)
+        problem = (
+            f"{command} needs a name" if not words else f"{command} takes a name and one text, not {len(words)} words"
+        )
+        raise InvalidRequest(problem, hint=f"agentbus {command} backend 'the text, in quotes'")
+    return words[0], words[1] if len(words) == 2 else None, options
 
 
 if __name__ == "__main__":

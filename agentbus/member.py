@@ -19,10 +19,11 @@ import anyio.lowlevel
 
 from agentbus import registry
 from agentbus.core import config, process
-from agentbus.core.bus import Bus, Sent, retry_while_busy
+from agentbus.core.asking import CARRIER, DEFAULT_S, NoAnswer
+from agentbus.core.bus import Bus, GroupSent, Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.model import Arrival, Envelope, Peer
-from agentbus.core.names import session_name
+from agentbus.core.names import group_name, session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.store import Store
@@ -86,14 +87,54 @@ class Member:
 
         When this returns, the message is committed and survives the death of any process.
 
-        Raises InvalidRequest for a bad name, text or id, MailboxFull and TryAgain; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or id, Refused when a person has paused this program, MailboxFull and
+        TryAgain; then nothing was sent.
         """
-        sent = await self._session.send(to, text, reply_to=reply_to)
-        now = time.monotonic()
-        if now - self._yielded_at > _LONGEST_TURN_S:
+        sent = await self._session.send(self._session.bus.address(to), text, reply_to=reply_to)
+        assert isinstance(sent, Sent), "a name is no group"
+        await self._yield_turn()
+        return sent
+
+    async def send_group(self, group: str, text: str, *, reply_to: int | None = None) -> GroupSent:
+        """Send `text` to each other member of `group`, online or not. Members without room do not fail the others.
+
+        Raises InvalidRequest for a bad name, text or id and for a group of nobody else, Refused when a person has
+        paused this program, MailboxFull when no member has room, TryAgain; then nothing was sent.
+        """
+        sent = await self._session.send(group_name(group), text, reply_to=reply_to)
+        assert isinstance(sent, GroupSent), "a group is no name"
+        await self._yield_turn()
+        return sent
+
+    async def _yield_turn(self) -> None:
+        if time.monotonic() - self._yielded_at > _LONGEST_TURN_S:
             await anyio.lowlevel.cancel_shielded_checkpoint()  # the message is sent: too late to cancel
             self._yielded_at = time.monotonic()
-        return sent
+
+    async def join_group(self, group: str) -> list[str]:
+        """Be a member of `group`, until `leave_group`, also while this program does not run; return all its members.
+
+        Raises InvalidRequest for a bad name, Refused when the group is full, TryAgain.
+        """
+        _, members, _ = await retry_while_busy(lambda: self._session.bus.join_group(self.name, group))
+        return members
+
+    async def leave_group(self, group: str) -> None:
+        """End the membership in `group`. Raises InvalidRequest, Refused when this is no member, TryAgain."""
+        await retry_while_busy(lambda: self._session.bus.leave_group(self.name, group))
+
+    async def ask(self, to: str, text: str, *, timeout_s: float = DEFAULT_S) -> Envelope:
+        """Ask `to`, and return its answer, which is read then. Waits for `timeout_s` seconds at most, 0 to 86,400.
+
+        It is safe to cancel this: the question stays sent, and the answer comes as every message does.
+
+        Raises NoAnswer when none came in time, or the asked peer is offline or ends; and what `send` raises.
+        """
+        asked = await self._session.answer(await self._session.ask(to, text, timeout_s), timeout_s)
+        if asked.answer is None:
+            raise NoAnswer(asked)
+        await self._session.checked([asked.answer.id], reached=True, carrier=CARRIER)
+        return asked.answer
 
     async def broadcast(self, text: str, *, everywhere: bool = False) -> list[Sent]:
         """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does.
@@ -115,6 +156,13 @@ class Member:
         TryAgain.
         """
         return (await self._session.rename(name)).name
+
+    async def set_status(self, text: str) -> None:
+        """Say what this program is doing, in 0 to 120 characters on one line; others see it. Empty clears it.
+
+        Raises InvalidRequest for another text, TryAgain.
+        """
+        await self._session.set_status(text)
 
     async def receive(self) -> Envelope:
         """Wait for the next message. It is safe to cancel this, for example for a timeout: no message is lost."""
@@ -194,6 +242,8 @@ async def peer_session(
             checkpoints=checkpoints,
             say=say,
             retention_hours=settings.retention_hours,
+            member_days=settings.member_days,
+            groups=settings.groups,
         )
         try:
             await session.claim()

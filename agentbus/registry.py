@@ -6,9 +6,10 @@ triggers, and each adapter is found by its manifest. Implements [WAKE-5], [WATCH
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
-from pathlib import Path
 
 from agentbus.core import config
 from agentbus.core.bus import Bus
@@ -22,9 +23,12 @@ from agentbus.core.watchers import Watchers
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
-    from agentbus.core.adapter import Manifest, Registration
+    from agentbus.core.adapter import Manifest, Reachable, Registration
+    from agentbus.core.model import Peer
+    from agentbus.core.process import Process
 
 __all__ = [
     "CONVERSATIONS",
@@ -37,6 +41,7 @@ __all__ = [
     "manifests",
     "open_bus",
     "registration",
+    "running",
     "serve",
     "variables",
     "watchers",
@@ -51,7 +56,7 @@ TRIGGERS = {
 # The variables in which a client tells its shell commands which conversation they belong to. [CLI-2]
 # The second one is that of the main agent, whose subagent's shell it may be.
 CONVERSATIONS = ("CODEX_THREAD_ID", "CODEX_SESSION_ID")
-_ADAPTERS = Path(__file__).with_name("adapters")
+_ADAPTERS = os.path.join(os.path.dirname(__file__), "adapters")
 
 
 def _load(dotted: str) -> Any:
@@ -112,7 +117,7 @@ def watchers(settings: Settings) -> Watchers:
         trigger: Trigger = _load(TRIGGERS["socket"])(settings, folder=config.WATCH_FOLDER)
         return trigger
 
-    return Watchers(settings.home / config.WATCH_FOLDER, make)
+    return Watchers(f"{settings.root}/{config.WATCH_FOLDER}", make)
 
 
 def open_bus(
@@ -129,12 +134,31 @@ def open_bus(
 
     Raises BrokenSetup when the home or the database is not usable, TryAgain when the database is locked for 10 s.
     """
-    path = prepare_home(settings.home)
+    path = prepare_home(settings.root)
     triggers = Triggers(settings)
     store = make_store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
     bus = make_bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
     bus.recorded = _recorded
+    bus.running = lambda: running(settings)
+    bus.activity = _Activities(store)
     return bus, triggers
+
+
+def running(settings: Settings) -> list[Reachable]:
+    """The sessions that the clients of this machine run, joined or not, as far as their adapters know. [REACH-1]
+
+    Raises BrokenSetup when an adapter does not match its manifest.
+    """
+    found: list[Reachable] = []
+    for runtime, sessions in _session_lists():
+        found += sessions(runtime, settings.home)
+    return found
+
+
+@cache
+def _session_lists() -> list[tuple[str, Callable[[str, Path], list[Reachable]]]]:
+    """What lists the running sessions, by the id of its adapter. Kept: a program can send often to who is not there."""
+    return [(of.id, _part(of, of.sessions)) for of in manifests()[0] if of.sessions]
 
 
 def _recorded(runtime: str, place: str) -> set[Shown] | None:
@@ -145,6 +169,31 @@ def _recorded(runtime: str, place: str) -> set[Shown] | None:
     except AgentbusError:
         return None
     return found
+
+
+class _Activities:
+    """Asks the client of a peer, by its adapter, whether it is busy or idle. Each adapter is loaded once. [STATUS-3]"""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ask: dict[str, Callable[[Process], str]] = {}
+
+    def __call__(self, peer: Peer) -> str:
+        # Where its pid means nothing, another process can have it.
+        if not peer.domain or peer.domain != self._store.here:
+            return ""
+        if peer.runtime not in self._ask:
+            self._ask[peer.runtime] = self._load(peer.runtime)
+        return self._ask[peer.runtime](peer.host)
+
+    @staticmethod
+    def _load(runtime: str) -> Callable[[Process], str]:
+        try:
+            of = manifest(runtime)
+            found: Callable[[Process], str] = _part(of, of.activity) if of.activity else lambda _host: ""
+        except AgentbusError:  # a program, or an adapter that cannot be loaded, which is reported elsewhere
+            return lambda _host: ""
+        return found
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -162,9 +211,11 @@ def _read_manifest(path: Path) -> Manifest:
 
 def manifests() -> tuple[list[Manifest], list[BrokenSetup]]:
     """The manifests of all adapters, sorted by id, and an error for each broken one. Imports no adapter. [MOD-1]"""
+    from pathlib import Path  # takes 4 ms, and a send looks for no manifest
+
     found: list[Manifest] = []
     broken: list[BrokenSetup] = []
-    for path in sorted(_ADAPTERS.glob("*/module.json")):
+    for path in sorted(Path(_ADAPTERS).glob("*/module.json")):
         try:
             found.append(_read_manifest(path))
         except BrokenSetup as error:
@@ -196,12 +247,12 @@ def variables() -> tuple[str, ...]:
 def folders(settings: Settings) -> list[str]:
     """The names of the folders in the home: those of the locks, the triggers, the watchers and the adapters."""
     of_triggers = [trigger.folder for trigger in Triggers(settings).values()]
-    of_adapters = [one.folder for one in manifests()[0]]
+    of_adapters = [folder for one in manifests()[0] for folder in one.folders]
     return [name for name in dict.fromkeys([FOLDER, *of_triggers, config.WATCH_FOLDER, *of_adapters]) if name]
 
 
 def leftovers(of: Manifest, folder: Path) -> list[str]:
-    """The names in the adapter's folder of the home that are its own."""
+    """The names in a folder of the adapter in the home that are its own."""
     try:
         return list(_part(of, of.leftovers)(folder)) if of.leftovers else []
     except BrokenSetup:

@@ -14,10 +14,14 @@ __all__ = ["Memory", "cpu_ms", "cpu_ticks", "memory", "wakeups"]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """In MB of 10^6 bytes. `private_mb`: its private pages, clean and dirty, which would become free if it ended."""
+    """In MB of 10^6 bytes. `private_mb`: its private pages, clean and dirty, which would become free if it ended.
+
+    `share_mb`: these, and its share of the pages that it has in common with others.
+    """
 
     rss_mb: float
     private_mb: float
+    share_mb: float
 
 
 def _of_threads(pid: int, file: str) -> list[str]:
@@ -58,4 +62,5 @@ def memory(pid: int) -> Memory | None:
     except OSError:
         return None
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return Memory(kib["Rss"] * 1.024e-3, (kib["Private_Clean"] + kib["Private_Dirty"]) * 1.024e-3)
+    private = kib["Private_Clean"] + kib["Private_Dirty"]
+    return Memory(kib["Rss"] * 1.024e-3, private * 1.024e-3, kib["Pss"] * 1.024e-3)

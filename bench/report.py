@@ -67,6 +67,8 @@ def main(command: Callable[..., None]) -> NoReturn:
     for variable in list(os.environ):
         if variable.startswith(("AGENTBUS_", "CLAUDE")):
             del os.environ[variable]
+    # With this set, a checkout compiles its modules at each start; what is installed has them compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     program = f"python -m bench.{Path(sys.argv[0]).stem}"

@@ -1,9 +1,9 @@
-"""Does a message cost more with a long history, many peers, or a full mailbox?
+"""Does a message cost more with a long history, many peers, or a full mailbox? And what do 100 sessions take?
 
-There are three questions: delivered rows in the database, peers that are present, and pending messages in a mailbox
+There are three sizes: delivered rows in the database, peers that are present, and pending messages in a mailbox
 that nobody empties. Each size has its own bus. The buses take turns, so other load on the machine affects all equally.
 Beside the time of a message, the benchmark measures what `send` and `peers` cost, as a call in this process and as a
-whole command.
+whole command. At last a hundred sessions start at once, get broadcasts, and are left alone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from agentbus.core import config
 from agentbus.core.bus import Bus, now_ms
 from agentbus.core.store import MAX_PENDING
 from bench.member import Crew
+from bench.processes import cpu_ms, memory
 from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import EVENTS, Client, Contender, Field, contenders, fault, rivals
+from bench.throughput import one_broadcast
 from tests.support.command import clean_env
 
 BATCH_ROWS = 50_000
@@ -281,6 +283,59 @@ def drain(bench: Bench, one: Field) -> None:
     one.end()
 
 
+@dataclass
+class Crowd:
+    """What so many sessions take. None where the system does not tell."""
+
+    up_s: float
+    broadcasts_ms: list[float]
+    idle_percent: float | None
+    memory_mb: float | None
+
+
+def crowd(count: int, idle_s: float) -> Crowd:
+    """Start so many sessions at once, leave them alone, then let one broadcast to the others.
+
+    Each is up when it has answered its client's first call.
+    """
+    with contenders(Contender(f"{count} sessions")) as (one,):
+        began = time.perf_counter()
+        started = one.start(*(f"session{number}" for number in range(count)), shake=False)
+        one.shake(started, gate_s=0)
+        up_s = time.perf_counter() - began
+        time.sleep(3.0)  # until all have passed the ready gate, and have looked for their client's inbox
+        pids = [client.process.pid for client in started]
+        before = [cpu_ms(pid) for pid in pids]
+        time.sleep(idle_s)
+        spent = [a - b for a, b in zip(map(cpu_ms, pids), before, strict=True) if a is not None and b is not None]
+        took_ms = [one_broadcast(started[0], started[1:]) for _ in progress(range(_BROADCASTS + 1), "broadcasts")]
+        shares = [found.share_mb for found in map(memory, pids) if found is not None]
+        return Crowd(
+            up_s,
+            took_ms[1:],  # the first one is cold
+            sum(spent) / idle_s / 10 if len(spent) == count and idle_s else None,
+            sum(shares) if len(shares) == count else None,
+        )
+
+
+def tell_crowd(report: Report, count: int, found: Crowd) -> None:
+    """Add the table of many sessions, and its targets."""
+    told = {
+        "all up, s": round(found.up_s, 1),
+        "broadcast to the others, p50, ms": round(median(found.broadcasts_ms), 1),
+        "idle, % of a core": None if found.idle_percent is None else round(found.idle_percent, 2),
+        "memory, MB": None if found.memory_mb is None else round(found.memory_mb),
+    }
+    known = {what: value for what, value in told.items() if value is not None}
+    report.add(f"{count} sessions", "all together", **known)
+    report.samples.setdefault(f"{count} sessions", {})["broadcast, ms"] = found.broadcasts_ms
+    if count == 100:
+        for (what, value), most in zip(told.items(), (15, 80, 1, 2_500), strict=True):
+            if value is not None:
+                name, _, unit = what.rpartition(", ")
+                report.target(f"100 sessions: {name}", value, unit, most=most)
+
+
 def tell(report: Report, title: str, benches: list[Bench], axis: str) -> None:
     """Add the table of one question: p50 in milliseconds for each size, and the ratio of the last to the first."""
     for what in dict.fromkeys(what for bench in benches for what in bench.samples):
@@ -337,12 +392,13 @@ def command(
             "--pending", help="Pending messages; repeatable. [default: 1, 100 and 10000]", min=1, max=MAX_PENDING
         ),
     ] = None,
-    idle: Annotated[float, typer.Option(help="Count the commits of idle peers for so many seconds.", min=0)] = 20.0,
+    idle: Annotated[float, typer.Option(help="Watch idle peers for so many seconds.", min=0)] = 20.0,
+    sessions: Annotated[int, typer.Option(help="Sessions that start at once; 0 for none.", min=0, max=500)] = 100,
     against: AgainstOption = None,
     json_to: JsonOption = None,
     plot_to: PlotOption = None,
 ) -> None:
-    """Does a message cost more with a long history, many peers, or a full mailbox?
+    """Does a message cost more with a long history, many peers, or a full mailbox? And what do 100 sessions take?
 
     Example: python -m bench.scale --old-rows 0 --old-rows 100000 --rounds 100 --plot scale.svg
     """
@@ -353,6 +409,8 @@ def command(
     tell(report, "live peers", present, "present peers")
     report.target(f"commits of all peers in {idle:g} s of silence", commits, "", most=0)
     tell(report, "pending in the mailbox", pending(sizes_of(waiting, [1, 100, 10_000]), rounds, drains), "pending")
+    if sessions > 1:
+        tell_crowd(report, sessions, crowd(sessions, idle))
     report.finish(json_to, plot_to)
 
 

@@ -1,4 +1,4 @@
-"""Does anything get lost when sessions send, rename, die and come back at random, for as long as you like?
+"""Does anything get lost when sessions send, rename, join groups, die and come back at random, and are paused?
 
 It runs real `agentbus serve claude-mcp` processes over pipes. The same seed makes the same decisions, but their timing
 depends on the machine. At the end the audit checks every accepted message: in the database it must be delivered or
@@ -29,14 +29,25 @@ import typer
 
 from bench import link_soak
 from tests.support.client import INITIALIZE, RawClient
+from tests.support.command import agentbus
 
 ACCEPTED = re.compile(r"#(\d+)")
+# How the result of an ask begins, each with the question's id, by the way in which it ended.
+ENDS = {
+    "answered": re.compile(r"the answer to #(\d+):"),
+    "late": re.compile(r"no answer to #(\d+) "),
+    "offline": re.compile(r"nobody answers now: (?:sent|queued) #(\d+) "),
+    "ended": re.compile(r'"[^"]+" has ended without an answer to #(\d+)'),
+}
+RETURNED = re.compile(r' msg_id="(\d+)"')
 RENAMED = "was taken by another session meanwhile"
 SHIM = Path(__file__).parents[1] / "tests" / "support" / "clock_shim.c"
 UNSEEN = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 # How often in a second a session is stopped, and the clock jumps.
 STOPS_A_SECOND = 0.1
 JUMPS_A_SECOND = 0.2
+# How often in a second a person pauses a session, for a second.
+PAUSES_A_SECOND = 0.3
 
 
 class Soak:
@@ -50,15 +61,20 @@ class Soak:
         self._variables = _clock_variables(home.parent) if clock else {}
         # Stopped servers, each with the instant at which it goes on.
         self._stopped: dict[str, float] = {}
-        self._next_stop_at = self._next_jump_at = time.monotonic()
+        self._next_stop_at = self._next_jump_at = self._next_pause_at = time.monotonic()
         self._of_killed: set[int] = set()
         self.renamed: list[str] = []
         self._chance = random.Random(seed)
         self._names = [f"s{number}" for number in range(sessions)]
         self._aliases = [f"a{number}" for number in range(2 * sessions)]
+        self._groups = ["@odd", "@even"]
         self._live: dict[str, RawClient] = {}
         self.accepted: set[int] = set()
         self.received: Counter[int] = Counter()
+        # Up to which of its events a client has answered the questions.
+        self._answered: dict[RawClient, int] = {}
+        self._asks: dict[RawClient, set[int]] = {}
+        self.unended: list[str] = []
         self.counts: Counter[str] = Counter()
 
     def start(self, name: str) -> None:
@@ -79,7 +95,29 @@ class Soak:
             for block in message.get("result", {}).get("content", []):
                 if block["text"].startswith(("sent ", "queued ")):
                     self.accepted.update(int(row_id) for row_id in ACCEPTED.findall(block["text"]))
+        self._collect_asks(client)
         self.received.update(int(event["meta"]["msg_id"]) for _, event in client.events)
+
+    def _collect_asks(self, client: RawClient) -> None:
+        """Record how each ask of a client ended, and the answers, which came in results."""
+        asks = self._asks.pop(client, set())
+        for request_id, text, is_error in results(client):
+            if request_id not in asks:
+                continue
+            asks.discard(request_id)
+            if is_error:
+                self.counts["asks: refused"] += 1
+                continue
+            ways = {way: found for way, form in ENDS.items() if (found := form.match(text))}
+            if len(ways) != 1:
+                self.unended.append(text)
+                continue
+            ((way, found),) = ways.items()
+            self.counts[f"asks: {way}"] += 1
+            self.accepted.add(int(found[1]))
+            if way == "answered":
+                self.received.update(int(row_id) for row_id in RETURNED.findall(text)[:1])
+        self.counts["asks: their session ended"] += len(asks)
 
     def one_step(self) -> None:
         self._disturb()
@@ -92,12 +130,22 @@ class Soak:
         if client is None:
             self.start(name)
             return
+        self._answer(client)
         dice = self._chance.random()
         if dice < 0.9:
-            to = self._chance.choice(self._names + self._aliases)
+            to = self._chance.choice(self._names + self._aliases + self._groups)
             self._call(client, "send_message", to=to, text="x" * self._chance.choice([1, 100, 5_000]))
-        elif dice < 0.97:
+        elif dice < 0.92:
+            asks = self._asks.setdefault(client, set())
+            to = self._chance.choice(self._names + self._aliases)
+            asks.add(client.post_call("ask", to=to, text="well?", wait_s=self._chance.choice([1, 2, 5])))
+            self.counts["ask"] += 1
+        elif dice < 0.95:
             self._call(client, "set_name", name=self._chance.choice([name, *self._aliases]))
+        elif dice < 0.963:
+            self._call(client, "join_group", group=self._chance.choice(self._groups))
+        elif dice < 0.97:
+            self._call(client, "leave_group", group=self._chance.choice(self._groups))
         elif dice < 0.975:
             self._call(client, "broadcast", text="to all")
         elif dice < 0.985:
@@ -106,9 +154,23 @@ class Soak:
             self._end(name, client, signal.SIGINT)
         time.sleep(self._chance.random() * 0.02)
 
+    def _answer(self, client: RawClient) -> None:
+        """Answer most of the questions that have come since."""
+        first = self._answered.get(client, 0)
+        self._answered[client] = len(client.events)
+        for _, event in client.events[first : self._answered[client]]:
+            if "answer_by" in event["meta"] and self._chance.random() < 0.8:
+                meta = event["meta"]
+                self._call(client, "send_message", to=meta["from"], text="so", reply_to=meta["msg_id"])
+
     def _disturb(self) -> None:
-        """Stop a session, let one go on, make the clock jump, when it is time."""
+        """Stop a session, let one go on, make the clock jump, pause a session, when it is time."""
         now = time.monotonic()
+        if now >= self._next_pause_at:
+            self._next_pause_at = now + self._chance.random() * 2 / PAUSES_A_SECOND
+            # A name that no session has had yet is refused.
+            if agentbus(self._home, "pause", self._chance.choice(self._names), "--for", "1s").returncode == 0:
+                self.counts["pause"] += 1
         for name, until in list(self._stopped.items()):
             if now >= until:
                 self._go_on(name)
@@ -148,6 +210,7 @@ class Soak:
         self.collect(client)
         if how is signal.SIGKILL:
             self._of_killed |= {int(event["meta"]["msg_id"]) for _, event in client.events}
+            self._of_killed |= {int(row_id) for _, text, _ in results(client) for row_id in RETURNED.findall(text)}
 
     def finish(self, patience_s: float) -> None:
         """Let all sessions receive their pending messages, then end them all."""
@@ -156,6 +219,7 @@ class Soak:
         for name in self._names:
             if name not in self._live:
                 self.start(name)
+        agentbus(self._home, "resume", "--all")  # a clock that was set back would let a pause go on
         give_up_at = time.monotonic() + patience_s
         while time.monotonic() < give_up_at and self._pending_for_the_living():
             time.sleep(0.2)
@@ -193,11 +257,22 @@ class Soak:
         doubled = {row_id for row_id, count in self.received.items() if count > 1} - self._of_killed
         if doubled:
             wrong.append(f"received twice, though no session that had it was killed: {sorted(doubled)[:20]}")
+        if self.unended:
+            wrong.append(f"an ask that ended in no known way: {self.unended[:5]}")
         if self.renamed:
             wrong.append(f"renamed without having asked for it: {self.renamed[:5]}")
         if set(self.received) - set(states):
             wrong.append(f"received and not in the database: {sorted(set(self.received) - set(states))[:20]}")
         return wrong
+
+
+def results(client: RawClient) -> list[tuple[object, str, bool]]:
+    """The results that a client got: the id of each request, the text, and whether it is an error."""
+    return [
+        (message.get("id"), block["text"], bool(message["result"].get("isError")))
+        for _, message in client.arrived
+        for block in message.get("result", {}).get("content", [])
+    ]
 
 
 def _signal(client: RawClient, number: signal.Signals) -> None:
@@ -231,7 +306,7 @@ def main(
         bool, typer.Option("--link", help="Two machines instead, whose links, server and cables fail at random.")
     ] = False,
 ) -> None:
-    """Send, rename, kill and restart at random, then audit every message.
+    """Send, ask, rename, join groups, pause, kill and restart at random, then audit every message.
 
     Example: python -m bench.soak --seconds 600 --seed 7
     """

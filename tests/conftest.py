@@ -37,8 +37,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def _nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nobody")
+
+
 @pytest.fixture(autouse=True)
-def _scrub_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _scrub_environment(monkeypatch: pytest.MonkeyPatch, _nobodys_home: Path) -> None:
+    # A message to a name that nobody has must not reach a session that runs on this machine. [REACH-1]
+    monkeypatch.setenv("HOME", str(_nobodys_home))
     for variable in list(os.environ):
         if variable.startswith(("AGENTBUS_", "CLAUDE")):
             monkeypatch.delenv(variable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import anyio
 import pytest
 
 import agentbus
+from agentbus.core.model import MessageState
 from tests.support.command import PATIENCE_S, clean_env
 from tests.support.command import agentbus as command
 
@@ -43,6 +45,40 @@ async def test_two_programs_talk(home: Path) -> None:
         assert (await boss.send("worker", "still there?")).recipient == "idler"
         assert (await receive(worker)).text == "still there?"
     assert "nobody is online" in command(home, "peers").stdout
+
+
+@pytest.mark.spec("LIB-4", "ASK-1")
+async def test_a_program_asks_and_another_answers(home: Path) -> None:
+    async with agentbus.join("worker", home=home) as worker, agentbus.join("boss", home=home) as boss:
+        await worker.send("boss", "nobody takes this just now")
+
+        async def answer() -> None:
+            question = await receive(worker)
+            assert question.answer_by
+            assert question.answer_by - question.sent_at == 30_000
+            await worker.send(question.sender, "8080", reply_to=question.id)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(answer)
+            with anyio.fail_after(PATIENCE_S):
+                answered = await boss.ask("worker", "which port?", timeout_s=30)
+        assert (answered.sender, answered.text, answered.thread) == ("worker", "8080", answered.reply_to)
+        # What came before is still there, and the answer is not there twice.
+        assert (await receive(boss)).text == "nobody takes this just now"
+        with anyio.move_on_after(0.05):
+            pytest.fail(f"{await boss.receive()} came twice")
+        row = json.loads(command(home, "status", str(answered.id), "--json").stdout)
+        assert (row["state"], row["carrier"]) == ("read", "ask")
+        with pytest.raises(agentbus.NoAnswer, match=r'no answer to #4 from "worker" within 0.05 s') as late:
+            await boss.ask("worker", "and which host?", timeout_s=0.05)
+        assert (late.value.id, late.value.state) == (4, MessageState.PENDING)
+        with pytest.raises(agentbus.NoAnswer, match="nobody answers now"):
+            await boss.ask("nobody", "hello?")
+        async with agentbus.join("third", home=home) as third:
+            with pytest.raises(agentbus.InvalidRequest, match='"third" neither sent nor received #4'):
+                await third.send("boss", "me too", reply_to=4)
+        with pytest.raises(agentbus.InvalidRequest, match="cannot be waited for during 86401 s"):
+            await boss.ask("worker", "?", timeout_s=86_401)
 
 
 @pytest.mark.spec("LIB-2", "STATE-3")

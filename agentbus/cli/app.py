@@ -1,7 +1,7 @@
 """The command line: parse with typer, call the command. No SQL, no socket, no MCP here.
 
-__main__.py parses `send` and `serve` when they are used; they are also here for `--help`. Each command imports what it
-needs when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
+__main__.py parses `send`, `ask` and `serve` when they are used; they are also here for `--help`. Each command imports
+what it needs when it runs. Implements [CLI-3], [CLI-4], [CLI-6].
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _main(
 
 @app.command()
 def send(
-    to: Annotated[str, typer.Argument(help="A peer's name, online or not.", autocompletion=_names)],
+    to: Annotated[str, typer.Argument(help="A peer's name, online or not, or @GROUP.", autocompletion=_names)],
     text: _Text = None,
     sender: _From = None,
     wait_read: Annotated[
@@ -100,17 +100,45 @@ def send(
             help="Wait until the message is known to be read. Exit code 75 if that takes longer than SECONDS.",
         ),
     ] = None,
+    reply_to: Annotated[
+        str | None, typer.Option("--reply-to", metavar="ID", help="The number of the message that this answers.")
+    ] = None,
 ) -> None:
     """Send a message to a peer. If the peer is offline, the message waits in its mailbox.
 
     Example: agentbus send backend "the build is green"
     """
     if wait_read is None:
-        common.send(to, text, sender=sender)
+        common.send(to, text, sender=sender, reply_to=reply_to)
         return
     from agentbus.cli import wait
 
-    wait.send_until_read(to, text, sender=sender, seconds=wait.parse_seconds("--wait-read", wait_read))
+    seconds = common.parse_seconds("--wait-read", wait_read)
+    wait.send_until_read(to, text, sender=sender, seconds=seconds, reply_to=reply_to)
+
+
+@app.command()
+def ask(
+    to: Annotated[str, typer.Argument(help="A peer's name.", autocompletion=_names)],
+    text: _Text = None,
+    sender: _From = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Wait for SECONDS, 60 by default. Exit code 75 without an answer. If given, also a peer that is "
+            "offline is waited for.",
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Ask a peer and wait for its answer. Only the text of the answer goes to stdout.
+
+    Example: port=$(agentbus ask backend "which port does the API listen on?")
+    """
+    from agentbus.cli import ask
+
+    raise typer.Exit(ask.ask(to, text, sender=sender, timeout=timeout, as_json=as_json))
 
 
 @app.command()
@@ -163,7 +191,7 @@ def inbox(
         return
     if before is not None or yes:
         raise InvalidRequest("--before and --yes belong to --discard", hint="agentbus inbox NAME --discard --before 3d")
-    messages.inbox(name, limit=messages.parse_whole("--limit", limit), as_json=as_json)
+    messages.inbox(name, limit=common.parse_whole("--limit", limit), as_json=as_json)
 
 
 @app.command()
@@ -181,6 +209,10 @@ def history(
     grep: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Only messages whose text matches this regular expression.")
     ] = None,
+    thread: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only the thread of the message ID: what it answers, and what answers it."),
+    ] = None,
     limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, the newest.")] = "50",
     as_json: _Json = False,
     as_a2a: Annotated[bool, typer.Option("--a2a", help="One A2A Message per line, as JSON.")] = False,
@@ -191,8 +223,68 @@ def history(
     """
     from agentbus.cli import messages
 
-    count = messages.parse_whole("--limit", limit)
-    messages.history(peer=peer, since=since, grep=grep, limit=count, as_json=as_json, as_a2a=as_a2a)
+    messages.history(
+        peer=peer,
+        since=since,
+        grep=grep,
+        thread=None if thread is None else common.parse_whole("--thread", thread.removeprefix("#")),
+        limit=common.parse_whole("--limit", limit),
+        as_json=as_json,
+        as_a2a=as_a2a,
+    )
+
+
+@app.command()
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="WORDS", help='All of these words; also OR, NOT, ( ), word* and "a phrase".'),
+    ],
+    peer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Only messages since WHEN: an age (2h, 3d) or a time.")
+    ] = None,
+    thread: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only messages of the conversation that message ID belongs to.")
+    ] = None,
+    limit: Annotated[str, typer.Option(metavar="N", help="Show at most N messages, the best first.")] = "20",
+    as_json: _Json = False,
+) -> None:
+    """Find messages by their words, the best match first. The first search of a long history takes some seconds.
+
+    Example: agentbus search port 'migrat*' --since 3d
+    """
+    from agentbus.cli import search as finder
+
+    row_id = None if thread is None else common.parse_whole("--thread", thread.removeprefix("#"))
+    count = common.parse_whole("--limit", limit)
+    finder.search(words, peer=peer, since=since, thread=row_id, limit=count, as_json=as_json)
+
+
+@app.command()
+def prune(
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Only messages delivered before WHEN, an age (3d) or a time."),
+    ] = None,
+    peer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+    ] = None,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="Also messages that are still pending, and were sent before WHEN.")
+    ] = False,
+) -> None:
+    """Remove delivered messages for good, at once. With neither option: those older than the bus keeps them.
+
+    Example: agentbus prune --before 7d
+    """
+    from agentbus.cli import messages
+
+    messages.prune(before=before, peer=peer, with_pending=pending)
 
 
 @app.command()
@@ -206,7 +298,7 @@ def status(
     """
     from agentbus.cli import messages
 
-    messages.status(messages.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
+    messages.status(common.parse_whole("the id", row_id.removeprefix("#")), as_json=as_json)
 
 
 @app.command()
@@ -217,7 +309,7 @@ def cancel(row_id: Annotated[str, typer.Argument(metavar="ID", help="The number 
     """
     from agentbus.cli import messages
 
-    messages.cancel(messages.parse_whole("the id", row_id.removeprefix("#")))
+    messages.cancel(common.parse_whole("the id", row_id.removeprefix("#")))
 
 
 @app.command()
@@ -247,8 +339,83 @@ def wait(
     """
     from agentbus.cli import wait
 
-    seconds = None if timeout is None else wait.parse_seconds("--timeout", timeout)
+    seconds = None if timeout is None else common.parse_seconds("--timeout", timeout)
     raise typer.Exit(wait.wait(name, timeout_s=seconds, as_json=as_json))
+
+
+_Group = Annotated[
+    str, typer.Argument(metavar="@GROUP", help="The group, as @review; the @ can be left out.", autocompletion=_names)
+]
+_As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="The member. Default: the name that `send` would use."),
+]
+_Whom = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The session.", autocompletion=_names)]
+
+
+@app.command()
+def groups(as_json: _Json = False) -> None:
+    """Show the groups and their members. A message to a group goes to each other member, online or not.
+
+    Example: agentbus groups
+    """
+    from agentbus.cli import groups
+
+    groups.groups(as_json=as_json)
+
+
+@app.command()
+def join(group: _Group, name: _As = None) -> None:
+    """Make a name a member of a group. It stays one while no session has that name, until it leaves.
+
+    Example: agentbus join @review --as backend
+    """
+    from agentbus.cli import groups
+
+    groups.join(group, name)
+
+
+@app.command()
+def leave(group: _Group, name: _As = None) -> None:
+    """End the membership of a name in a group.
+
+    Example: agentbus leave @review --as backend
+    """
+    from agentbus.cli import groups
+
+    groups.leave(group, name)
+
+
+@app.command()
+def pause(
+    name: _Whom = None,
+    everybody: Annotated[bool, typer.Option("--all", help="All sessions that are online.")] = False,
+    span: Annotated[
+        str | None,
+        typer.Option("--for", metavar="SPAN", help="End it by itself after SPAN (90s, 10m, 2h, 3d)."),
+    ] = None,
+) -> None:
+    """Stop a session from sending, and hold its mail back, until it is resumed. For you alone: no session can do it.
+
+    Example: agentbus pause backend --for 2h
+    """
+    from agentbus.cli import brakes
+
+    brakes.pause(name, is_all=everybody, span=span)
+
+
+@app.command()
+def resume(
+    name: _Whom = None,
+    everybody: Annotated[bool, typer.Option("--all", help="All sessions that are paused.")] = False,
+) -> None:
+    """Let a paused session go on; what has waited for it comes at once. Its hourly count begins anew.
+
+    Example: agentbus resume backend
+    """
+    from agentbus.cli import brakes
+
+    brakes.resume(name, is_all=everybody)
 
 
 _Module = Annotated[

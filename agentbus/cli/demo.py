@@ -96,7 +96,14 @@ async def _start(home: str, name: str) -> AsyncIterator[_Seat]:
     server = StdioServerParameters(
         command=sys.executable,
         args=["-m", "agentbus", "serve", "claude-mcp"],
-        env={**kept, "AGENTBUS_HOME": str(Path(home, "bus")), "AGENTBUS_NAME": name, "AGENTBUS_DELIVERY": "channel"},
+        # A session of the user that is called like one of ours is not to be reached: its records are not there.
+        env={
+            **kept,
+            "AGENTBUS_HOME": str(Path(home, "bus")),
+            "AGENTBUS_NAME": name,
+            "AGENTBUS_DELIVERY": "channel",
+            "CLAUDE_CONFIG_DIR": home,
+        },
         cwd=folder,
     )
     try:

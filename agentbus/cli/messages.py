@@ -1,6 +1,6 @@
 """The commands that read the mailboxes: inbox, history, status, which change nothing; and those that remove mail.
 
-Implements [OLD-2], [OLD-3], [LEDGER-1] to [LEDGER-3], [CLI-3].
+Implements [OLD-2], [OLD-3], [KEEP-1], [LEDGER-1] to [LEDGER-3], [CLI-3].
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from rich.text import Text
 from agentbus.cli import common, output
 from agentbus.core import a2a
 from agentbus.core.bus import Bus, now_ms
-from agentbus.core.config import Settings
+from agentbus.core.config import RETENTION, Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
-from agentbus.core.names import shown_address
+from agentbus.core.names import group_name, is_group, shown_address
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
-__all__ = ["cancel", "discard", "history", "inbox", "parse_since", "parse_whole", "status"]
+__all__ = ["cancel", "discard", "history", "inbox", "message_row", "parse_since", "parse_span", "prune", "status"]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
-_MOST_DIGITS = 15  # SQLite's integers have 18; Python would accept thousands
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
 
@@ -48,11 +47,13 @@ def parse_since(text: str, now: int, what: str = "--since") -> int:
         ) from None
 
 
-def parse_whole(what: str, raw: str) -> int:
-    """The whole number in `raw`, at least 1. `what` is its name in the error. Raises InvalidRequest."""
-    if not (raw.isascii() and raw.isdigit() and int(raw[:_MOST_DIGITS]) > 0 and len(raw) <= _MOST_DIGITS):
-        raise InvalidRequest(f"{what} is {raw[:40]!r}", hint="use a whole number, 1 or more")
-    return int(raw)
+def parse_span(what: str, text: str, most_days: int) -> int:
+    """The length of time that `90s`, `10m`, `2h` or `3d` is, in ms: 1 s to `most_days`. Raises InvalidRequest."""
+    found = _SPAN.fullmatch(text.strip().lower())
+    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
+    if not 1 <= seconds <= most_days * 86_400:
+        raise InvalidRequest(f"{what} is {text[:40]!r}", hint=f"use 90s, 10m, 2h or 3d, from 1s to {most_days}d")
+    return seconds * 1_000
 
 
 def _parse_grep(text: str) -> re.Pattern[str]:
@@ -78,7 +79,7 @@ def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
     shown, is_more = found[:limit], len(found) > limit
     if as_json:
         for one in shown:
-            output.json_line(_row(one, former))
+            output.json_line(message_row(one, former))
         return
     out = output.console()
     for one in shown:
@@ -143,11 +144,32 @@ def cancel(row_id: int) -> None:
         )
 
 
+def prune(*, before: str | None, peer: str | None, with_pending: bool) -> None:
+    """Remove what was delivered, and print how many messages that were. Raises InvalidRequest. [KEEP-1]"""
+    if with_pending and before is None and peer is None:
+        raise InvalidRequest("--pending needs to know which mail", hint="add --before WHEN or --peer NAME")
+    name = None if peer is None else shown_address(peer)
+    instant = None if before is None else parse_since(before, now_ms(), "--before")
+    with common.bus_and_settings() as (bus, _settings):
+        hours = bus.store.queries.setting(RETENTION)
+        if instant is None:
+            instant = 2**63 - 1 if name is not None else now_ms() - hours * 3_600_000
+        removed = bus.prune(instant, peer=name, with_pending=with_pending)
+    with reported():
+        if not removed:
+            kept = f" that is older than {hours:,} h" if before is None and name is None else ""
+            print(f"no {'' if with_pending else 'delivered '}message to remove{kept}")
+            return
+        pending = f", {sum(removed):,} of them pending" if with_pending else ""
+        print(f"removed {len(removed):,} {'message' if len(removed) == 1 else 'messages'}{pending}")
+
+
 def _indented(text: str) -> Text:
     return Text("    " + output.printable(text).replace("\n", "\n    "))
 
 
-def _row(one: Status, former: Mapping[int, list[str]]) -> dict[str, Any]:
+def message_row(one: Status, former: Mapping[int, list[str]]) -> dict[str, Any]:
+    """A message as JSON, with what its sender was called before. [NAME-13]"""
     return {**output.status_row(one), "sender_was": former.get(one.id, [])}
 
 
@@ -158,22 +180,31 @@ def _heading(one: Status, former: Sequence[str]) -> Text:
     text.append(one.state.value, output.STYLES[one.state])
     if one.state is MessageState.DELIVERED:
         text.append(f" by {word(one.carrier)}, whether it was read is not known")
+    if one.to_group is not None:
+        text.append(f", to {one.to_group}")
     if one.reply_to is not None:
         text.append(f", answers #{one.reply_to}")
     return text
 
 
 def history(
-    *, peer: str | None, since: str | None, grep: str | None, limit: int, as_json: bool, as_a2a: bool = False
+    *,
+    peer: str | None,
+    since: str | None,
+    grep: str | None,
+    limit: int,
+    as_json: bool,
+    as_a2a: bool = False,
+    thread: int | None = None,
 ) -> None:
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
         raise InvalidRequest("--json and --a2a cannot be used together", hint="choose one")
-    name = None if peer is None else shown_address(peer)
+    name = None if peer is None else group_name(peer) if is_group(peer) else shown_address(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):
-        all_of_them = bus.store.queries.newest_first(peer=name, since=start)
+        all_of_them = bus.store.queries.newest_first(peer=name, since=start, thread=thread)
         found = list(islice((one for one in all_of_them if wanted is None or wanted.search(one.text)), limit))
         if as_a2a:
             for one in reversed(found):
@@ -181,11 +212,11 @@ def history(
             return
         former = bus.store.queries.earlier_names(found)
     if not as_json and not found:
-        print("no such message" if name or since or grep else "no message was sent yet, or all are pruned")
+        print("no such message" if name or since or grep or thread else "no message was sent yet, or all are pruned")
     out = output.console()
     for one in reversed(found):
         if as_json:
-            output.json_line(_row(one, former))
+            output.json_line(message_row(one, former))
         else:
             output.line(out, output.status_line(one, former.get(one.id, ())))
 
@@ -195,9 +226,10 @@ def status(row_id: int, *, as_json: bool) -> None:
     with common.bus_and_settings() as (bus, _settings):
         found = bus.store.queries.status(row_id)
         former = bus.store.queries.earlier_names([found])
+        answer = bus.store.queries.answer(row_id)
         by = None if found.sender_session is None else bus.store.queries.session(found.sender_session)
     if as_json:
-        output.json_line(_row(found, former))
+        output.json_line({**message_row(found, former), "answered_by": None if answer is None else answer.id})
         return
     out = output.console()
     out.print(str(found))
@@ -209,4 +241,6 @@ def status(row_id: int, *, as_json: bool) -> None:
         out.print(f"    sent by session {found.sender_session} ({where}{now})")
     if found.reply_to is not None:
         out.print(f"    answers #{found.reply_to}")
+    if found.answer_by is not None:
+        out.print(f"    {found.answered(answer)}")
     out.print(_indented(found.text))

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from agentbus.core import stderr
-from agentbus.core.model import Envelope, MessageState, Status, timestamp
+from agentbus.core.model import Envelope, MessageState, Pause, Status, timestamp
+from agentbus.core.text import age, span
 
 __all__ = [
     "age",
@@ -26,14 +27,18 @@ __all__ = [
     "contents",
     "envelope_row",
     "exactly",
+    "instant",
     "json_line",
     "line",
     "named",
+    "pause_row",
     "printable",
     "say",
     "span",
+    "status_head",
     "status_line",
     "status_row",
+    "to",
     "was",
 ]
 
@@ -42,7 +47,6 @@ STYLES = {MessageState.PENDING: "yellow", MessageState.DELIVERED: "cyan", Messag
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # Of the names that a sender had before, this many are shown: the first, and the latest.
 _MOST_FORMER = 3
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def console() -> Console:
@@ -93,27 +97,16 @@ def printable(text: str, *, lines: bool = True) -> str:
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
 
-def span(ms: float) -> str:
-    """A length of time in the unit that suits it."""
-    if ms < 1_000:
-        return f"{ms:.0f} ms"
-    seconds = ms / 1_000
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def age(at_ms: int, now_ms: int) -> str:
-    """How long ago `at_ms` was, at least 1 s, even if the clock was set back since then."""
-    return span(max(1_000, now_ms - at_ms))
-
-
 def clock(at_ms: int) -> str:
     """The local time of day, to the millisecond, with the date if it is not today."""
     then, now = time.localtime(at_ms / 1_000), time.localtime()
     day = "" if then[:3] == now[:3] else time.strftime("%Y-%m-%d ", then)
     return f"{day}{time.strftime('%H:%M:%S', then)}.{at_ms % 1_000:03d}"
+
+
+def instant(at: int | None) -> str | None:
+    """An instant in ISO 8601; None if it has not come yet. [CLI-3]"""
+    return None if at is None else timestamp(at)
 
 
 def status_row(status: Status) -> dict[str, Any]:
@@ -136,14 +129,21 @@ def _instant(at: int | None) -> str | None:
 
 
 # The keys that a message has before anything is known about its delivery.
-_ENVELOPE_KEYS = ("id", "from", "to", "text", "reply_to", "thread", "answer_by", "sent_at")
+_ENVELOPE_KEYS = ("id", "from", "to", "to_group", "text", "reply_to", "thread", "answer_by", "sent_at")
 
 
 def envelope_row(envelope: Envelope) -> dict[str, Any]:
     """The part of `status_row` that comes from an envelope."""
-    values = (envelope.id, envelope.sender, envelope.recipient, envelope.text, envelope.reply_to, envelope.root)
+    names = (envelope.sender, envelope.recipient, envelope.to_group)
+    values = (envelope.id, *names, envelope.text, envelope.reply_to, envelope.root)
     instants = (_instant(envelope.answer_by), timestamp(envelope.sent_at))
     return dict(zip(_ENVELOPE_KEYS, (*values, *instants), strict=True))
+
+
+def pause_row(pause: Pause) -> dict[str, Any]:
+    """A pause as JSON; `until` is null if a person has to end it."""
+    until = None if pause.until is None else timestamp(pause.until)
+    return {"by": pause.by, "since": timestamp(pause.since), "until": until}
 
 
 def was(names: Sequence[str]) -> str:
@@ -161,12 +161,21 @@ def named(sender: str, former: Sequence[str]) -> str:
     return f"{sender} ({was(former)})" if former else sender
 
 
+def to(envelope: Envelope) -> str:
+    """The recipient, with the group that the message was sent to."""
+    return envelope.recipient if envelope.to_group is None else f"{envelope.recipient} ({envelope.to_group})"
+
+
 def status_line(status: Status, former: Sequence[str] = ()) -> Text:
     """A message on one line: time, id, state, sender with the names that it had before, recipient, text."""
+    return status_head(status, former).append(contents(status))
+
+
+def status_head(status: Status, former: Sequence[str] = ()) -> Text:
+    """The line of a message up to its text."""
     text = Text(f"{clock(status.sent_at)}  #{status.id:<5} ")
     text.append(f"{status.state.value:<9}", STYLES[status.state])
-    text.append(f"  {named(status.sender, former)} -> {status.recipient}", "bold")
-    return text.append(contents(status))
+    return text.append(f"  {named(status.sender, former)} -> {to(status)}", "bold")
 
 
 def contents(status: Status) -> Text:

@@ -20,7 +20,7 @@ from agentbus import registry
 from agentbus.cli import output
 from agentbus.cli.common import bus_and_settings, link_peer
 from agentbus.core import config, files
-from agentbus.core.adapter import Manifest, Registration, Standing
+from agentbus.core.adapter import Manifest, Reachable, Registration, Standing
 from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
 from agentbus.core.model import Peer
 from agentbus.core.presence import Presence
@@ -74,6 +74,9 @@ def install() -> None:
 
 
 def _show_next(manifest: Manifest, registration: Registration) -> None:
+    for one in _reachable() if manifest.sessions else ():
+        if one.runtime == manifest.id:
+            _show_running(one)
     print()
     print(f"Start each session of {manifest.title} with its own name, in its own terminal:")
     for name in ("frontend", "backend"):
@@ -83,6 +86,27 @@ def _show_next(manifest: Manifest, registration: Registration) -> None:
     print("If a message does not arrive: agentbus doctor backend")
     if registration.unattended():
         print(registration.unattended()[:1].upper() + registration.unattended()[1:] + ".")
+
+
+def _reachable() -> list[Reachable]:
+    """The running sessions that have not joined; those that run, where there is no bus. Makes no home. [MOD-3]"""
+    try:
+        settings = config.load()
+        if not (settings.home / config.HOME_FILES[0]).exists():
+            return registry.running(settings)
+        with bus_and_settings() as (bus, _settings):
+            return bus.reachable()
+    except AgentbusError as error:
+        # The registration is done, and which sessions run is only said.
+        output.say(f"agentbus cannot tell which sessions run ({error})")
+        return []
+
+
+def _show_running(one: Reachable) -> None:
+    """What a session that runs already can do without a restart. [REACH-4]"""
+    held = one.held()
+    can = f"is not posted to ({one_line(held)})" if held else "receives without a restart"
+    print(f'The running session "{one.name}" in {one_line(one.cwd)} {can}; to have the tools it has to be restarted.')
 
 
 def enable(module: str) -> None:
@@ -226,8 +250,7 @@ def _folders(settings: config.Settings) -> Iterator[tuple[Path, Callable[[], Ite
         if trigger.folder is not None:
             yield settings.home / trigger.folder, trigger.leftovers
     for manifest in registry.manifests()[0]:
-        if manifest.folder:
-            folder = settings.home / manifest.folder
+        for folder in (settings.home / name for name in manifest.folders):
             yield folder, partial(registry.leftovers, manifest, folder)
 
 

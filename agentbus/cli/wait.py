@@ -20,31 +20,17 @@ from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, DeliveryClosed, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState
+from agentbus.core.names import is_group
 from agentbus.core.ports import Receipt, Settled
 from agentbus.core.stdout import OutputFailed, reported
 from agentbus.member import peer_session
 
-__all__ = ["parse_seconds", "send_until_read", "wait"]
+__all__ = ["send_until_read", "wait"]
 
 RUNTIME = "shell"
 _REASON = "a shell waits for one message and prints it"
-# One day. To wait for ever, leave the option out.
-_LONGEST_S = 86_400.0
 # A message that has arrived when the time is up is still printed. Reading one row takes a fraction of this.
 _LAST_CALL_S = 10.0
-# Shells report death by a signal as this number plus the signal's number.
-_SIGNALLED = 128
-
-
-def parse_seconds(option: str, raw: str) -> float:
-    """The number of seconds that an option gives: 0 to 86,400. Raises InvalidRequest."""
-    try:
-        seconds = float(raw)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= _LONGEST_S:
-        raise InvalidRequest(f"{option} is {raw[:40]!r}", hint=f"use a number of seconds from 0 to {_LONGEST_S:,.0f}")
-    return seconds
 
 
 class _Printed:
@@ -102,7 +88,7 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
 
     def end_by(number: int) -> None:
         nonlocal code
-        code = _SIGNALLED + number
+        code = common.SIGNALLED + number
         tasks.cancel_scope.cancel()
 
     async def end_with_the_session() -> None:
@@ -131,12 +117,16 @@ async def _wait(settings: Settings, printed: _Printed, timeout_s: float | None) 
     raise TryAgain(f'no message for "{settings.name}" within {timeout_s:g} s', hint="wait longer, or try again later")
 
 
-def send_until_read(to: str, text: str | None, *, sender: str | None, seconds: float) -> None:
+def send_until_read(
+    to: str, text: str | None, *, sender: str | None, seconds: float, reply_to: str | None = None
+) -> None:
     """Send one message, print what became of it, and return once it is known to be read. [WAIT-4]
 
     Raises TryAgain when it is not known to be read within `seconds`, and what `common.send` raises.
     """
-    common.send(to, text, sender=sender, then=partial(_until_read, seconds))
+    if is_group(to):
+        raise InvalidRequest("--wait-read waits for one reader, and a group has several", hint="send to one of them")
+    common.send(to, text, sender=sender, reply_to=reply_to, then=partial(_until_read, seconds))
 
 
 def _until_read(seconds: float, bus: Bus, settings: Settings, sent: Sent) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import select
 import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import anyio
@@ -20,8 +22,8 @@ from rich.text import Text
 from agentbus import registry
 from agentbus.cli import common, output
 from agentbus.core import config, eventloop
-from agentbus.core.bus import PULL
-from agentbus.core.changes import SAFETY_S, Changes, MessageEvent, PeerEvent, watching
+from agentbus.core.bus import HOOK, PULL, now_ms
+from agentbus.core.changes import SAFETY_S, Changes, Event, MessageEvent, NameEvent, PeerEvent, watching
 from agentbus.core.model import MessageState, Peer, timestamp
 from agentbus.core.store import Store
 from agentbus.core.text import escaped, one_line, word
@@ -34,17 +36,17 @@ _PAUSE_S = 0.02
 
 
 class _Display(Protocol):
-    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+    def show(self, events: list[Event]) -> None:
         """Show what has happened."""
 
-    def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
+    def refresh(self, changes: Changes, waiting: dict[str, int]) -> None:
         """Show the peers that are online, and how many messages wait."""
 
     def say(self, line: str) -> None:
         """Show a sentence to the person who watches."""
 
 
-def _event_line(event: MessageEvent | PeerEvent) -> Text:
+def _event_line(event: Event) -> Text:
     text = Text(output.clock(event.at) + "  ")
     if isinstance(event, PeerEvent):
         peer = event.peer
@@ -52,13 +54,20 @@ def _event_line(event: MessageEvent | PeerEvent) -> Text:
         text.append(f"  {peer.name}", "bold")
         if event.what == "renamed":
             text.append(f", was {event.was}")
+        elif event.what == "status":
+            text.append(f"  {one_line(peer.status)}" if peer.status else "  cleared")
         elif event.what == "online":
             runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
             text.append(f"  ({runtime}, {delivery}, woken by {trigger}, process {peer.process.pid})", "dim")
         return text
+    if isinstance(event, NameEvent):
+        text.append(f"{event.what:<9}", "magenta")
+        text.append(f"  {event.name}", "bold")
+        detail = event.group or (f"({event.pause})" if event.what == "paused" else "")
+        return text.append(f"  {detail}" if detail else "", "dim")
     message = event.message
     text.append(f"{event.state.value:<9}", output.STYLES[event.state])
-    text.append(f"  #{message.id:<5} {message.sender} -> {message.recipient}", "bold")
+    text.append(f"  #{message.id:<5} {message.sender} -> {output.to(message)}", "bold")
     if event.state is MessageState.PENDING:
         text.append(output.contents(message))
     else:
@@ -73,12 +82,12 @@ class _Lines:
     def __init__(self) -> None:
         self._out = output.console()
 
-    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+    def show(self, events: list[Event]) -> None:
         for event in events:
             output.line(self._out, _event_line(event))
         sys.stdout.flush()
 
-    def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
+    def refresh(self, changes: Changes, waiting: dict[str, int]) -> None:
         """Does nothing: a pipe has no place for a table that changes."""
 
     def say(self, line: str) -> None:
@@ -88,15 +97,18 @@ class _Lines:
 class _Objects(_Lines):
     """One JSON object for each event. [CLI-3]"""
 
-    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+    def show(self, events: list[Event]) -> None:
         for event in events:
             output.json_line(_event_row(event))
 
 
-def _event_row(event: MessageEvent | PeerEvent) -> dict[str, Any]:
+def _event_row(event: Event) -> dict[str, Any]:
     if isinstance(event, MessageEvent):
         row = output.status_row(event.message)
         return {"event": event.state.value, "at": timestamp(event.at), **row}
+    if isinstance(event, NameEvent):
+        more = {"group": event.group} if event.group else {"pause": event.pause and output.pause_row(event.pause)}
+        return {"event": event.what, "at": timestamp(event.at), "name": event.name, **more}
     peer = event.peer
     return {
         "event": event.what,
@@ -108,45 +120,68 @@ def _event_row(event: MessageEvent | PeerEvent) -> dict[str, Any]:
         "trigger": peer.trigger,
         "pid": peer.process.pid,
         "cwd": peer.cwd,
+        "status": peer.status or None,
+        "status_at": output.instant(peer.status_at),
     }
 
 
 class _Screen:
     """For a terminal: the events scroll by, and the table below them shows which peers are online now."""
 
-    def __init__(self) -> None:
+    def __init__(self, activity: Callable[[Peer], str]) -> None:
+        self._activity = activity
         self._out = output.console()
         self._out.soft_wrap = False
         # rich must not start a thread for this: the table is drawn when it has changed.
         self.live = Live(console=self._out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
-    def show(self, events: list[MessageEvent | PeerEvent]) -> None:
+    def show(self, events: list[Event]) -> None:
         for event in events:
             output.line(self._out, _event_line(event))
 
-    def refresh(self, peers: list[Peer], waiting: dict[str, int]) -> None:
-        self.live.update(_standing(peers, waiting), refresh=True)
+    def refresh(self, changes: Changes, waiting: dict[str, int]) -> None:
+        peers = list(changes.peers.values())
+        self.live.update(_standing(peers, waiting, self._activity, changes.groups, changes.pauses), refresh=True)
 
     def say(self, line: str) -> None:
         output.line(self._out, Text(f"agentbus: {escaped(line)}", "yellow"))
 
 
-def _standing(peers: list[Peer], waiting: dict[str, int]) -> Group:
+def _standing(
+    peers: list[Peer],
+    waiting: dict[str, int],
+    activity: Callable[[Peer], str],
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    pauses: Collection[str] = (),
+) -> Group:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("NAME", "RUNTIME", "DELIVERY", "TRIGGER"):
         table.add_column(heading, no_wrap=True)
     table.add_column("PENDING", justify="right")
+    table.add_column("GROUPS" if groups else "", no_wrap=True, overflow="ellipsis")
     table.add_column("FOLDER", no_wrap=True, overflow="ellipsis")
-    for peer in sorted(peers, key=lambda one: one.name):
+    shown = sorted(peers, key=lambda one: one.name)
+    now = now_ms()
+    # Many clients do not tell, and many sessions say nothing: then there is no column for it.
+    columns = (("IS", [activity(peer) for peer in shown]), ("STATUS", [peer.doing(now) for peer in shown]))
+    told = {heading: cells for heading, cells in columns if any(cells)}
+    for heading in told:
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for number, peer in enumerate(shown):
         pending = waiting.get(peer.name, 0)
-        style = "yellow" if peer.delivery == PULL else "green"
+        is_paused = peer.name in pauses
+        style = "yellow" if is_paused or peer.delivery in (PULL, HOOK) else "green"
         runtime, delivery, trigger = map(word, (peer.runtime, peer.delivery, peer.trigger))
-        cells = (Text(peer.name, "bold"), runtime, Text(delivery, style), trigger)
-        table.add_row(*cells, Text(str(pending), "yellow" if pending else "dim"), one_line(peer.cwd))
+        cells = (Text(peer.name, "bold"), runtime, Text("paused" if is_paused else delivery, style), trigger)
+        its = one_line(" ".join(groups.get(peer.name, ())))
+        doing = [Text(cells_of[number]) for cells_of in told.values()]
+        table.add_row(*cells, Text(str(pending), "yellow" if pending else "dim"), its, one_line(peer.cwd), *doing)
     names = {peer.name for peer in peers}
     for name, count in waiting.items():
         if name not in names:
-            table.add_row(Text(name, "dim"), "", Text("offline", "dim"), "", Text(str(count), "yellow"), "")
+            its = one_line(" ".join(groups.get(name, ())))
+            how = "paused" if name in pauses else "offline"
+            table.add_row(Text(name, "dim"), "", Text(how, "dim"), "", Text(str(count), "yellow"), its, "")
     rule = Text("-" * 12 + " Ctrl-C ends this ", "dim")
     return Group(rule, table if table.row_count else Text("nobody is online", "dim"))
 
@@ -158,7 +193,7 @@ def watch(*, as_json: bool) -> None:
     """Show what happens, until a signal comes or the reader of the output ends. Raises what opening the bus raises."""
     with common.bus_and_settings() as (bus, settings):
         if not as_json and output.console().is_terminal:
-            screen = _Screen()
+            screen = _Screen(bus.activity)
             with screen.live:
                 eventloop.run(_watch, bus.store, settings, screen)
         else:
@@ -192,7 +227,7 @@ async def _follow(store: Store, settings: config.Settings, display: _Display) ->
                 events = changes.look(thoroughly=thoroughly)
                 display.show(events)
                 if events or thoroughly:
-                    display.refresh(list(changes.peers.values()), store.queries.waiting())
+                    display.refresh(changes, store.queries.waiting())
                 if _is_unread():
                     return
                 await anyio.sleep(_PAUSE_S)

@@ -7,12 +7,13 @@ https://a2a-protocol.org/latest/specification (Message, Part). Implements [ENV-1
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import Envelope, check_body
-from agentbus.core.names import NAME_RULE, shown_address
+from agentbus.core.names import NAME_RULE, group_name, shown_address
 from agentbus.core.text import one_line
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
@@ -61,6 +62,8 @@ def to_a2a(envelope: Envelope, *, bus: str = "", answers: str | None = None) -> 
     if answers is not None:
         message["referenceTaskIds"] = [answers]
         more["replyTo"] = answers
+    if envelope.to_group is not None:
+        more["toGroup"] = envelope.to_group
     if envelope.answer_by is not None:
         more["answerBy"] = envelope.answer_by
     return message
@@ -86,6 +89,7 @@ def from_a2a(message: object, *, max_bytes: int) -> Envelope:
         reply_to=answered,
         thread=_thread(fields.get("contextId"), row_id, answered),
         answer_by=None if more.get("answerBy") is None else _instant(more["answerBy"], "answerBy"),
+        to_group=None if more.get("toGroup") is None else _name(more["toGroup"], "toGroup", group_name),
     )
 
 
@@ -106,10 +110,10 @@ def _object(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _name(value: object, what: str) -> str:
+def _name(value: object, what: str, form: Callable[[str], str] = shown_address) -> str:
     # Not normalised here: a bus gives out names only in their one form.
     with suppress(InvalidRequest):
-        if isinstance(value, str) and shown_address(value) == value:
+        if isinstance(value, str) and form(value) == value:
             return value
     raise InvalidRequest(f"{what!r} is {_quoted(value)}", hint=NAME_RULE)
 

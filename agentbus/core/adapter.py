@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from agentbus.core import config
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding
-from agentbus.core.model import Peer
+from agentbus.core.model import Envelope, Peer
+from agentbus.core.process import Process
 
-__all__ = ["Manifest", "Registered", "Registration", "Standing", "Variable", "own_command"]
+__all__ = ["Manifest", "Reachable", "Registered", "Registration", "Standing", "Variable", "own_command"]
 
 # Where uv and pipx keep programs that they run once: the next clean-up of their caches removes them.
 _RUN_ONCE = re.compile(r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pipx)/|/pipx/\.cache/")
@@ -64,10 +65,15 @@ class Manifest:
     `client` is the program that the adapter belongs to, empty if it can be any. `server_name` is the name of the
     registration there, `serve` the arguments with which the client starts `agentbus`, and `launch_flags` the arguments
     with which the client is started. `folder_variable` is the client's variable that holds the folder of its project.
-    `folder` is the folder in the home in which the adapter keeps its own files. Both can be empty. `variables` are the
+    `folder` is the folder in the home in which the adapter keeps its own files, or several with a space between them.
+    Both can be empty. `variables` are the
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
     that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
+    `sessions`, as `module:function`, gets the id of the adapter and the home, and returns the sessions of its client
+    that run (see Reachable); empty if its client does not say which these are.
+    `activity`, as `module:function`, gets the agent process of a session and returns "busy" or "idle" as the client
+    itself tells it just now, or "" if it does not; empty if the client never does.
     """
 
     id: str
@@ -84,6 +90,13 @@ class Manifest:
     variables: Mapping[str, Variable]
     record: str = ""
     leftovers: str = ""
+    sessions: str = ""
+    activity: str = ""
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders in the home in which the adapter keeps its own files."""
+        return self.folder.split()
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Manifest:
@@ -108,6 +121,25 @@ class Manifest:
     def number(self, variable: str) -> int:
         """The value of a variable with a range. Raises InvalidRequest."""
         return int(self.variables[variable].read(variable))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reachable:
+    """A session that its client runs, with its name there, and how it takes a post without a server of ours.
+
+    `session` is what its client calls it, and `place` where the client records what its model was given; "" if nowhere.
+    `held` says why its client would not give a post to its model just now; "" if it would. `post` posts the first of a
+    batch once and returns how many; it raises DeliveryFailed, and then nothing was posted. Neither waits.
+    """
+
+    name: str
+    host: Process
+    session: str
+    runtime: str
+    cwd: str
+    place: str
+    held: Callable[[], str]
+    post: Callable[[Sequence[Envelope]], int]
 
 
 class Standing(Enum):

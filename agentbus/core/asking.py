@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from agentbus.core.bus import Bus, Sent
-from agentbus.core.errors import AgentbusError, InvalidRequest
+from agentbus.core.errors import AgentbusError, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState
 from agentbus.core.process import Life
 from agentbus.core.store import Question
 
-__all__ = ["CARRIER", "DEFAULT_S", "Asked", "Attention", "question", "wait_for_answer"]
+__all__ = ["CARRIER", "DEFAULT_S", "Asked", "Attention", "NoAnswer", "question", "wait_for_answer"]
 
 # The `carrier` of an answer that was waited for.
 CARRIER = "ask"
@@ -59,8 +59,21 @@ class Asked:
         if self.has_ended:
             left = "" if self.state is MessageState.READ else ", and waits for the next session of that name"
             return f"{to} has ended without an answer to #{self.sent.id}: {where}{left}"
-        pulls = f"; {to} reads its mail only when it calls check_messages" if self.sent.pulls else ""
-        return f"no answer to #{self.sent.id} from {to} within {self.wait_s:g} s: {where}{pulls}"
+        waits = f"; {to} {self.sent.waits}" if self.sent.waits else ""
+        return f"no answer to #{self.sent.id} from {to} within {self.wait_s:g} s: {where}{waits}"
+
+
+class NoAnswer(TryAgain):
+    """A question has no answer: none came in time, or the asked peer is offline or has ended.
+
+    The question is sent, and a later answer arrives as every message does. `id` is that of the question, `state` its
+    state; None if it cannot be told.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(str(asked))
+        self.id = asked.sent.id
+        self.state = asked.state
 
 
 def question(to: object, wait_s: float, now: int, waiter: str | None = None) -> Question:
@@ -69,10 +82,8 @@ def question(to: object, wait_s: float, now: int, waiter: str | None = None) -> 
         raise InvalidRequest(
             f"{to.strip()[:40]!r} is a group, and a question goes to one peer", hint="ask one of its members"
         )
-    if not 0 < wait_s <= _LONGEST_S:
-        raise InvalidRequest(
-            f"an answer cannot be waited for during {wait_s:g} s", hint=f"use more than 0 and at most {_LONGEST_S:,} s"
-        )
+    if not 0 <= wait_s <= _LONGEST_S:
+        raise InvalidRequest(f"an answer cannot be waited for during {wait_s:g} s", hint=f"use 0 to {_LONGEST_S:,} s")
     return Question(now + round(wait_s * 1_000), waiter)
 
 
@@ -119,29 +130,31 @@ async def wait_for_answer(
     *,
     look: Callable[[], Envelope | None],
     woken: Callable[[float], Awaitable[object]],
-    stays: Callable[[], bool] = lambda: False,
+    stays: Callable[[Asked], bool] = lambda _asked: False,
 ) -> Asked:
     """Wait for the answer to the question `sent`, for `wait_s` seconds at most; never raises an AgentbusError.
 
     `look` returns the answer if it is there, and takes it. `woken(timeout_s)` returns when it is worth looking again.
-    `stays` is asked once when the asked peer is offline, or has ended: whether to wait all the same.
+    `stays` is called once when the asked peer is offline, or has ended: whether to wait all the same.
     """
     give_up_at = time.monotonic() + wait_s
     attention: Attention | None = Attention(bus, sent)
-    has_ended = False
+    judged_from = 0.0 if not sent.is_online else time.monotonic() + _LOOK_S
     while True:
         try:
             answer = look()
             if answer is not None:
                 return Asked(sent, wait_s, answer)
-            if attention is not None and attention.is_lost():
+            if attention is not None and time.monotonic() >= judged_from and attention.is_lost():
                 attention = None
-                has_ended = not stays()
+                ended = Asked(sent, wait_s, has_ended=True, state=_state(bus, sent))
+                if not stays(ended):
+                    return ended
         except AgentbusError:
             pass  # the question is sent [SEND-6]; a database that fails now may not fail with the next look
         left_s = give_up_at - time.monotonic()
-        if has_ended or left_s <= 0:
-            return Asked(sent, wait_s, has_ended=has_ended, state=_state(bus, sent))
+        if left_s <= 0:
+            return Asked(sent, wait_s, state=_state(bus, sent))
         await woken(min(left_s, _LOOK_S))
 
 

@@ -1,8 +1,9 @@
-"""The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers.
+"""The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers, groups, brakes.
 
 A send has succeeded when its row is committed. The wake that follows is only a hint, sent with the recipient's own
 trigger. Knows no trigger by name and nothing about MCP. Synchronous: in an event loop, wrap a call that writes in
-`retry_while_busy`. Implements [SEND-1] to [SEND-5], [NAME-4], [PRES-2].
+`retry_while_busy`. Implements [SEND-1] to [SEND-5], [GROUP-2] to [GROUP-5], [BRAKE-1] to [BRAKE-4], [NAME-4],
+[PRES-2].
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
+from agentbus.core.config import MEMBER_DAYS
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import (
     Address,
@@ -20,42 +21,59 @@ from agentbus.core.model import (
     Ended,
     Envelope,
     MessageState,
+    Pause,
     Peer,
     Renamed,
     Status,
     Unread,
     check_body,
+    check_status,
 )
-from agentbus.core.names import address, is_kept, machine_of, session_name, split_address
+from agentbus.core.names import address, group_name, is_group, is_kept, machine_of, session_name, split_address
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
-from agentbus.core.store import Question, Store
+from agentbus.core.store import PRUNE_ROWS, Question, Store
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from agentbus.core.adapter import Reachable
     from agentbus.core.machines import Machine
 
     _T = TypeVar("_T")
 
-__all__ = ["PULL", "Bus", "Claimed", "Sent", "now_ms", "retry_while_busy"]
+__all__ = ["HOOK", "PULL", "Bus", "Claimed", "GroupSent", "Sent", "now_ms", "retry_while_busy"]
 
 # The `delivery` of a peer that gets no pushes. [VOID-1]
 PULL = "pull"
+# The `delivery` of a peer that is given messages while it works: one that is idle gets them with its next prompt.
+HOOK = "hook"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
+# So many messages go into a session that has not joined, with one post.
+_MOST_POSTED = 20
 # A send or a mark holds the lock for 0.1 ms. If it is held for longer, the pauses between two tries grow.
 _SPIN_S = 0.000_5
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.012
+# The pause between two batches of a long work, so that who waits for the database gets a turn.
+_TURN_S = 0.002
 
 
 def now_ms() -> int:
     """The wall clock, in milliseconds since 1970 UTC."""
     return time.time_ns() // 1_000_000
+
+
+# What a sender is told of a peer that a message does not reach at once: why, and when it does. [VOID-2]
+_WAITS = {
+    PULL: ("nothing can be pushed to it", "reads its mail only when it calls check_messages"),
+    HOOK: ("idle it is not reached", "gets its mail while it works, or with its user's next prompt"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +89,21 @@ class Sent:
     is_online: bool
     is_known: bool
     similar: tuple[str, ...] = ()
-    pulls: bool = False
+    delivery: str = ""
     # A command waits for this message: it answers the question of that command. [ASK-5]
     is_awaited: bool = False
     # The session that has the mailbox; empty if none has.
     session: str = ""
+    # The recipient's pause, if a person has paused it. [BRAKE-3]
+    pause: Pause | None = None
+    # What is to be said where a session of that name runs and has not joined; empty if none does. [REACH-2]
+    reached: str = ""
     far: str = ""
+
+    @property
+    def waits(self) -> str:
+        """When the recipient gets it, in a clause without a subject, if that is not at once; else empty."""
+        return _WAITS.get(self.delivery, ("", ""))[1]
 
     def __str__(self) -> str:
         if self.far and self.is_online:
@@ -86,13 +113,13 @@ class Sent:
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_awaited:
             return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
-        if self.is_online and self.pulls:
-            return (
-                f'sent #{self.id} to "{self.recipient}"{moved} '
-                "(online, but nothing can be pushed to it: it reads when it calls check_messages)"
-            )
+        if self.pause is not None:
+            return f'queued #{self.id} for "{self.recipient}"{moved}: it is {self.pause}, and gets its mail then'
         if self.is_online:
-            return f'sent #{self.id} to "{self.recipient}"{moved} (online)'
+            why = f", but {_WAITS[self.delivery][0]}: it {self.waits}" if self.waits else ""
+            return f'sent #{self.id} to "{self.recipient}"{moved} (online{why})'
+        if self.reached:
+            return self.reached
         if is_kept(self.recipient):
             return f'queued #{self.id} for "{self.recipient}": a person reads it with agentbus inbox {self.recipient}'
         if self.is_known:
@@ -102,6 +129,26 @@ class Sent:
         meant = " or ".join(f'"{name}" (online)' for name in self.similar)
         where = "here" if any(map(machine_of, self.similar)) else "yet"
         return f'queued #{self.id} for "{self.recipient}": no such peer {where}. Did you mean {meant}?'
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSent:
+    """What was sent to `group`: one message for each member but the sender, and but those whose mailbox is `full`."""
+
+    group: str
+    sent: tuple[Sent, ...]
+    full: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{one.recipient} (#{one.id}{_note(one)})" for one in self.sent)
+        missed = f"; not to {', '.join(self.full)}: the mailbox is full" if self.full else ""
+        return f"sent to {self.group}: {said}{missed}"
+
+
+def _note(sent: Sent) -> str:
+    if sent.pause is not None:
+        return ", paused"
+    return "" if sent.is_online else ", offline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +170,6 @@ def _check_reply(reply_to: object) -> int | None:
     if isinstance(reply_to, bool) or not isinstance(reply_to, int) or reply_to < 1:
         raise InvalidRequest(f"{str(reply_to)[:40]!r} is not a message id", hint="use the number after msg_id")
     return reply_to
-
-
-def _pulls(peer: Peer | None) -> bool:
-    return peer is not None and peer.delivery == PULL
 
 
 class Bus:
@@ -154,6 +197,10 @@ class Bus:
         # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
         # opens the bus, which knows the adapters.
         self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
+        # The sessions that the clients of this machine run. Set by what opens the bus, which knows the adapters.
+        self.running: Callable[[], list[Reachable]] = list
+        # Whether the client of a peer is "busy" or "idle" just now; "" where it does not tell. Set in the same way.
+        self.activity: Callable[[Peer], str] = lambda _peer: ""
         store.refuses = self._refuses
         store.on_ended = self._clear
 
@@ -178,7 +225,8 @@ class Bus:
     ) -> Sent:
         """Commit `text` for `to` and wake it. The message `reply_to` counts as read by the sender. [SEND-1]
 
-        Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Refused when `sender_session` is paused,
+        Busy; then nothing was sent.
         """
         asked = self.address(to)
         body = check_body(text, self._max_bytes)
@@ -196,6 +244,7 @@ class Bus:
         self._tell()
         if machine_of(asked):
             return self._sent_far(row_id, found, is_linked=is_online)
+        reached = "" if is_online or found.is_awaited else self._reach(row_id, found.mailbox)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(
             row_id,
@@ -204,9 +253,11 @@ class Bus:
             is_online,
             is_known,
             similar,
-            pulls=_pulls(found.peer),
+            delivery="" if found.peer is None else found.peer.delivery,
             is_awaited=found.is_awaited,
             session="" if found.peer is None else found.peer.session,
+            pause=found.pause,
+            reached=reached,
         )
 
     def address(self, to: object) -> str:
@@ -220,12 +271,78 @@ class Bus:
         name, machine = split_address(str(to))
         return name if machine == own else f"{name}@{machine}"
 
+    def recipient(self, to: object) -> str:
+        """The same for a message that can go to a group too. [GROUP-3]"""
+        return group_name(to) if is_group(to) else self.address(to)
+
     def _sent_far(self, row_id: int, to: Address, *, is_linked: bool) -> Sent:
         mailbox, session = to.mailbox, "" if to.peer is None else to.peer.session
         is_online, far = False, "what is known there cannot be read now"
         with suppress(AgentbusError):  # the message is committed, as in _look_up
             is_online, far = self.store.machines.whereabouts(mailbox, is_linked=is_linked, now=self.clock())
         return Sent(row_id, mailbox, mailbox, is_online, is_known=True, session=session, far=far)
+
+    def _reach(self, row_id: int, name: str) -> str:
+        """Post what waits for `name` to the one session that runs under it and has not joined. [REACH-2], [REACH-3]
+
+        Returns what to say of the message `row_id`; "" if there is no such session. Never raises: the message is
+        committed, and waits. [SEND-6]
+        """
+        try:
+            found = self.reachable(name)
+            if not found:
+                return ""
+            why = f"{len(found)} running sessions are called so" if len(found) > 1 else found[0].held()
+            if not why and row_id in self.store.post(found[0], _MOST_POSTED, now=self.clock()):
+                self._tell()
+                return f'sent #{row_id} to "{name}" (reachable, not joined: posted once into its session)'
+        except AgentbusError as error:
+            why = str(error)
+        why = why or "others wait before it"
+        return f'queued #{row_id} for "{name}" (reachable, not joined): {why}, so it waits for a session of that name'
+
+    def reachable(self, name: str | None = None) -> list[Reachable]:
+        """The running sessions of clients that have not joined this bus, sorted by name; those called `name`. [REACH-1]
+
+        Raises what the adapters raise for a broken installation.
+        """
+        found = [one for one in self.running() if name in (None, one.name)]
+        joined = {peer.host for peer in self.store.live()} if found else set()
+        return sorted((one for one in found if one.host not in joined), key=lambda one: one.name)
+
+    def send_group(
+        self,
+        sender: str,
+        group: object,
+        text: object,
+        *,
+        reply_to: int | None = None,
+        sender_session: str | None = None,
+    ) -> GroupSent:
+        """Commit `text` for each member of `group` but `sender`, in one transaction, then wake them. [GROUP-3]
+
+        A member whose mailbox is full does not fail the others. The message `reply_to` counts as read by the sender.
+
+        Raises InvalidRequest for a bad name, text or `reply_to` and for a group of nobody else, MailboxFull when no
+        member has room, Refused, Busy; then nothing was sent.
+        """
+        wanted = group_name(group)
+        body = check_body(text, self._max_bytes)
+        answered = _check_reply(reply_to)
+        rows, full = self.store.send_group(
+            sender, wanted, body, now=self.clock(), reply_to=answered, sender_session=sender_session
+        )
+        sent = [self._sent_to(row_id, found) for row_id, found in rows]
+        self._tell()
+        return GroupSent(wanted, tuple(sent), tuple(full))
+
+    def _sent_to(self, row_id: int, to: Address) -> Sent:
+        """Wake whoever has the mailbox; return what there is to say about the message `row_id` in it."""
+        is_online = to.peer is not None and self._wake(to.peer)
+        if machine_of(to.mailbox):
+            return self._sent_far(row_id, to, is_linked=is_online)
+        delivery = "" if to.peer is None else to.peer.delivery
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, delivery=delivery, pause=to.pause)
 
     def broadcast(
         self, sender: str, text: object, *, sender_session: str | None = None, everywhere: bool = False
@@ -234,24 +351,13 @@ class Bus:
 
         With `everywhere` also for each machine that is there; its link hands it to the peers there. [ADDR-6]
 
-        Raises InvalidRequest for a bad text, MailboxFull, Busy; then nothing was sent.
+        Raises InvalidRequest for a bad text, MailboxFull, Refused when `sender_session` is paused, Busy; then nothing
+        was sent.
         """
         body = check_body(text, self._max_bytes)
         far = [one.name for one in self.machines() if one.is_there] if everywhere else []
         rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session, machines=far)
-        sent = [
-            self._sent_far(row_id, to, is_linked=to.peer is not None and self._wake(to.peer))
-            if machine_of(to.mailbox)
-            else Sent(
-                row_id,
-                to.mailbox,
-                to.mailbox,
-                to.peer is not None and self._wake(to.peer),
-                is_known=True,
-                pulls=_pulls(to.peer),
-            )
-            for row_id, to in rows
-        ]
+        sent = [self._sent_to(row_id, to) for row_id, to in rows]
         self._tell()
         return sent
 
@@ -292,15 +398,17 @@ class Bus:
         """The other machines that were heard of; none if this home has no link. [MACH-2]"""
         return self.store.machines.all() if self.store.machine() else []
 
-    def reap(self, silent: Collection[str] = ()) -> list[Peer]:
-        """End the presence of peers that have ended, and of the `silent` sessions. [PRES-2] Raises Busy."""
-        ended = self.store.reap(now=self.clock(), silent=silent)
+    def reap(self, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
+        """End the presence of peers that have ended, and of the `silent` sessions. See Store.reap. Raises Busy."""
+        ended = self.store.reap(now=self.clock(), silent=silent, among=among)
         if ended:
             self._tell()
         return ended
 
     def peers(self) -> list[Peer]:
         """The present peers, sorted by name, without those that have ended. Writes nothing. [PRES-4]"""
+        from dataclasses import replace  # takes 5 ms, and a send does not need it
+
         now = self.clock()
         # A lock that is held says more than the instant in the row: the session lives now.
         return [replace(peer, last_seen=now) if peer.presence == LOCK else peer for peer in self.store.live()]
@@ -335,6 +443,19 @@ class Bus:
         self._tell()
         return renamed
 
+    def set_status(self, peer: Peer, text: object) -> Peer:
+        """Record what `peer` says that it is doing; empty clears it. Returns the peer with that status. [STATUS-1]
+
+        Raises InvalidRequest for a bad text, and Busy.
+        """
+        status = check_status(text)
+        at = self.clock() if status else None
+        self.store.set_status(peer.session, status, at)
+        self._tell()
+        from dataclasses import replace  # takes 5 ms, and a send does not need it
+
+        return replace(peer, status=status, status_at=at)
+
     def pending(self, peer: Peer, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""
         return self.store.pending(peer.session, peer.process.pid, limit, above)
@@ -362,6 +483,24 @@ class Bus:
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete the unread messages of `mailbox` sent before an instant; return them. Raises Busy. [OLD-2]"""
         removed = self.store.discard(mailbox, before)
+        if removed:
+            self._tell()
+        return removed
+
+    def prune(self, before: int, *, peer: str | None = None, with_pending: bool = False) -> list[bool]:
+        """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
+
+        Only messages to or from `peer`, if it is given. `with_pending`: also what is pending and was sent before the
+        instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        """
+        removed: list[bool] = []
+        above = 0
+        while ids := self.store.queries.prunable(
+            above=above, before=before, peer=peer, with_pending=with_pending, limit=PRUNE_ROWS
+        ):
+            removed += self.store.remove(ids, with_pending=with_pending)
+            above = ids[-1]
+            time.sleep(_TURN_S)
         if removed:
             self._tell()
         return removed
@@ -403,6 +542,15 @@ class Bus:
         )
         self._tell()
 
+    def end_ask(self, question: int, answer: Envelope | None) -> None:
+        """A command has its answer, or gives up: what comes then is for the peer of its name. Raises Busy. [ASK-5]"""
+        self.store.end_ask(question, None if answer is None else answer.id, now=self.clock())
+        self._tell()
+        late = self.store.queries.answer(question) if answer is None else None
+        peer = None if late is None else self.store.seated("name", late.recipient)
+        if peer is not None:
+            self._wake(peer)
+
     def look_through(self, ended: Ended) -> tuple[set[Shown], bool]:
         """Look for the last time through the record of a session that has ended. It can take long: use a thread.
 
@@ -427,6 +575,78 @@ class Bus:
                 if peer.name == name:
                     self._wake(peer)
         return returned
+
+    # -- groups and brakes -----------------------------------------------------------------------------------
+
+    def join_group(self, name: object, group: object) -> tuple[str, list[str], bool]:
+        """Make `name` a member of `group`. Returns the group, its members, and whether `name` was none. [GROUP-2]
+
+        Raises InvalidRequest for a bad name, Refused when the group is full, Busy.
+        """
+        wanted = group_name(group)
+        members, is_new = self.store.join_group(wanted, address(name), now=self.clock())
+        self._tell()
+        return wanted, members, is_new
+
+    def leave_group(self, name: object, group: object) -> str:
+        """End the membership of `name` in `group`; return the group. Raises InvalidRequest, Refused, Busy. [GROUP-2]"""
+        wanted = group_name(group)
+        member, was_in = self.store.leave_group(wanted, address(name))
+        if not was_in:
+            raise Refused(f'"{member}" is not in "{wanted}"', hint="agentbus groups shows who is")
+        self._tell()
+        return wanted
+
+    def drop_absent(self) -> list[str]:
+        """End the memberships of names that were away for too long; one line for each. Raises Busy. [GROUP-5]"""
+        days = self.store.queries.setting(MEMBER_DAYS)
+        dropped = self.store.drop_absent(self.clock() - days * 86_400_000)
+        if dropped:
+            self._tell()
+        return [f'"{name}" dropped out of "{group}": it was not there for {days:,} days' for group, name in dropped]
+
+    def pause(self, name: object, *, by: str, for_ms: int | None = None) -> list[Pause]:
+        """Pause a session, or all that are there if `name` is None, for so long or until a person resumes it.
+
+        Raises InvalidRequest for a bad name, Refused when there is nobody to pause, Busy. [BRAKE-2]
+        """
+        now = self.clock()
+        until = None if for_ms is None else now + for_ms
+        names = self.store.pause(None if name is None else address(name), by=by, now=now, until=until)
+        self._tell()
+        return [Pause(one, by, now, until) for one in names]
+
+    def resume(self, name: object, *, by: str) -> tuple[list[str], list[str]]:
+        """End the pause of a session, or all pauses if `name` is None, and wake whom that lets go on. [BRAKE-2]
+
+        Returns the names that are meant, and those that were paused. Raises InvalidRequest for a bad name, Refused when
+        no session has or had it, Busy.
+        """
+        names, resumed = self.store.resume(None if name is None else address(name), by=by, now=self.clock())
+        self._tell()
+        # What has waited is due now, not at the next safety poll. It is resumed, whatever fails from here on.
+        with suppress(AgentbusError):
+            for peer in self.store.present():
+                if peer.name in resumed:
+                    self._wake(peer)
+        return names, resumed
+
+    def pause_of(self, peer: Peer) -> Pause | None:
+        """The pause of `peer`; None if it is not paused. Writes nothing. [BRAKE-1]"""
+        return self.store.pause_of(peer.session, self.clock())
+
+    def sent_lately(self, peer: Peer, to: str | None) -> tuple[str, int, int] | None:
+        """To whom of `to`, a name, a group or (None) everybody who is there, `peer` has sent most within the hour.
+
+        Returns that name, how many messages, and since when; None if it has sent none. [BRAKE-4]
+        """
+        if to is None:
+            names = [one.name for one in self.store.present()]
+        elif is_group(to):
+            names = self.store.queries.groups().get(to, [])
+        else:
+            names = [to, *filter(None, [self.store.queries.alias(to)])]
+        return self.store.sent_lately(peer.session, names, self.clock())
 
     def leave(self, peer: Peer) -> None:
         """End the presence of `peer`. Raises Busy."""

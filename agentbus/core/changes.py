@@ -15,12 +15,12 @@ import anyio
 
 from agentbus.core.bus import now_ms
 from agentbus.core.errors import BrokenSetup
-from agentbus.core.model import MessageState, Peer, Status
+from agentbus.core.model import MessageState, Pause, Peer, Status
 from agentbus.core.ports import Wakes
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
 
-__all__ = ["SAFETY_S", "Changes", "MessageEvent", "PeerEvent", "watching"]
+__all__ = ["SAFETY_S", "Changes", "Event", "MessageEvent", "NameEvent", "PeerEvent", "watching"]
 
 # A lost nudge costs this many seconds, as many as the safety poll of a drain. [DRAIN-5]
 SAFETY_S = 3.0
@@ -75,12 +75,29 @@ class MessageEvent:
 
 @dataclass(frozen=True, slots=True)
 class PeerEvent:
-    """A peer that came (`online`), went (`offline`), or has a new name instead of `was` (`renamed`)."""
+    """A peer that came (`online`), went (`offline`), has a new name instead of `was` (`renamed`), or a new `status`."""
 
     at: int
     what: str
     peer: Peer
     was: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NameEvent:
+    """A name that `joined` or `left` a `group`, or that a person has `paused` or `resumed`. Its peer may be offline.
+
+    `pause` is the one that began or ended; a pause that ends by itself is `resumed`, too.
+    """
+
+    at: int
+    what: str
+    name: str
+    group: str = ""
+    pause: Pause | None = None
+
+
+Event = MessageEvent | PeerEvent | NameEvent
 
 
 def _instant(message: Status, state: MessageState) -> int | None:
@@ -100,6 +117,8 @@ class Changes:
         self._newest = 0
         self._followed: dict[int, MessageState] = {}
         self.peers: dict[str, Peer] = {}
+        self.pauses: dict[str, Pause] = {}
+        self.groups: dict[str, list[str]] = {}
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -108,16 +127,37 @@ class Changes:
         self._version = queries.version()
         self._newest = queries.newest_id()
         self._followed = {one.id: one.state for one in queries.unsettled(_MAX_FOLLOWED)}
-        self.peers = {}
+        self.peers, self.pauses, self.groups = {}, {}, queries.groups_of()
 
-    def look(self, *, thoroughly: bool = False) -> list[MessageEvent | PeerEvent]:
+    def look(self, *, thoroughly: bool = False) -> list[Event]:
         """What has happened, in order of time. Unless `thoroughly`, it reads nothing when nobody has written."""
         version = self._store.queries.version()
         if version == self._version and not thoroughly:
             return []
         self._version = version
-        found: list[MessageEvent | PeerEvent] = [*self._peers(), *self._steps(), *self._arrived()]
+        peers = list(self._peers())
+        called = {event.was: event.peer.name for event in peers if event.was}
+        found: list[Event] = [*peers, *self._names(called), *self._steps(), *self._arrived()]
         return sorted(found, key=lambda event: event.at)
+
+    def _names(self, called: dict[str, str]) -> Iterator[NameEvent]:
+        """The groups and the pauses that have changed. `called`: the present names of the peers that were renamed."""
+        queries, now = self._store.queries, now_ms()
+        pauses, groups = queries.pauses(now), queries.groups_of()
+        for name, pause in self.pauses.items():
+            if called.get(name, name) not in pauses:
+                yield NameEvent(now, "resumed", called.get(name, name), pause=pause)
+        known = {called.get(name, name): (pause.since, pause.until) for name, pause in self.pauses.items()}
+        for name, pause in pauses.items():
+            if known.get(name) != (pause.since, pause.until):
+                yield NameEvent(pause.since, "paused", name, pause=pause)
+        before = {(called.get(name, name), group) for name, its in self.groups.items() for group in its}
+        after = {(name, group) for name, its in groups.items() for group in its}
+        for name, group in sorted(before - after):
+            yield NameEvent(now, "left", name, group=group)
+        for name, group in sorted(after - before):
+            yield NameEvent(now, "joined", name, group=group)
+        self.pauses, self.groups = pauses, groups
 
     def _peers(self) -> Iterator[PeerEvent]:
         # [PRES-4] A row can outlive its process, and a reader that only looks reaps nobody.
@@ -131,6 +171,8 @@ class Changes:
                 yield PeerEvent(peer.started_at, "online", peer)
             elif known.name != peer.name:
                 yield PeerEvent(now_ms(), "renamed", peer, was=known.name)
+            if known is not None and (known.status, known.status_at) != (peer.status, peer.status_at):
+                yield PeerEvent(peer.status_at or now_ms(), "status", peer)
         self.peers = present
 
     def _steps(self) -> Iterator[MessageEvent]:

@@ -12,15 +12,19 @@ import pwd
 import stat
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 from agentbus.core.errors import BrokenSetup, InvalidRequest
-from agentbus.core.names import address, folder_wish, session_name
+from agentbus.core.names import address, folder_wish, group_name, session_name
+from agentbus.core.values import dataclass
+
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "HOME_FILES",
     "LINK_FILES",
+    "MEMBER_DAYS",
     "RETENTION",
     "SHARED",
     "UNKNOWN_FOLDER",
@@ -56,8 +60,10 @@ LINK_FILES = ("link.toml", "link.key", "link-ca.pem")
 # Where watchers bind their sockets. [WATCH-1]
 WATCH_FOLDER = "watch"
 VARIABLES = (
+    "AGENTBUS_GROUPS",
     "AGENTBUS_HOME",
     "AGENTBUS_MAX_BYTES",
+    "AGENTBUS_MEMBER_DAYS",
     "AGENTBUS_NAME",
     "AGENTBUS_POLL_MS",
     "AGENTBUS_RETENTION_HOURS",
@@ -94,18 +100,30 @@ RETENTION = Shared(
     variable="AGENTBUS_RETENTION_HOURS",
     meaning="how long delivered messages are kept, in hours",
 )
-SHARED = {one.key: one for one in (RETENTION,)}
+# For how long a member of a group can be away, in days. One session with a short value in its environment must not end
+# the memberships of all, so the bus has it. [GROUP-5]
+MEMBER_DAYS = Shared(
+    key="member-days",
+    default=30,
+    low=1,
+    high=3_650,
+    variable="AGENTBUS_MEMBER_DAYS",
+    meaning="how long a member of a group can be away, in days",
+)
+SHARED = {one.key: one for one in (RETENTION, MEMBER_DAYS)}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every `AGENTBUS_*` variable, checked. `name` is the name that the session wishes for; a person's can be empty.
 
+    `root` is the home folder, as text: what a send runs does without pathlib, whose import takes 4 ms.
     `name_note` says, in one sentence, why `name` is not what AGENTBUS_NAME asked for; empty when it is.
-    `retention_hours` is 0 if AGENTBUS_RETENTION_HOURS is unset: the setting of the bus holds.
+    `retention_hours` is 0 if AGENTBUS_RETENTION_HOURS is unset: the setting of the bus holds. So is `member_days`.
+    `groups` are those that a session joins at its start.
     """
 
-    home: Path
+    root: str
     name: str
     name_note: str
     name_was_asked: bool
@@ -117,6 +135,15 @@ class Settings:
     cwd: str
     # What the session is named after, if it is given no name. [NAME-9]
     folder: str = ""
+    groups: tuple[str, ...] = ()
+    member_days: int = 0
+
+    @property
+    def home(self) -> Path:
+        """The home folder."""
+        from pathlib import Path
+
+        return Path(self.root)
 
 
 def load(
@@ -139,7 +166,7 @@ def load(
     name, note = _wished_name(asked, folder or cwd, is_person=is_person)
     root = env.get("AGENTBUS_HOME") or "~/.agentbus"
     return Settings(
-        home=_home("AGENTBUS_HOME", root) if home is None else _home("home", str(home)),
+        root=_root("AGENTBUS_HOME", root) if home is None else _root("home", str(home)),
         name=name,
         name_note=note,
         name_was_asked=bool(asked) and not note,
@@ -150,6 +177,8 @@ def load(
         retention_hours=_integer(env, RETENTION.variable, 0, RETENTION.low, RETENTION.high),
         cwd=cwd,
         folder=folder or cwd,
+        groups=_groups(env.get("AGENTBUS_GROUPS", "")),
+        member_days=_integer(env, MEMBER_DAYS.variable, 0, MEMBER_DAYS.low, MEMBER_DAYS.high),
     )
 
 
@@ -166,8 +195,14 @@ def expanded(path: str, variable: str) -> Path:
 
     Raises BrokenSetup where nothing says what `~` is: then each program would take another folder for it.
     """
+    from pathlib import Path
+
+    return Path(_expanded(path, variable))
+
+
+def _expanded(path: str, variable: str) -> str:
     if path != "~" and not path.startswith("~/"):
-        return Path(os.path.expanduser(path))
+        return os.path.expanduser(path)
     said = home = os.environ.get("HOME", "")
     if not said:
         with suppress(KeyError):  # a user id without an entry, as in some containers
@@ -177,22 +212,22 @@ def expanded(path: str, variable: str) -> Path:
         raise BrokenSetup(
             f"{problem}, so nothing says where {path} is", hint=f"set HOME, or {variable}, to a path that begins with /"
         )
-    return Path(home, path[2:])
+    return os.path.join(home, path[2:])
 
 
-def _home(what: str, said: str) -> Path:
+def _root(what: str, said: str) -> str:
     """The home that `what`, a variable or an argument, names. Another folder for each program would be another bus."""
-    home = expanded(said, what)
-    if not home.is_absolute():
+    home = _expanded(said, what)
+    if not os.path.isabs(home):
         raise InvalidRequest(
             f"{what} is {said[:80]!r}, which would be another bus in each working folder",
             hint="set it to a path that begins with / or ~/, with nothing in it left to expand",
         )
     try:
-        str(home).encode()
+        home.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(f"{what} is {said[:80]!r}, and SQLite opens no path that is not UTF-8") from None
-    return Path(os.path.normpath(home))
+    return os.path.normpath(home)
 
 
 def unknown(known: Collection[str]) -> list[str]:
@@ -229,6 +264,15 @@ def _wished_name(asked: str, folder: str, *, is_person: bool) -> tuple[str, str]
     return fallback, f'{note}; the name is "{fallback}"' if note else ""
 
 
+def _groups(said: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(group_name(one) for one in said.split(",") if one.strip()))
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"AGENTBUS_GROUPS is {said[:80]!r} ({error})", hint="set it to names with a comma between them, or unset it"
+        ) from None
+
+
 def _integer(env: Mapping[str, str], variable: str, default: int, low: int, high: int) -> int:
     raw = env.get(variable, "").strip()
     return _whole(variable, raw, low, high, "set it to", ", or unset it") if raw else default
@@ -251,7 +295,7 @@ def _choice(env: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> 
     return raw or choices[0]
 
 
-def check_private(path: Path, *, is_folder: bool) -> None:
+def check_private(path: str | Path, *, is_folder: bool) -> None:
     """Refuse `path` unless it is ours, not a symlink, and nobody else can write to it. [TRUST-1]
 
     A path that does not exist is fine. Raises BrokenSetup with the command that fixes it.
@@ -281,19 +325,21 @@ def check_private(path: Path, *, is_folder: bool) -> None:
         )
 
 
-def _give_back(path: Path, owner: int) -> str:
+def _give_back(path: str | Path, owner: int) -> str:
     """What makes a path ours again. Only root's, made by a sudo, say: nobody is told to take what another user has."""
     if os.geteuid() == 0:
         return f"run agentbus as that user, with sudo -u '#{owner}', or "
     return f"sudo chown -R {os.geteuid()} '{path}', or " if owner == 0 else ""
 
 
-def unwritable(path: Path, error: OSError | None = None) -> str:
+def unwritable(path: str | Path, error: OSError | None = None) -> str:
     """The hint for an error at writing `path`: what has to be allowed, as far as that can be told."""
     instead = "set AGENTBUS_HOME to a folder that can be written"
     if error is not None and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
         return instead
-    folder = next((one for one in path.parents if os.path.isdir(one)), Path("/"))
+    from pathlib import Path
+
+    folder = next((one for one in Path(path).parents if os.path.isdir(one)), Path("/"))
     try:
         is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except OSError:
@@ -307,7 +353,7 @@ def unwritable(path: Path, error: OSError | None = None) -> str:
     return f"if this is a sandbox, let it write to {folder}; if not, {instead}"
 
 
-def _is_closed(path: Path) -> bool:
+def _is_closed(path: str | Path) -> bool:
     """Whether the mode of what is ours at `path` keeps us from writing there."""
     try:
         facts = os.stat(path)
@@ -316,15 +362,15 @@ def _is_closed(path: Path) -> bool:
     return facts.st_uid == os.geteuid() != 0 and not facts.st_mode & stat.S_IWUSR
 
 
-def prepare_folder(path: Path) -> None:
+def prepare_folder(path: str | Path) -> None:
     """Create `path` with access for us alone (0700), or check the folder that is there. [TRUST-1]
 
     Raises BrokenSetup.
     """
     try:
         # Only the last folder is made private; the folders above it are created as `mkdir -p` does.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.mkdir(path, mode=0o700)
     except FileExistsError:
         pass  # something is there: if it is not right, the check below reports it, with the remedy
     except OSError as error:
@@ -332,12 +378,12 @@ def prepare_folder(path: Path) -> None:
     check_private(path, is_folder=True)
 
 
-def prepare_home(home: Path) -> Path:
+def prepare_home(home: str | Path) -> str:
     """Create or check the home folder and what is in it; return the path of the database. [TRUST-1]
 
     Raises BrokenSetup.
     """
     prepare_folder(home)
     for name in HOME_FILES:
-        check_private(home / name, is_folder=False)
-    return home / HOME_FILES[0]
+        check_private(f"{home}/{name}", is_folder=False)
+    return f"{home}/{HOME_FILES[0]}"

@@ -9,16 +9,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import apsw
 
 from agentbus.core import files
 from agentbus.core.config import unwritable
-from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, TryAgain
+from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, DamagedIndex, InvalidRequest, TryAgain
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 __all__ = [
@@ -35,8 +35,8 @@ __all__ = [
 
 # The schema that this program knows. A constant, and not what the folder holds: an upgrade replaces the files below a
 # program that runs, and that program still knows only this one.
-SCHEMA = 9
-_MIGRATIONS = Path(__file__).with_name("migrations")
+SCHEMA = 11
+_MIGRATIONS = os.path.join(os.path.dirname(__file__), "migrations")
 # From this many pages (4 KiB each) in the WAL on, a session does a checkpoint: SQLite's own default.
 CHECKPOINT_PAGES = 1_000
 # From this many pages on, 16 MiB, the sessions do not manage it, or there is none: then a command does a checkpoint
@@ -53,8 +53,10 @@ _OPEN_PATIENCE_S = 10.0
 
 def migrations() -> list[tuple[int, str]]:
     """The numbered migrations of this package, in ascending order, each with its SQL."""
+    from pathlib import Path  # takes 4 ms, and a send to a database that is there migrates nothing
+
     found = []
-    for path in sorted(_MIGRATIONS.glob("[0-9]*.sql")):
+    for path in sorted(Path(_MIGRATIONS).glob("[0-9]*.sql")):
         number = int(path.name.split("_", 1)[0])
         # An upgrade can have put newer files there since this program was started.
         if number <= SCHEMA:
@@ -65,7 +67,7 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def connect(
-    path: Path,
+    path: str | Path,
     *,
     busy_ms: int,
     sync: str = "normal",
@@ -102,7 +104,7 @@ def connect(
         return connection
 
 
-def checkpoint(path: Path) -> None:
+def checkpoint(path: str | Path) -> None:
     """Move the WAL into the database, as far as other connections allow. Blocks: call it in a thread."""
     if not files.is_settled(path):
         return  # it was replaced just now: the session that follows it asks again
@@ -126,7 +128,7 @@ def _merge(connection: apsw.Connection) -> None:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
 
 
-def _build(path: Path, sync: str) -> None:
+def _build(path: str | Path, sync: str) -> None:
     """Make a whole new database at `path`, with nothing beside it: its WAL is merged when it is closed."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
@@ -135,9 +137,12 @@ def _build(path: Path, sync: str) -> None:
         connection.close()
 
 
-def _prepare(connection: apsw.Connection, path: Path, sync: str, *, is_running: bool = False) -> None:
+def _prepare(connection: apsw.Connection, path: str | Path, sync: str, *, is_running: bool = False) -> None:
     give_up_at = time.monotonic() + _OPEN_PATIENCE_S
     connection.set_busy_timeout(1_000)
+    # Otherwise SQLite compiles a statement anew each time that a value is bound which its plan could depend on: 0.15 ms
+    # of each message. No plan of ours does, as nobody runs ANALYZE. https://sqlite.org/c3ref/c_dbconfig_defensive.html
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     while True:
         try:
             # If another process switches to WAL at the same time, this fails at once, even with a timeout. SQLite
@@ -159,7 +164,7 @@ def _prepare(connection: apsw.Connection, path: Path, sync: str, *, is_running: 
             time.sleep(0.001 + os.urandom(1)[0] / 255 * 0.02)
 
 
-def _migrate(connection: apsw.Connection, path: Path, *, is_running: bool) -> None:
+def _migrate(connection: apsw.Connection, path: str | Path, *, is_running: bool) -> None:
     if check_version(connection, path, is_running=is_running) >= SCHEMA:
         return
     from agentbus.core.upgrade import STEPS  # only a database that is brought forward needs it
@@ -191,7 +196,7 @@ def _roll_back(connection: apsw.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
-def check_version(connection: apsw.Connection, path: Path, *, is_running: bool = False) -> int:
+def check_version(connection: apsw.Connection, path: str | Path, *, is_running: bool = False) -> int:
     """The schema of the database, if this program can go on with it. See 0007_settings.sql. [STORE-9]
 
     Raises BrokenSetup when it is newer, and does not name this program's schema as one that can go on with it.
@@ -217,7 +222,7 @@ def _oldest(connection: apsw.Connection) -> int:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: str | Path) -> Iterator[None]:
     """Turn an SQLite error at `path` into an error that tells people what to do. [ERR-1]"""
     try:
         yield
@@ -225,7 +230,7 @@ def explained(path: Path) -> Iterator[None]:
         raise explain(error, path) from error
 
 
-def explain(error: apsw.Error, path: Path) -> AgentbusError:
+def explain(error: apsw.Error, path: str | Path) -> AgentbusError:
     """The agentbus error that explains the SQLite `error` at `path` to people."""
     match error:
         case apsw.BusyError() | apsw.LockedError():
@@ -234,6 +239,9 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
             return TryAgain(f"the disk of {path} is full, nothing was changed", hint="free some space, then repeat")
         case apsw.ReadOnlyError():
             return BrokenSetup(f"{path} is read-only", hint=unwritable(path))
+        case apsw.CorruptError() if getattr(error, "extendedresult", 0) == apsw.SQLITE_CORRUPT_VTAB:
+            # What FTS5 reports of its own tables. The mail is well.
+            return DamagedIndex(f"the search index in {path} is damaged", hint="agentbus search makes it anew")
         case apsw.NotADBError() | apsw.CorruptError():
             return BrokenSetup(
                 f"{path} is not a healthy SQLite database, and is left as it is",
@@ -241,6 +249,14 @@ def explain(error: apsw.Error, path: Path) -> AgentbusError:
             )
         case apsw.CantOpenError():
             return BrokenSetup(f"{path} cannot be opened", hint=unwritable(path))
+        case apsw.SQLError() if str(error).startswith("fts5: "):
+            problem = str(error).removeprefix("fts5: ").replace('near ""', "at its end")
+            return InvalidRequest(
+                f"the search is not understood: {problem}",
+                hint='AND, OR and NOT stand between words, "a phrase" in quotes, and the beginning of a word before *',
+            )
+        case apsw.SQLError() if str(error) == "no such module: fts5":
+            return BrokenSetup("this SQLite cannot search (no FTS5)", hint="pip install --force-reinstall apsw")
         case _:
             return BrokenSetup(f"{path}: SQLite says {type(error).__name__}: {error}")
 
@@ -289,9 +305,8 @@ class Database:
     Takes the arguments of `connect`, and raises the same errors.
     """
 
-    def __init__(self, path: Path, *, busy_ms: int, sync: str, on_wal: Callable[[int], None] | None) -> None:
-        self.path = path
-        self._name = str(path)  # checked before each send; a Path would be converted to text each time
+    def __init__(self, path: str | Path, *, busy_ms: int, sync: str, on_wal: Callable[[int], None] | None) -> None:
+        self.path = str(path)  # checked before each send; a Path would be converted to text each time
         self._busy_ms = busy_ms
         self._sync = sync
         self._on_wal = on_wal
@@ -307,7 +322,7 @@ class Database:
             on_wal=self._on_wal or self._note_pages,
             is_running=is_running,
         )
-        self._file = files.file_at(self._name)
+        self._file = files.file_at(self.path)
         self._version = SCHEMA
         return connection
 
@@ -344,7 +359,7 @@ class Database:
 
     def is_replaced(self) -> bool:
         """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
-        return files.file_at(self._name) != self._file
+        return files.file_at(self.path) != self._file
 
     def reopen(self) -> None:
         """Open the file that is at `path` now, creating it as needed, and close the old one."""
@@ -362,6 +377,12 @@ class Database:
             with suppress(apsw.Error):  # what was done is committed, and the next command tries again
                 _merge(self._connection)
         self._connection.close()
+
+    def merge_if_due(self) -> None:
+        """Merge the WAL between two parts of a long work, if nobody else was given the duty to, and it is large."""
+        if self._pages >= CHECKPOINT_PAGES:
+            with suppress(AgentbusError):  # what was done is committed, and the next commit asks again
+                checkpoint(self.path)
 
     def read(self, sql: str, *values: Any) -> list[Any]:
         """All rows of a query."""

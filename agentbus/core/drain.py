@@ -46,6 +46,7 @@ class Fact(Enum):
     DUE = "due"  # no wake arrived, but it is time to ask the far end again
     BUSY = "busy"  # another process holds the database
     FAILED = "failed"  # the delivery handed nothing over
+    WAITED = "waited"  # neither, but it can now; what is pending can have changed while it waited
     GONE = "gone"  # the far end is closed for good
 
 
@@ -70,6 +71,7 @@ TRANSITIONS: dict[tuple[State, Fact], tuple[State, Action]] = {
     (State.READING, Fact.BUSY): (State.RETRYING, Action.PAUSE),
     (State.PUSHING, Fact.HANDED): (State.SETTLING, Action.CHECK),
     (State.PUSHING, Fact.FAILED): (State.RETRYING, Action.PAUSE),
+    (State.PUSHING, Fact.WAITED): (State.READING, Action.READ),
     (State.PUSHING, Fact.GONE): (State.CLOSED, Action.STOP),
     (State.SETTLING, Fact.TAKEN): (State.MARKING, Action.MARK),
     (State.SETTLING, Fact.MORE): (State.READING, Action.READ),

@@ -10,8 +10,10 @@ __all__ = [
     "AgentbusError",
     "BrokenSetup",
     "Busy",
+    "DamagedIndex",
     "DeliveryClosed",
     "DeliveryFailed",
+    "DeliveryWaited",
     "InvalidRequest",
     "MailboxFull",
     "Refused",
@@ -45,6 +47,10 @@ class BrokenSetup(AgentbusError):
     """The home folder, the database or the environment cannot be used; a person has to fix it."""
 
 
+class DamagedIndex(BrokenSetup):
+    """The index of the search is damaged. The messages are not in it, so it can be made anew."""
+
+
 class Refused(AgentbusError):
     """The bus is healthy and says no, for a reason that the message names."""
 
@@ -73,6 +79,10 @@ class RelayRefused(Refused):
 
 class DeliveryFailed(AgentbusError):
     """The delivery handed nothing over; it can be tried again."""
+
+
+class DeliveryWaited(DeliveryFailed):
+    """It handed nothing over, because it had to wait for the far end, which can take something now: read anew."""
 
 
 class DeliveryClosed(AgentbusError):

@@ -41,7 +41,7 @@ __all__ = [
 # What a receipt can say. [RCPT-1]
 UNKNOWN, ARRIVED, DELIVERED, READ, REFUSED = range(5)
 # From this schema on a program knows that the link is no peer like the others.
-_SCHEMA_OF_LINKS = 9
+_SCHEMA_OF_LINKS = 11
 # For so long a copy of what was taken in can still come: 30 days. [LINK-3]
 _IMPORTS_KEPT_MS = 30 * 86_400_000
 _PRUNE_ROWS = 1_000
@@ -49,7 +49,7 @@ _PRUNE_ROWS = 1_000
 _OURS = "host = ? AND bus = ? AND id = ?"
 _SET = "INSERT INTO link (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2"
 _UNREPORTED = (
-    "origin IS NOT NULL AND reported < 1 + (delivered_at IS NOT NULL) + (read_at IS NOT NULL)"  # as in 0009_link.sql
+    "origin IS NOT NULL AND reported < 1 + (delivered_at IS NOT NULL) + (read_at IS NOT NULL)"  # as in 0011_link.sql
 )
 
 
@@ -140,6 +140,9 @@ class LinkStore(Store):
         execute("DELETE FROM link WHERE key = 'since'")
         execute(_SET, ("trouble", trouble))
         execute("UPDATE machines SET gone_at = seen_at WHERE gone_at IS NULL")
+
+    def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
+        """What comes in was counted where it was sent. [ADDR-4]"""
 
     # -- what leaves ---------------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agentbus.core.names import EVERYBODY_THERE
-from agentbus.core.text import MAX_REASON_CHARS, one_line
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["WIRE_VERSION", "FarPeer", "Machine", "Machines", "ago"]
+__all__ = ["WIRE_VERSION", "FarPeer", "Machine", "Machines"]
 
 # The version of the form in which machines write to one another. [WIRE-1]
 WIRE_VERSION = 1
@@ -50,15 +50,6 @@ class Machine:
     def is_there(self) -> bool:
         """Whether it was heard of within the last 45 s."""
         return self.gone_at is None
-
-
-def ago(ms: int) -> str:
-    """A span for people, in its largest whole unit: `4 s`, `3 h`, `12 d`."""
-    seconds = max(0, ms) // 1_000
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
 
 
 class Machines:
@@ -141,7 +132,7 @@ class Machines:
         if "since" not in facts:
             return False, f"this machine is not connected ({one_line(facts.get('trouble') or 'yet', MAX_REASON_CHARS)})"
         if not there.is_there:
-            last = f"{machine} was last heard of {ago(now - there.seen_at)} ago"
+            last = f"{machine} was last heard of {age(there.seen_at, now)} ago"
             return False, f"{last}; it is delivered when that machine is back"
         if there.version > WIRE_VERSION:
             return False, f"{machine} has a newer agentbus, which may refuse it: upgrade this one"

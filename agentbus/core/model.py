@@ -6,13 +6,13 @@ Knows nothing about SQL, sockets or MCP. Implements [BODY-1], [BODY-2] and the t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.names import machine_of
 from agentbus.core.process import Process
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -21,19 +21,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "MAX_STATUS_CHARS",
     "Address",
     "Arrival",
     "Ended",
     "Envelope",
     "MessageState",
+    "Pause",
     "Peer",
     "Renamed",
     "Status",
     "Unread",
     "check_body",
+    "check_status",
     "storable",
     "timestamp",
 ]
+
+
+# What a peer is doing is one line in a list. [STATUS-1]
+MAX_STATUS_CHARS = 120
 
 
 class MessageState(Enum):
@@ -47,7 +54,7 @@ class MessageState(Enum):
 # The columns of a message, in the order that `Envelope.from_row` and `Status.from_row` take. Every query that returns
 # messages selects these.
 COLUMNS = (
-    *("id", "sender", "recipient", "body", "sent_at", "reply_to", "thread", "answer_by"),
+    *("id", "sender", "recipient", "body", "sent_at", "reply_to", "thread", "answer_by", "to_group"),
     *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
     *("relayed_at", "arrived_at", "refused"),
 )
@@ -58,7 +65,8 @@ class Envelope:
     """One message as it travels. `id` grows with every send. Instants are in milliseconds since 1970 UTC.
 
     `thread` is the message that began its thread; None if it began one itself. [THREAD-1] `answer_by` is until when its
-    sender waits for an answer; None if it does not. [ASK-1]
+    sender waits for an answer; None if it does not. [ASK-1] `to_group` is the group that it was sent to; None if it was
+    sent to `recipient` alone. [GROUP-3]
     """
 
     id: int
@@ -69,11 +77,12 @@ class Envelope:
     reply_to: int | None = None
     thread: int | None = None
     answer_by: int | None = None
+    to_group: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Envelope:
         """The envelope in a row of COLUMNS; further columns are ignored."""
-        return Envelope(*row[:8])
+        return Envelope(*row[:9])
 
     @property
     def root(self) -> int:
@@ -121,8 +130,17 @@ class Status(Envelope):
             return MessageState.READ
         return MessageState.PENDING if self.delivered_at is None else MessageState.DELIVERED
 
+    def answered(self, answer: Envelope | None) -> str:
+        """What to say about the `answer` to this question; None if there is none."""
+        return (
+            f"not answered, asked until {timestamp(self.answer_by or 0)}"
+            if answer is None
+            else f"answered by #{answer.id}"
+        )
+
     def __str__(self) -> str:
-        who = f'#{self.id} from "{self.sender}" to "{self.recipient}" is'
+        group = f" (by {self.to_group})" if self.to_group is not None else ""
+        who = f'#{self.id} from "{self.sender}" to "{self.recipient}"{group} is'
         if self.refused is not None:
             return f"{who} refused {one_line(self.refused, MAX_REASON_CHARS)}"
         line = f"{who} {self.state.value}: sent {timestamp(self.sent_at)}"
@@ -144,7 +162,8 @@ class Peer:
     """A session that has a name. `started_at` and `last_seen` are in milliseconds since 1970 UTC.
 
     `session` outlives a restart of `process` under the same `host`; `endpoint` is where `trigger` wakes it. `presence`
-    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only.
+    is how it shows that it lives: by a "lock" or a "beat". The pids mean something in `domain` only. `status` is what
+    it says that it is doing, empty if nothing, and `status_at` when it said so.
     """
 
     session: str
@@ -162,6 +181,17 @@ class Peer:
     delivery_reason: str = ""
     presence: str = "lock"
     domain: str = ""
+    status: str = ""
+    status_at: int | None = None
+
+    def doing(self, now: int) -> str:
+        """What it says that it is doing, and how long ago it said so, as it is shown to a person or a model; or "".
+
+        [STATUS-2], [TRUST-5]
+        """
+        if not self.status or self.status_at is None:
+            return ""
+        return f"{one_line(self.status, 2 * MAX_STATUS_CHARS)} ({age(self.status_at, now)} ago)"
 
     @property
     def receives(self) -> str:
@@ -181,6 +211,23 @@ class Address:
     peer: Peer | None
     is_known: bool
     is_awaited: bool = False
+    pause: Pause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A session that a person has paused, by its name. Instants are in milliseconds since 1970 UTC. [BRAKE-2]
+
+    `until` is when the pause ends by itself; None if a person has to end it.
+    """
+
+    name: str
+    by: str
+    since: int
+    until: int | None
+
+    def __str__(self) -> str:
+        return f'paused by "{self.by}" until {"it is resumed" if self.until is None else timestamp(self.until)}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +317,24 @@ def check_body(text: object, max_bytes: int) -> str:
             hint="put binary data in a file and send its path",
         )
     return text
+
+
+def check_status(text: object) -> str:
+    """`text` without spaces around it, if it can be a status. [STATUS-1]
+
+    Raises InvalidRequest unless it is text of at most 120 characters, on one line, that the database takes.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"a status is text, not {type(text).__name__}")
+    status = text.strip()
+    if len(status) > MAX_STATUS_CHARS:
+        raise InvalidRequest(
+            f"the status has {len(status):,} characters, the limit is {MAX_STATUS_CHARS}",
+            hint="say it in a few words; details belong in a message",
+        )
+    if "\0" in status or len(status.splitlines()) > 1 or storable(status) != status:
+        raise InvalidRequest("the status is not one line of text", hint="leave out line breaks and NUL")
+    return status
 
 
 def timestamp(at_ms: int) -> str:

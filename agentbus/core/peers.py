@@ -11,9 +11,8 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
-from agentbus.core import database
+from agentbus.core import brakes, database, groups
 from agentbus.core.config import UNKNOWN_FOLDER, unwritable
 from agentbus.core.errors import BrokenSetup, Refused
 from agentbus.core.model import Arrival, Peer, Renamed, storable
@@ -26,20 +25,36 @@ from agentbus.core.text import one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, Literal
 
     from agentbus.core.machines import Machines
 
-__all__ = ["LEFT_AT", "PEER", "SESSIONS_KEPT_MS", "Peers", "judge", "peer_of", "peer_rows"]
+__all__ = [
+    "LEFT_AT",
+    "MOST_LOOKED_AFTER",
+    "PEER",
+    "SESSIONS_KEPT_MS",
+    "Peers",
+    "judge",
+    "peer_of",
+    "peer_rows",
+    "remember",
+]
 
 # How long a session that has left is remembered: 30 days. Who a sender was can be asked for as long. [LEDGER-3]
 SESSIONS_KEPT_MS = 30 * 86_400_000
 
+# After how many others a session looks with each heartbeat: those that follow it by name. If each looked after all, a
+# hundred idle sessions would take 3 % of a core for that. One would do, as all that have ended are reaped together.
+MOST_LOOKED_AFTER = 8
+
 PEER = (
     "session, name, host_pid, host_started, launch_name, pid, pid_started,"
-    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason, presence, domain"
+    " runtime, cwd, delivery, trigger, endpoint, started_at, last_seen, delivery_reason, presence, domain,"
+    " status, status_at"
 )
-LEFT_AT = 17  # the column after these, where a query adds left_at
+LEFT_AT = 19  # the column after these, where a query adds left_at
 _PRESENT = f"SELECT {PEER} FROM peers WHERE left_at IS NULL ORDER BY name"
 # Whether there is a session to forget.
 _FORGOTTEN = "SELECT 1 FROM peers WHERE left_at < ? LIMIT 1"
@@ -59,7 +74,7 @@ def _base(name: str, launch_name: str) -> str:
     return launch_name if is_numbered else name
 
 
-def _remember(execute: Callable[..., Any], conversation: str, name: str, launch_name: str, now: int) -> None:
+def remember(execute: Callable[..., Any], conversation: str, name: str, launch_name: str, now: int) -> None:
     """Note with which name a conversation is here. [NAME-8]"""
     if conversation:
         execute(
@@ -87,6 +102,8 @@ def peer_of(row: Sequence[Any]) -> Peer:
         delivery_reason=row[14],
         presence=row[15],
         domain=row[16],
+        status=row[17],
+        status_at=row[18],
     )
 
 
@@ -112,7 +129,7 @@ class Peers:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         busy_ms: int,
         sync: str = "normal",
@@ -124,7 +141,7 @@ class Peers:
         self._read = self._database.read
         self._writing = self._database.writing
         self.queries = Queries(self._read)
-        self.presence = Presence(path.parent)
+        self.presence = Presence(os.path.dirname(path))
         self._life = life or self._judge
         self._host_life = host_life or self._judge_host
         # The pid domain of this process; read when it is first needed, which a send never does.
@@ -164,7 +181,9 @@ class Peers:
     @property
     def path(self) -> Path:
         """The database file."""
-        return self._database.path
+        from pathlib import Path
+
+        return Path(self._database.path)
 
     def is_replaced(self) -> bool:
         """Whether the opened file is no longer the one at `path`: it was deleted or replaced."""
@@ -264,6 +283,8 @@ class Peers:
                     delivery_reason=arrival.delivery_reason,
                     presence=BEAT if lock is None else LOCK,
                     domain=arrival.domain,
+                    status=known.status if known else "",
+                    status_at=known.status_at if known else None,
                 )
                 self._seat(execute, peer)
                 self._converse(execute, peer, arrival)
@@ -322,7 +343,7 @@ class Peers:
                 " (SELECT session FROM peers WHERE conversation = ?2 AND session <> ?1)",
                 (peer.session, arrival.conversation),
             )
-        _remember(execute, arrival.conversation, peer.name, arrival.launch_name, peer.last_seen)
+        remember(execute, arrival.conversation, peer.name, arrival.launch_name, peer.last_seen)
 
     def turn_to(self, session: str, pid: int, conversation: str, *, now: int) -> None:
         """Record that `session` is another conversation now. It keeps its name, and so does the former one. [NAME-8]"""
@@ -336,7 +357,7 @@ class Peers:
                 execute("UPDATE peers SET conversation = ? WHERE session = ?", (conversation, session))
                 # One that is remembered keeps its own name: `claude -p --continue` says only late which it is.
                 if not execute("SELECT 1 FROM conversations WHERE conversation = ?", (conversation,)).fetchone():
-                    _remember(execute, conversation, row[0], row[1], now)
+                    remember(execute, conversation, row[0], row[1], now)
 
     def _predecessor(self, execute: Callable[..., Any], arrival: Arrival) -> tuple[Peer | None, bool]:
         """The ended session that `arrival` takes over, or None; and, if None, whether one of its host still lives."""
@@ -395,7 +416,7 @@ class Peers:
         execute("DELETE FROM aliases WHERE alias = ?", (peer.name,))
         execute(_NOTE_NAME, (peer.session, peer.name))
         execute(
-            f"INSERT INTO peers ({PEER}) VALUES ({', '.join('?' * 17)})"
+            f"INSERT INTO peers ({PEER}) VALUES ({', '.join('?' * LEFT_AT)})"
             " ON CONFLICT (session) DO UPDATE SET name = excluded.name, pid = excluded.pid,"
             " pid_started = excluded.pid_started, runtime = excluded.runtime, cwd = excluded.cwd,"
             " delivery = excluded.delivery, trigger = excluded.trigger, endpoint = excluded.endpoint,"
@@ -406,7 +427,7 @@ class Peers:
                 *(peer.session, peer.name, peer.host.pid, peer.host.started, peer.launch_name),
                 *(peer.process.pid, peer.process.started, peer.runtime, peer.cwd, peer.delivery),
                 *(peer.trigger, peer.endpoint, peer.started_at, peer.last_seen, peer.delivery_reason),
-                *(peer.presence, peer.domain),
+                *(peer.presence, peer.domain, peer.status, peer.status_at),
             ),
         )
 
@@ -442,6 +463,8 @@ class Peers:
             execute("INSERT OR REPLACE INTO aliases (alias, session) VALUES (?, ?)", (old, session))
             execute("UPDATE peers SET name = ? WHERE session = ?", (name, session))
             execute(f"UPDATE conversations SET name = ?{_OF_SESSION}", (name, session))
+            groups.carry(execute, old, name)
+            brakes.carry(execute, old, name)
         return Renamed(name, old, kept)
 
     @staticmethod
@@ -480,6 +503,11 @@ class Peers:
         with self._writing() as execute:
             execute("UPDATE peers SET trigger = ?, endpoint = ? WHERE session = ?", (trigger, endpoint, session))
 
+    def set_status(self, session: str, status: str, at: int | None) -> None:
+        """Record what `session` says that it is doing, and since when; empty and None if it says nothing. [STATUS-1]"""
+        with self._writing() as execute:
+            execute("UPDATE peers SET status = ?, status_at = ? WHERE session = ?", (status, at, session))
+
     def set_delivery(self, session: str, delivery: str, reason: str) -> None:
         """Record how `session` receives messages from now on, and why."""
         with self._writing() as execute:
@@ -496,6 +524,7 @@ class Peers:
                 (now, session, pid),
             )
             execute(f"UPDATE conversations SET seen_at = ?{_OF_SESSION}", (now, session))
+            groups.note_seen(execute, session, now)
 
     def present(self) -> list[Peer]:
         """The peers that are present according to their rows, sorted by name: also those that have ended unseen."""
@@ -535,15 +564,26 @@ class Peers:
     def _present(execute: Callable[..., Any]) -> list[Peer]:
         return [peer_of(row) for row in execute(_PRESENT).fetchall()]
 
-    def reap(self, *, now: int, silent: Collection[str] = ()) -> list[Peer]:
+    def doubtful(self, name: str) -> list[Peer]:
+        """Those of the peers that follow `name`, after the last the first, that are not known to live. [PRES-2]"""
+        rows = self._read(
+            f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND name <> ?1 ORDER BY name < ?1, name LIMIT ?2",
+            *(name, MOST_LOOKED_AFTER),
+        )
+        with one_look():
+            return [peer for peer in map(peer_of, rows) if self._life(peer) is not Life.LIVES]
+
+    def reap(self, *, now: int, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, forget aliases and sessions of the past. [PRES-2]
 
         `silent` are the sessions that this process has watched stay silent: they are ended too, unless more can be told
-        about them. Returns the peers whose presence ended.
+        about them. If none of `among` has ended, nobody else is looked at; by default all are. Returns the peers whose
+        presence ended.
         """
         with one_look():
             # Reading is cheap, writing is not, and most of the time there is nobody to reap.
-            is_due = any(self._has_ended(peer, silent) for peer in self.present())
+            looked_at = self.present() if among is None else among
+            is_due = any(self._has_ended(peer, silent) for peer in looked_at)
             if not is_due and not self._past_aliases() and not self._read(_FORGOTTEN, now - SESSIONS_KEPT_MS):
                 return []
             with self._writing() as execute:
@@ -569,6 +609,7 @@ class Peers:
         for peer in ended:
             execute("UPDATE peers SET left_at = ? WHERE session = ? AND left_at IS NULL", (now, peer.session))
             execute(f"UPDATE conversations SET seen_at = ?{_OF_SESSION}", (now, peer.session))
+            groups.note_seen(execute, peer.session, now)
             # A silent session can still come back: its socket and its lock file are its own.
             if self._life(peer) is Life.ENDED:
                 self.on_ended(peer)

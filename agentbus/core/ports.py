@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from enum import Enum
 
 from agentbus.core.model import Envelope
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ class Delivery(Protocol):
         Can wait as long as the far end takes nothing. If the call is cancelled, the envelope in progress may have been
         handed over already: the next process delivers it again under the same id.
 
-        Raises DeliveryFailed when nothing was handed over but a later try can succeed, and DeliveryClosed when the far
-        end is gone for good.
+        Raises DeliveryFailed when nothing was handed over but a later try can succeed, DeliveryWaited when it can
+        succeed at once, with what is pending by now, and DeliveryClosed when the far end is gone for good.
         """
 
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import struct
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from agentbus.core.config import prepare_folder
 from agentbus.core.process import Life
+
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["BEAT", "FOLDER", "LOCK", "SILENT_S", "Held", "Presence", "Silence"]
 
@@ -45,7 +47,7 @@ _FLOCK = struct.Struct("hhqqi4x" if _IS_LINUX else "qqihh")
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 # What a lock file is called: a session, or a probe for one moment.
-_SESSION = re.compile(r"(probe-)?[0-9a-f]{8,12}")
+_SESSION = r"(probe-)?[0-9a-f]{8,12}"
 
 # The lock files that this process holds, by path, with the pid that took them: a forked child holds none of them.
 _held: dict[str, int] = {}
@@ -91,10 +93,16 @@ def _is_same(fd: int, path: str) -> bool:
 class Presence:
     """The lock files of one home."""
 
-    def __init__(self, home: Path) -> None:
-        self.folder = home / FOLDER
-        # A path as text: it is asked for with each send, and a Path costs more than the lock.
-        self._prefix = f"{self.folder}/"
+    def __init__(self, home: str | Path) -> None:
+        # Text: it is asked for with each send, and a Path costs more than the lock.
+        self._prefix = f"{home}/{FOLDER}/"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the lock files."""
+        from pathlib import Path
+
+        return Path(self._prefix)
 
     def hold(self, session: str) -> Held | None:
         """Take the lock of `session`, and its file; None where the file system cannot lock.
@@ -156,11 +164,13 @@ class Presence:
 
     def leftovers(self) -> list[str]:
         """The lock files that sessions have left, named as ours are: nobody holds them."""
+        import re  # takes 2 ms, and a send does not need it
+
         try:
             names = os.listdir(self.folder)
         except OSError:
             return []  # no folder, or none that can be looked into: nothing there can be told
-        return sorted(one for one in names if _SESSION.fullmatch(one) and self.life(one) is not Life.LIVES)
+        return sorted(one for one in names if re.fullmatch(_SESSION, one) and self.life(one) is not Life.LIVES)
 
     def can_lock(self) -> bool:
         """Whether the file system of the home can lock. Makes the folder and a file in it for a moment.

@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
+
+from agentbus.core.values import dataclass
 
 __all__ = [
     "IS_SLOW",
@@ -207,11 +208,12 @@ def parent() -> Process:
     return look_up(pid) or Process(pid, "")
 
 
-def ancestors() -> list[Process]:
-    """The processes above this one, nearest first, as far as they can be read."""
+def ancestors(of: int | None = None) -> list[Process]:
+    """The processes above this one, or above the process `of`, nearest first, as far as they can be read."""
     found: list[Process] = []
-    pid = os.getppid()
     with one_look():
+        below = None if of is None else _facts(of)
+        pid = os.getppid() if of is None else 0 if below is None else below.parent_pid
         while pid > 0 and len(found) < _MAX_ANCESTORS:
             facts = _facts(pid)
             if facts is None:

@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from agentbus.core.drain import Action, Drain, Fact, Pace, State, Step
-from agentbus.core.errors import DeliveryClosed, DeliveryFailed, TryAgain
+from agentbus.core.errors import DeliveryClosed, DeliveryFailed, DeliveryWaited, TryAgain
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt, Wakes
 
@@ -155,6 +155,8 @@ class Pump:
         found, generation = self._found, self._generation
         try:
             receipt = await self._delivery.deliver(found)
+        except DeliveryWaited:
+            return Fact.WAITED
         except DeliveryFailed:
             # Mark what was taken before: the pause can be long, and a crash in it would deliver that twice.
             self._collect()

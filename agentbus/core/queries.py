@@ -7,24 +7,26 @@ raises what `Database.read` raises. Implements [LEDGER-1] to [LEDGER-3], [WATCH-
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
+from agentbus.core.brakes import PAUSES
 from agentbus.core.config import Shared
 from agentbus.core.errors import InvalidRequest
-from agentbus.core.model import COLUMNS, Status
+from agentbus.core.model import COLUMNS, Pause, Status, timestamp
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "Counts", "Old", "Queries"]
+__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "TEXT", "Counts", "Old", "Queries"]
 
 # What stands in `body` when the text is in the table `bodies`: see 0007_settings.sql. A message can have these words.
 ELSEWHERE = (
     "(a long message, its text is in the table bodies; a session that shows this line was started before agentbus was"
     " upgraded: restart it)"
 )
-_TEXT = (
+# The text of a message, wherever it is, in a query that calls the table m.
+TEXT = (
     f"CASE m.body WHEN '{ELSEWHERE}' THEN coalesce((SELECT text FROM bodies WHERE bodies.id = m.id), m.body)"
     " ELSE m.body END"
 )
@@ -36,13 +38,15 @@ THREAD = (
     " SELECT coalesce(o.thread, o.reply_to) FROM up JOIN messages o USING (id) WHERE o.reply_to IS NOT NULL)"
     " SELECT min(id) FROM up) END)"
 )
-_WRITTEN = {"body": _TEXT, "thread": THREAD}
-# COLUMNS, for a query that calls the table m.
+_WRITTEN = {"body": TEXT, "thread": THREAD}
+# COLUMNS, for such a query.
 MESSAGE = ", ".join(_WRITTEN.get(column, f"m.{column}") for column in COLUMNS)
 # Rows per read of a long history: enough that the reads do not count, few enough for any machine's memory.
 _PAGE = 500
 # Mail that waits for longer is old: who starts after a day away does not want it as if it were new. [OLD-1]
 OLD_MS = 86_400_000
+# What is said about it names so many senders.
+_MOST_SENDERS = 5
 # `was_peer` looks at the senders and recipients of this many messages.
 _LATELY = 10_000
 
@@ -70,6 +74,13 @@ class Old:
     def count(self) -> int:
         """How many messages there are."""
         return sum(self.senders.values())
+
+    @property
+    def origin(self) -> str:
+        """From whom they are, and since when, in a clause."""
+        shown = [f"{name} ({count:,})" for name, count in self.senders.items()][:_MOST_SENDERS]
+        more = f" and {len(self.senders) - len(shown)} others" if len(self.senders) > len(shown) else ""
+        return f"from {', '.join(shown)}{more}, since {timestamp(self.since or 0)}"
 
 
 class Queries:
@@ -117,13 +128,48 @@ class Queries:
         )
         return [Status.from_row(row) for row in rows]
 
-    def newest_first(self, *, peer: str | None = None, since: int = 0) -> Iterator[Status]:
-        """Every message sent at or after `since`, to or from `peer` if one is named, newest first. [LEDGER-2]"""
+    def alias(self, name: str) -> str | None:
+        """The present name of the session that was called `name` before; None if no such session is present."""
+        rows = self._read(
+            "SELECT p.name FROM aliases a JOIN peers p USING (session) WHERE a.alias = ? AND p.left_at IS NULL", name
+        )
+        return str(rows[0][0]) if rows else None
+
+    def groups(self) -> dict[str, list[str]]:
+        """The members of each group, by name."""
+        found: dict[str, list[str]] = {}
+        for group, member in self._read("SELECT group_name, member FROM group_members ORDER BY group_name, member"):
+            found.setdefault(str(group), []).append(str(member))
+        return found
+
+    def groups_of(self) -> dict[str, list[str]]:
+        """The groups of each member, by name."""
+        found: dict[str, list[str]] = {}
+        for group, members in self.groups().items():
+            for member in members:
+                found.setdefault(member, []).append(group)
+        return found
+
+    def pauses(self, now: int) -> dict[str, Pause]:
+        """The pauses that hold at the instant `now`, by the name of the session. [BRAKE-3]"""
+        return {str(row[0]): Pause(*row) for row in self._read(f"{PAUSES} ORDER BY name", now)}
+
+    def newest_first(self, *, peer: str | None = None, since: int = 0, thread: int | None = None) -> Iterator[Status]:
+        """Every message sent at or after `since`, to or from `peer`, a name or a group, newest first. [LEDGER-2]
+
+        With a `thread`, only those in the thread of the message of that id. [THREAD-3]
+        """
+        if thread is not None:
+            found = self.find(thread)
+            for one in self.thread(thread if found is None else found.root):
+                if one.sent_at >= since and peer in (None, one.sender, one.recipient, one.to_group):
+                    yield one
+            return
         below = 2**63 - 1
         while True:
             rows = self._read(
                 f"SELECT {MESSAGE} FROM messages m WHERE id < ?1 AND sent_at >= ?2"
-                " AND (?3 IS NULL OR sender = ?3 OR recipient = ?3) ORDER BY id DESC LIMIT ?4",
+                " AND (?3 IS NULL OR sender = ?3 OR recipient = ?3 OR to_group = ?3) ORDER BY id DESC LIMIT ?4",
                 *(below, since, peer, _PAGE),
             )
             yield from (Status.from_row(row) for row in rows)
@@ -146,15 +192,34 @@ class Queries:
 
     def answer(self, question: int) -> Status | None:
         """The first message in the thread that `question` began which is for whom asked it: its answer. [ASK-1]"""
-        rows = self._read(
-            f"SELECT {MESSAGE} FROM messages q JOIN messages m ON m.thread = q.id WHERE q.id = ?"
-            # Under the name that it asked by, or that its session has now, or had when it took the answer.
-            " AND (m.recipient = q.sender OR m.delivered_to = q.sender_session"
-            " OR m.recipient IN (SELECT name FROM peers WHERE session = q.sender_session))"
-            " ORDER BY m.id LIMIT 1",
+        asker = self._read(
+            "SELECT sender, (SELECT name FROM peers WHERE session = q.sender_session), sender_session"
+            " FROM messages q WHERE id = ?",
             question,
         )
-        return Status.from_row(rows[0]) if rows else None
+        if not asker:
+            return None
+        # Under the name that it asked by, or that its session has now, or had when it took the answer. A program of
+        # schema 7 stores no thread: its answer is found while it is pending.
+        rows = self._read(
+            "SELECT min(id) FROM (SELECT id FROM messages WHERE thread = ?1"
+            " AND (recipient IN (?2, ?3) OR delivered_to = ?4) UNION ALL SELECT id FROM messages"
+            " WHERE recipient IN (?2, ?3) AND delivered_at IS NULL AND id > ?1 AND reply_to = ?1)",
+            *(question, *asker[0]),
+        )
+        return None if rows[0][0] is None else self.find(int(rows[0][0]))
+
+    def prunable(self, *, above: int, before: int, peer: str | None, with_pending: bool, limit: int) -> list[int]:
+        """The lowest `limit` ids above `above` of messages that were delivered before the instant `before`. [KEEP-1]
+
+        Only those to or from `peer`, if it is given. `with_pending`: also those that are pending, sent before it.
+        """
+        rows = self._read(
+            "SELECT id FROM messages WHERE id > ?1 AND coalesce(delivered_at, sent_at) < ?2"
+            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient)) ORDER BY id LIMIT ?5",
+            *(above, before, with_pending, peer, limit),
+        )
+        return [int(row[0]) for row in rows]
 
     def counts(self) -> list[Counts]:
         """What each mailbox holds, by name. Reads every row: 0.1 s for some 100,000."""

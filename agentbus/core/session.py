@@ -6,11 +6,11 @@ database with `retry_while_busy`. Implements [PRES-3], [NAME-7], [WAKE-5], [STAT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -18,19 +18,20 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from agentbus.core.asking import Asked, question, wait_for_answer
-from agentbus.core.bus import PULL, Bus, Claimed, Sent, retry_while_busy
+from agentbus.core.bus import PULL, Bus, Claimed, GroupSent, Sent, retry_while_busy
 from agentbus.core.checkpoints import Checkpoints
-from agentbus.core.config import RETENTION, prepare_home
+from agentbus.core.config import MEMBER_DAYS, RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
-from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread, timestamp
-from agentbus.core.names import BUS_NAME
+from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread
+from agentbus.core.names import BUS_NAME, is_group
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
 from agentbus.core.presence import BEAT, Held, Silence
 from agentbus.core.process import Life, life, one_look
 from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
+from agentbus.core.upkeep import about_old, clean_up, join_groups, lengthen
 from agentbus.core.wakes import SharedWakes
 
 __all__ = ["Checkpoints", "Session"]
@@ -43,12 +44,8 @@ _PREDECESSOR_PATIENCE_S = 0.3
 _PREDECESSOR_POLL_S = 0.02
 # How often `check` re-reads the mailbox in case a wake was lost: as often as the safety poll of a drain. [DRAIN-5]
 _CHECK_POLL_S = 3.0
-# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
-_PRUNE_ROWS = 1_000
 # So much old mail is still pushed: more would bury what is new, and flood the context at a start. [OLD-4]
 MOST_OLD = 20
-# The line about old mail names so many senders.
-_MOST_SENDERS = 5
 
 
 class Session:
@@ -59,7 +56,8 @@ class Session:
     for example on stderr. `conversation` says what the client calls its conversation just now, or "" if that is not
     known. `record` is what the client records of what its model was given, if anything. `is_proof_wanted`: what the
     client took can still not reach the model. Not so for a program, which has a message when the delivery has
-    returned it. `retention_hours` can lengthen how long the bus keeps delivered messages; 0 does not.
+    returned it. `retention_hours` and `member_days` can lengthen what the bus keeps; 0 does not. `groups` are joined at
+    the start. `beside` is what a delivery needs to run, for as long as the session does.
     """
 
     def __init__(
@@ -74,24 +72,24 @@ class Session:
         checkpoints: Checkpoints,
         say: Callable[[str], None],
         retention_hours: int,
+        member_days: int = 0,
+        groups: Sequence[str] = (),
         pace: Pace | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         holds_old: bool = False,
         conversation: Callable[[], str] = str,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         self.bus = bus
         self._arrival = arrival
         self._triggers = triggers
         self._delivery = delivery
         self._is_proof_wanted = is_proof_wanted
-        self._proofs = (
-            Proofs(record, mark=self._mark_proven, note=self._note_places)
-            if record is not None and delivery is not None
-            else None
-        )
+        self._proofs = Proofs(record, mark=self._mark_proven, note=self._note_places) if record and delivery else None
         self._checkpoints = checkpoints
         self._say = say
-        self._retention_hours = retention_hours
+        self._lengthened = {RETENTION: retention_hours, MEMBER_DAYS: member_days}
+        self._groups = groups
         self._pace = pace
         self._heartbeat_s = heartbeat_s
         # Whether much old mail is not pushed; up to which id it is held back; the line that says so. [OLD-4]
@@ -99,6 +97,7 @@ class Session:
         self._held = 0
         self._first: Envelope | None = None
         self._conversation = conversation
+        self._beside = beside
         self._claimed: Claimed | None = None
         self._armed: Trigger | None = None
         self._pump: Pump | None = None
@@ -172,7 +171,7 @@ class Session:
                     return None
                 await anyio.sleep(_PREDECESSOR_POLL_S)
         self._bus_id = self.bus.store.identity()
-        await self._lengthen_retention()
+        await self._set_up()
         await self._begin_proofs()
         try:
             await self._settle()
@@ -181,6 +180,10 @@ class Session:
         if self._holds_old:
             await self._hold_old()
         return self.peer
+
+    async def _set_up(self) -> None:
+        await lengthen(self.bus, self._lengthened, self._say)
+        await join_groups(self.bus, self.peer.name, self._groups, self._say)
 
     async def be_guest_of(self, conversation: str) -> None:
         """Act for the present peer of `conversation`, which another process is: its main agent. [LATE-2]
@@ -193,27 +196,14 @@ class Session:
         self._claimed = Claimed(peer=peer, wished_holder=None)
         self.is_guest = True
 
-    async def _lengthen_retention(self) -> None:
-        """Let everybody keep the history for as long as this session was told to, if that is longer. [CONF-5]"""
-        store, hours = self.bus.store, self._retention_hours
-        if hours > store.queries.setting(RETENTION):
-            await retry_while_busy(lambda: store.set_setting(RETENTION, hours, may_lower=False))
-            self._say(f"{RETENTION.variable}: delivered messages of this bus are kept for {hours:,} h from now on")
-
     async def _hold_old(self) -> None:
         """Hold back much mail that is older than a day, and tell the reader of it first. [OLD-4]"""
         peer = self.peer
         old = self.bus.store.queries.old(peer.name, peer.started_at - OLD_MS, peer.session)
-        if old.count <= MOST_OLD or old.since is None:
+        if old.count <= MOST_OLD:
             return
         self._held = old.newest_id
-        shown = [f"{name} ({count:,})" for name, count in old.senders.items()][:_MOST_SENDERS]
-        more = f" and {len(old.senders) - len(shown)} others" if len(old.senders) > len(shown) else ""
-        line = (
-            f"{old.count:,} messages for you are older than a day, from {', '.join(shown)}{more}, since "
-            f"{timestamp(old.since)}: they are not pushed. check_messages returns them, after what is new; to discard "
-            f"them, your user types: agentbus inbox {peer.name} --discard --before 1d"
-        )
+        line = about_old(old, peer.name)
         if self._delivery is None:
             self._notice = line
             return
@@ -287,6 +277,8 @@ class Session:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._heartbeat)
                     tasks.start_soon(self._checkpoints.run, self._say)
+                    for one in self._beside:
+                        tasks.start_soon(one)
                     if self._proofs is not None:
                         tasks.start_soon(self._proofs.run)
                     if self._delivery is None:
@@ -334,6 +326,9 @@ class Session:
         checked = self._checked
         try:
             pending = self.bus.pending(self.peer, limit + len(checked) + len(self._asking), self._held)
+            # Asked last: a read that finds nothing, as most do, does not pay for it. [BRAKE-1]
+            if (pending or self._first) and self.bus.pause_of(self.peer) is not None:
+                return []
         except Busy:
             raise
         except AgentbusError as error:
@@ -425,16 +420,14 @@ class Session:
             await self._arm_anew(self._wakes)
         await self._show_presence()
         await self._follow_conversation()
-        silent = self._silent()
-        await retry_while_busy(lambda: self.bus.reap(silent))
+        doubtful = self.bus.store.doubtful(self.peer.name)
+        silent = self._silent(doubtful)
+        await retry_while_busy(lambda: self.bus.reap(silent, doubtful))
         await self._settle()
         store = self.bus.store
         if await retry_while_busy(lambda: store.forget_asks(now=self.bus.clock())):
             self._wake_itself()
-        before = self.bus.clock() - store.queries.setting(RETENTION) * 3_600_000
-        while await retry_while_busy(lambda: store.prune(before, _PRUNE_ROWS)) == _PRUNE_ROWS:
-            await anyio.lowlevel.checkpoint()
-        await retry_while_busy(lambda: store.forget_conversations(before))
+        await clean_up(self.bus, self._say)
 
     async def _follow_conversation(self) -> None:
         """Record the conversation that the client has turned to, as by `/clear`: it keeps this name. [NAME-8]"""
@@ -456,15 +449,13 @@ class Session:
         elif peer.presence == BEAT:
             await retry_while_busy(lambda: store.beat(peer.session, peer.process.pid, now=self.bus.clock()))
 
-    def _silent(self) -> set[str]:
-        """The other sessions that this one has watched stay silent for too long, where no lock can tell. [PRES-3]"""
+    def _silent(self, doubtful: Sequence[Peer]) -> set[str]:
+        """Those that this session has watched stay silent for too long, where no lock can tell. [PRES-3]"""
         store = self.bus.store
         beats = {}
         with one_look():
-            unknown = [peer for peer in store.present() if store.life(peer) is Life.UNKNOWN]
+            unknown = [peer for peer in doubtful if store.life(peer) is Life.UNKNOWN]
         for peer in unknown:
-            if peer.session == self.peer.session:
-                continue
             if peer.presence == BEAT:
                 beats[peer.session] = peer.last_seen
             elif store.presence.is_missing(peer.session):
@@ -504,7 +495,7 @@ class Session:
         self._held, self._first = 0, None
         self._bus_id, self._generation = identity, store.generation
         await self._reclaim_name()
-        await self._lengthen_retention()
+        await self._set_up()
 
     async def _reclaim_name(self) -> None:
         """Be present again: in another file, or after others took this session for ended. [PRES-3], [STORE-6]"""
@@ -525,8 +516,8 @@ class Session:
         self._say(self._notice)
         await retry_while_busy(lambda: self.bus.send(BUS_NAME, after, self._notice or f'your name is "{after}" now'))
 
-    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer. Raises what `Bus.send` raises."""
+    async def send(self, to: object, text: object, *, reply_to: int | None = None) -> Sent | GroupSent:
+        """Send as this peer, to a name or to a group. Raises what `Bus.send` and `Bus.send_group` raise."""
         return await self._in_turn(lambda: self._send(to, text, reply_to))
 
     async def ask(self, to: object, text: object, wait_s: float) -> Sent:
@@ -565,19 +556,21 @@ class Session:
         if question_id not in self._asking or self._is_another_file():
             return None
         answer = self.bus.store.queries.answer(question_id)
-        if answer is not None:
-            self._checked.add(answer.id)
+        if answer is None or self.bus.pause_of(self.peer) is not None:  # [BRAKE-1]
+            return None
+        self._checked.add(answer.id)
         return answer
 
     async def _next_wake(self, timeout_s: float) -> None:
         await (anyio.sleep(timeout_s) if self._wakes is None else self._wakes.beside(timeout_s))
 
-    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent:
-        """Send as this peer, without waiting. Raises what `Bus.send` raises, and Busy if it would have to wait."""
+    def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> Sent | GroupSent:
+        """The same as `send`, without waiting. Raises Busy, too, if it would have to wait."""
         return self._at_once(lambda: self._send(to, text, reply_to))
 
-    def _send(self, to: object, text: object, reply_to: int | None) -> Sent:
-        sent = self.bus.send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
+    def _send(self, to: object, text: object, reply_to: int | None) -> Sent | GroupSent:
+        send = self.bus.send_group if is_group(to) else self.bus.send
+        sent = send(self.peer.name, to, text, reply_to=reply_to, sender_session=self.peer.session)
         if self._proofs is not None and reply_to is not None:
             self._proofs.drop([reply_to])
         return sent
@@ -620,13 +613,19 @@ class Session:
             self._say(renamed.kept_note)
         return renamed
 
+    async def set_status(self, text: object) -> str:
+        """Say what this peer is doing; empty clears it. Raises what `Bus.set_status` raises. [STATUS-1]"""
+        peer = await self._in_turn(lambda: self.bus.set_status(self.peer, text))
+        self._update(peer)
+        return peer.status
+
     def _wake_itself(self) -> None:
         if self._armed is not None:
             self._armed.notify(self.peer.endpoint)
 
     def count_unread(self, limit: int) -> int:
-        """How many messages this session is not known to have read; counting stops at `limit`."""
-        return self.bus.count_unread(self.peer, limit)
+        """How many messages this session is not known to have read, and can read now; counting stops at `limit`."""
+        return 0 if self.bus.pause_of(self.peer) is not None else self.bus.count_unread(self.peer, limit)
 
     async def check(self, wait_s: float, limit: int) -> list[Unread]:
         """The oldest `limit` unread messages. Waits up to `wait_s` seconds if there are none. [READ-1]
@@ -644,6 +643,8 @@ class Session:
             await self._next_wake(min(left_s, _CHECK_POLL_S))
 
     def _take_unread(self, limit: int, shown: Sequence[Unread]) -> list[Unread]:
+        if self.bus.pause_of(self.peer) is not None:  # [BRAKE-1]
+            return []
         found = [*shown, *self.bus.unread(self.peer, limit + len(self._checked) + len(self._asking), self._held)]
         # Old mail that is held back comes last. [OLD-4]
         found.sort(key=lambda one: (one.envelope.id <= self._held, one.envelope.id))

@@ -3,29 +3,36 @@
 Queries for people are in queries.py. Synchronous. A method commits all of its changes or none. Knows nothing about
 triggers, deliveries or MCP. Instants are milliseconds since 1970 UTC. Every method raises Busy when another process
 holds the database for longer than the connection waits, and BrokenSetup or TryAgain as in `database.explain`.
-Implements [SEND-1] to [SEND-4], [STATE-2], [STATE-6], [STATE-7], [READ-6], [THREAD-1], [THREAD-2], [ASK-5].
+Implements [SEND-1] to [SEND-4], [GROUP-3], [STATE-2], [STATE-6], [STATE-7], [READ-6], [THREAD-1], [THREAD-2], [ASK-5].
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
 
+from agentbus.core import brakes, groups
 from agentbus.core.config import Shared
-from agentbus.core.errors import InvalidRequest, MailboxFull
-from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread
+from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull
+from agentbus.core.memberships import Memberships
+from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread, storable
 from agentbus.core.names import EVERYBODY_THERE, LINK_NAME, machine_of
-from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
+from agentbus.core.peers import LEFT_AT, PEER, remember
+from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
-from agentbus.core.queries import ELSEWHERE, MESSAGE, THREAD
+from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD
+from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
-__all__ = ["AGAIN_MS", "MAX_PENDING", "Question", "Store"]
+    from agentbus.core.adapter import Reachable
+    from agentbus.core.search import SearchIndex
+
+__all__ = ["AGAIN_MS", "MAX_PENDING", "PRUNE_ROWS", "Question", "Store"]
 
 # A mailbox that nobody empties must not fill the disk. At 64 KiB for each message, this is 640 MiB.
 MAX_PENDING = 10_000
@@ -33,6 +40,12 @@ MAX_PENDING = 10_000
 # a subagent that took the messages has mostly ended by then. [READ-6]
 AGAIN_MS = 60_000
 
+# An error names so many members of a group; the others would bury the sentence.
+_MOST_NAMED = 5
+# The carrier of what is posted into a session that has not joined. [REACH-2]
+INBOX = "inbox"
+# Rows deleted in one transaction: this takes a few milliseconds, so that pruning does not hold up anybody.
+PRUNE_ROWS = 1_000
 # A text of more bytes has a row of its own. With all that can stand beside it, a shorter one fits into a page of 4,096.
 _LARGE_BYTES = 3_000
 # A command that waits for an answer is done this long after the instant until which it waits, in ms, or hangs. For
@@ -52,7 +65,7 @@ _TO_MACHINE = "UPDATE messages SET host = ?, bus = (SELECT value FROM link WHERE
 # the order of their ids.
 _SEAT = "FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL"
 # A command waits for an answer: the peer of its name leaves that to it. [ASK-5]
-_NOT_AWAITED = "(thread IS NULL OR thread NOT IN (SELECT question FROM asks))"
+_NOT_AWAITED = "(reply_to IS NULL OR coalesce(thread, reply_to) NOT IN (SELECT question FROM asks))"
 _UNREAD = (
     f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1"  # [NAME-12]
     f" AND {_NOT_AWAITED}",
@@ -94,12 +107,12 @@ class Question:
     waiter: str | None = None
 
 
-class Store(Peers):
+class Store(Memberships):
     """The mailboxes and the peers of one bus. `max_pending` is the limit of a mailbox, in messages."""
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         busy_ms: int,
         sync: str = "normal",
@@ -134,8 +147,8 @@ class Store(Peers):
         A reply shows that the message was read. So the message `reply_to` is marked as read, if it went to `sender`
         or was delivered to `sender_session`. [READ-2]
 
-        Raises MailboxFull, and InvalidRequest for a question to oneself and for a reply to what its sender neither
-        sent nor received, or what is not there. Then nothing was sent.
+        Raises MailboxFull, InvalidRequest for a question to oneself and for a reply to what its sender neither sent nor
+        received, or what is not there, and Refused when `sender_session` is paused. [BRAKE-1] Then nothing was sent.
         """
         while True:
             with self._looking_for(to) if IS_SLOW else nullcontext():
@@ -157,31 +170,105 @@ class Store(Peers):
         question: Question | None,
     ) -> tuple[int, Address]:
         with self._writing() as execute:
+            pauses = brakes.check(execute, sender_session, now)
             address = self._resolve(execute, to)
-            thread = None if reply_to is None else self._thread(execute, reply_to, sender, sender_session)
+            thread = self._thread(execute, reply_to, sender, sender_session)
             if question is not None and address.mailbox == sender:
                 raise InvalidRequest(f'"{to}" is you, and nobody else would answer', hint="ask another peer")
-            row_id = self._put(execute, sender, address.mailbox, body, reply_to, now, sender_session, thread, question)
-            if thread is not None and execute("SELECT 1 FROM asks WHERE question = ?", (thread,)).fetchone():
-                address = replace(address, is_awaited=True)
-            if reply_to is not None:
-                execute(
-                    # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
-                    f"{_MARK_READ} AND (delivered_to = ?4"
-                    " OR recipient = ?6 AND (kept_from IS NULL OR kept_from IS NOT ?4))",
-                    (now, "reply", "reply", sender_session, reply_to, sender),
-                )
-                # What was answered has reached whom it was for, and is not handed out again. [READ-6]
-                execute(
-                    "UPDATE messages SET shown_at = NULL WHERE id = ? AND shown_at IS NOT NULL"
-                    " AND (recipient = ? OR delivered_to = ?)",
-                    (reply_to, sender, sender_session),
-                )
-        return row_id, address
+            row_id = self._insert(
+                execute, sender, address.mailbox, body, reply_to, now, sender_session, thread, question
+            )
+            asked = "SELECT 1 FROM asks WHERE question = ?"
+            is_awaited = thread is not None and bool(execute(asked, (thread,)).fetchone())
+            self._mark_answered(execute, sender, reply_to, now, sender_session)
+        pause = pauses.get(address.mailbox)
+        return row_id, Address(address.mailbox, address.peer, address.is_known, is_awaited=is_awaited, pause=pause)
+
+    def _mark_answered(
+        self, execute: Callable[..., Any], sender: str, reply_to: int | None, now: int, sender_session: str | None
+    ) -> None:
+        if reply_to is None:
+            return
+        execute(
+            # What is kept from a session is not read by its answer. [NAME-12] Without a session, ?4 is NULL.
+            f"{_MARK_READ} AND (delivered_to = ?4 OR recipient = ?6 AND (kept_from IS NULL OR kept_from IS NOT ?4))",
+            (now, "reply", "reply", sender_session, reply_to, sender),
+        )
+        # What was answered has reached whom it was for, and is not handed out again. [READ-6]
+        execute(
+            "UPDATE messages SET shown_at = NULL WHERE id = ? AND shown_at IS NOT NULL"
+            " AND (recipient = ? OR delivered_to = ?)",
+            (reply_to, sender, sender_session),
+        )
+
+    def send_group(
+        self,
+        sender: str,
+        group: str,
+        body: str,
+        *,
+        now: int,
+        reply_to: int | None = None,
+        sender_session: str | None = None,
+    ) -> tuple[list[tuple[int, Address]], list[str]]:
+        """Commit one message for each member of `group` but `sender`, in one transaction. [GROUP-3]
+
+        Returns the ids, each with its address, and the members whose mailbox is full.
+
+        Raises InvalidRequest when there is no member but the sender, and for `reply_to` as `send`, MailboxFull when all
+        are full, and Refused when `sender_session` is paused; then nothing was sent to anybody.
+        """
+        while True:
+            with self._writing() as execute:
+                pauses = brakes.check(execute, sender_session, now)
+                listed = groups.members(execute, group)
+                thread = self._thread(execute, reply_to, sender, sender_session)
+                present = {peer.name: peer for peer in self._present(execute)}
+                sent: list[tuple[int, Address]] = []
+                full: list[str] = []
+                for name in listed:
+                    if name == sender:
+                        continue
+                    try:
+                        row_id = self._insert(
+                            execute, sender, name, body, reply_to, now, sender_session, thread, to_group=group
+                        )
+                    except MailboxFull:
+                        execute("DELETE FROM messages WHERE id = last_insert_rowid()")
+                        full.append(name)
+                        continue
+                    # The copies are one thread: what the members answer to theirs belongs together. [THREAD-1]
+                    thread = row_id if thread is None else thread
+                    sent.append((row_id, Address(name, present.get(name), is_known=True, pause=pauses.get(name))))
+                if not sent:
+                    raise self._nobody_in(group, listed, full)
+                self._mark_answered(execute, sender, reply_to, now, sender_session)
+            if not self.is_replaced():
+                return sent, full
+            self.reopen()
+
+    def _nobody_in(self, group: str, listed: list[str], full: list[str]) -> AgentbusError:
+        """Why nothing was sent to `group`."""
+        if full:
+            return MailboxFull(
+                f'the mailbox of each other member of "{group}" is full ({", ".join(full[:_MOST_NAMED])}), '
+                "nothing was sent",
+                hint="they have to read their messages first",
+            )
+        if listed:
+            return InvalidRequest(f'"{group}" has no member but you, nothing was sent', hint="others have to join it")
+        return InvalidRequest(
+            f'"{group}" has no members, nothing was sent',
+            hint=f'join_group, or agentbus join, makes one; to send to a peer, write "{group[1:]}"',
+        )
 
     @staticmethod
-    def _thread(execute: Callable[..., Any], reply_to: int, sender: str, sender_session: str | None) -> int:
-        """The thread that a reply to the message `reply_to` belongs to. [THREAD-1], [THREAD-2]"""
+    def _thread(
+        execute: Callable[..., Any], reply_to: int | None, sender: str, sender_session: str | None
+    ) -> int | None:
+        """The thread that a reply to the message `reply_to` belongs to; None for no reply. [THREAD-1], [THREAD-2]"""
+        if reply_to is None:
+            return None
         row = execute(_ANSWERED, (reply_to, sender, sender_session)).fetchone()
         if not row:
             raise InvalidRequest(
@@ -202,34 +289,16 @@ class Store(Peers):
 
         In one transaction. Returns the ids, and where each is.
 
-        Raises MailboxFull; then nothing was sent to anybody.
+        Raises MailboxFull, and Refused when `sender_session` is paused; then nothing was sent to anybody.
         """
         with self._judging() as execute:
+            brakes.check(execute, sender_session, now)
             self._end_ended(execute, now)
             peers = {peer.name: peer for peer in self._present(execute)}
             link = peers.pop(LINK_NAME, None)
             rooms = [Address(name, peer, is_known=True) for name, peer in peers.items() if name != sender]
             rooms += [Address(f"{EVERYBODY_THERE}@{machine}", link, is_known=True) for machine in machines]
-            return [(self._put(execute, sender, to.mailbox, body, None, now, sender_session), to) for to in rooms]
-
-    def _put(
-        self,
-        execute: Callable[..., Any],
-        sender: str,
-        mailbox: str,
-        body: str,
-        reply_to: int | None,
-        now: int,
-        sender_session: str | None,
-        thread: int | None = None,
-        question: Question | None = None,
-    ) -> int:
-        """Insert one message, for here or for another machine, if its mailbox has room; return its id. [SEND-3]"""
-        row_id = self._insert(execute, sender, mailbox, body, reply_to, now, sender_session, thread, question)
-        self._check_room(execute, mailbox, row_id)
-        if machine_of(mailbox):
-            execute(_TO_MACHINE, (machine_of(mailbox), row_id))
-        return row_id
+            return [(self._insert(execute, sender, to.mailbox, body, None, now, sender_session), to) for to in rooms]
 
     def _insert(
         self,
@@ -242,18 +311,26 @@ class Store(Peers):
         sender_session: str | None,
         thread: int | None = None,
         question: Question | None = None,
+        to_group: str | None = None,
     ) -> int:
         is_large = len(body.encode()) > _LARGE_BYTES
         answer_by = None if question is None else question.answer_by
         row = execute(
-            "INSERT INTO messages (sender, recipient, body, reply_to, sent_at, sender_session, thread, answer_by)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-            (sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session, thread, answer_by),
+            "INSERT INTO messages"
+            " (sender, recipient, body, reply_to, sent_at, sender_session, thread, answer_by, to_group)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (
+                *(sender, recipient, ELSEWHERE if is_large else body, reply_to, now, sender_session),
+                *(thread, answer_by, to_group),
+            ),
         ).fetchone()
         if is_large:
             execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
         if question is not None and question.waiter is not None:
             execute("INSERT INTO asks (question, waiter) VALUES (?, ?)", (row[0], question.waiter))
+        if machine_of(recipient):
+            execute(_TO_MACHINE, (machine_of(recipient), row[0]))
+        self._check_room(execute, recipient, row[0])
         return int(row[0])
 
     def _check_room(self, execute: Callable[..., Any], mailbox: str, row_id: int) -> None:
@@ -270,38 +347,6 @@ class Store(Peers):
                 f'mailbox "{mailbox}" is full, {self._max_pending:,} messages are pending',
                 hint=f'start a session named "{mailbox}", to receive them, then send again',
             )
-
-    @contextmanager
-    def _looking_for(self, to: str) -> Iterator[None]:
-        """Look at the process that decides where `to` leads, if one does: before the transaction, which asks again."""
-        with one_look():
-            for pid, started, of in self._read(
-                "SELECT host_pid, host_started, domain FROM aliases JOIN peers USING (session)"
-                " WHERE alias = ? AND left_at IS NOT NULL",
-                to,
-            ):
-                self._host_life(Process(pid, started), of)
-            yield
-
-    def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
-        is_far = bool(
-            machine_of(to)
-        )  # it goes to the link; whether it is known there is not for this machine to say [ADDR-1]
-        row = execute(
-            f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (LINK_NAME if is_far else to,)
-        ).fetchone()
-        if is_far:
-            return Address(to, peer_of(row) if row else None, is_known=True)
-        if row:
-            return Address(to, peer_of(row), is_known=True)
-        row = execute(
-            f"SELECT {PEER}, left_at FROM peers JOIN aliases USING (session) WHERE alias = ?", (to,)
-        ).fetchone()
-        # An alias lives as long as its session, and a session lives as long as its host process. [NAME-6]
-        if row and (row[LEFT_AT] is None or self._host_life(Process(row[2], row[3]), row[16]) is not Life.ENDED):
-            return Address(row[1], peer_of(row) if row[LEFT_AT] is None else None, is_known=True)
-        known = execute("SELECT 1 FROM peers WHERE name = ? LIMIT 1", (to,)).fetchone()
-        return Address(to, None, is_known=bool(known))
 
     def pending(self, session: str, pid: int, limit: int, above: int = 0) -> list[Envelope]:
         """The oldest `limit` pending messages for the name that `session` has now, ascending. [DRAIN-1]
@@ -329,6 +374,49 @@ class Store(Peers):
                 " WHERE id = ? AND delivered_at IS NULL",
                 [(now, carrier, session, row_id) for row_id in ids],
             )
+
+    def post(self, to: Reachable, limit: int, *, now: int) -> list[int]:
+        """Post what waits for a session that has not joined, in one transaction with the mark. [REACH-2]
+
+        The session gets a row that has left already: what it does not read is returned by that, as of any other.
+        Returns the ids that were posted, none if somebody has joined meanwhile.
+
+        Raises DeliveryFailed; then all is as before.
+        """
+        host = (to.host.pid, to.host.started)
+        with self._writing() as execute:
+            if execute(
+                "SELECT 1 FROM peers WHERE left_at IS NULL AND (name = ? OR host_pid = ? AND host_started = ?)",
+                (to.name, *host),
+            ).fetchone():
+                return []
+            rows = execute(
+                f"SELECT {MESSAGE} FROM messages m WHERE m.recipient = ? AND m.delivered_at IS NULL"
+                " AND m.sent_at > ? AND m.kept_from IS NOT ?"
+                f" AND {_NOT_AWAITED} ORDER BY m.id LIMIT ?",
+                (to.name, now - OLD_MS, to.session, limit),
+            ).fetchall()
+            batch = [Envelope.from_row(row) for row in rows]
+            ids = [one.id for one in batch[: to.post(batch)]] if batch else []
+            execute(
+                f"INSERT INTO peers ({PEER}, left_at, proof, conversation) VALUES ({', '.join('?' * (LEFT_AT + 3))})"
+                " ON CONFLICT (session) DO UPDATE SET name = excluded.name, host_pid = excluded.host_pid,"
+                " host_started = excluded.host_started, domain = excluded.domain, last_seen = excluded.last_seen,"
+                " left_at = excluded.left_at, proof = excluded.proof",
+                (
+                    *(to.session, to.name, *host, "", *host, to.runtime, storable(to.cwd), INBOX, "", "", now, now),
+                    *("it has not joined", BEAT, self.here, "", None, now, to.place, to.session),
+                ),
+            )
+            # Once it joins, it is called as it was called here, and has what waits there. [NAME-8]
+            if not execute("SELECT 1 FROM conversations WHERE conversation = ?", (to.session,)).fetchone():
+                remember(execute, to.session, to.name, to.name, now)
+            for row_id in ids:
+                execute(
+                    "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ? WHERE id = ?",
+                    (now, INBOX, to.session, row_id),
+                )
+        return ids
 
     def unread(self, session: str, pid: int, limit: int, held: int = 0) -> list[Unread]:
         """The oldest `limit` unread messages of `session`, if it is present in process `pid`, ascending. [READ-1]
@@ -363,7 +451,7 @@ class Store(Peers):
         self,
         ids: Iterable[int],
         *,
-        session: str | None,
+        session: str,
         now: int,
         read_by: str = "check",
         carrier: str = "pull",
@@ -387,9 +475,22 @@ class Store(Peers):
 
     # -- questions whose answers a command waits for: see 0008_asking.sql. [ASK-5] ---------------------------
 
-    def end_ask(self, question: int) -> None:
-        """Nobody but the peer of the asker's name waits for the answer to `question` from now on."""
+    @contextmanager
+    def waiting(self) -> Iterator[str]:
+        """Hold a lock file while a command waits for an answer. Yields its name, "" where nothing can be locked."""
+        name = os.urandom(6).hex()
+        held = self._lock(name)
+        try:
+            yield "" if held is None else name
+        finally:
+            if held is not None:
+                held.release()
+
+    def end_ask(self, question: int, answer: int | None = None, *, now: int = 0) -> None:
+        """The command does not wait for the answer to `question` any longer. If it has the `answer`, that is read."""
         with self._writing() as execute:
+            if answer is not None:
+                execute(_MARK_READ, (now, "check", "ask", None, answer))
             execute("DELETE FROM asks WHERE question = ?", (question,))
 
     def forget_asks(self, *, now: int) -> bool:
@@ -516,6 +617,26 @@ class Store(Peers):
                 (before, limit),
             )
             return self._database.changes()
+
+    def remove(self, ids: Collection[int], *, with_pending: bool) -> list[bool]:
+        """Delete these messages; return for each that was deleted whether it was pending. [KEEP-1]
+
+        Unless `with_pending`, one that is pending is left: since it was looked up, it can have been returned.
+        """
+        with self._writing() as execute:
+            rows = execute(
+                "DELETE FROM messages WHERE id IN (SELECT value FROM json_each(?)) AND (delivered_at IS NOT NULL OR ?)"
+                " RETURNING delivered_at IS NULL",
+                (f"[{','.join(map(str, ids))}]", with_pending),
+            ).fetchall()
+        self._database.merge_if_due()
+        return [bool(row[0]) for row in rows]
+
+    def search_index(self) -> SearchIndex:
+        """The index over the texts of the messages. [SEARCH-1]"""
+        from agentbus.core.search import SearchIndex  # a send must not wait for it
+
+        return SearchIndex(self._database)
 
     def discard(self, mailbox: str, before: int) -> list[Status]:
         """Delete what is not known to be read in `mailbox` and was sent before the instant; return it. [OLD-2]"""

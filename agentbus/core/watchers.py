@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from agentbus.core.ports import Trigger, Wake
 
@@ -17,8 +16,8 @@ __all__ = ["Watchers"]
 class Watchers:
     """The watchers whose endpoints are in `folder`. `make` makes the trigger that wakes them, when it is needed."""
 
-    def __init__(self, folder: Path, make: Callable[[], Trigger]) -> None:
-        self._folder = str(folder)
+    def __init__(self, folder: str, make: Callable[[], Trigger]) -> None:
+        self._folder = folder
         self._make = make
         self._made: Trigger | None = None
 

@@ -152,7 +152,7 @@ def _check_triggers(here: Settings) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="agentbus-") as elsewhere:
         for trigger in Triggers(here).preferred():
             is_there = (here.home / (trigger.folder or "")).is_dir()
-            triggers = Triggers(replace(here, home=here.home if is_there else Path(elsewhere)))
+            triggers = Triggers(replace(here, root=here.root if is_there else elsewhere))
             try:
                 finding = eventloop.run(_ping, triggers[trigger.name])
             finally:
@@ -216,8 +216,9 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     wrong = next((one for one in found if one.level is Level.WRONG), None)
     notes = {one.code for one in found if one.level is Level.NOTE}
     if wrong is None and "delivery" in notes:
-        seen = f'a message to "{name}" may wait until its model calls check_messages: see delivery'
-        yield Finding("verdict", Level.NOTE, seen)
+        is_pull = any("check_messages" in one.seen for one in found if one.code == "delivery")
+        until = "its model calls check_messages" if is_pull else "its user prompts it"
+        yield Finding("verdict", Level.NOTE, f'a message to "{name}" may wait until {until}: see delivery')
     elif wrong is None and "@" in name:
         yield Finding("verdict", Level.OK, f'a message to "{name}" goes to its machine, where that peer is online')
     elif wrong is None:

@@ -1,7 +1,7 @@
 """What doctor finds about the link to other machines: whether it runs, reaches its server, and what waits for whom.
 
 These checks change nothing, here or on the server. Where a home has no link, there is nothing to find. Implements
-[DOCTOR-9].
+[DOCTOR-10].
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from agentbus.core.bus import now_ms
 from agentbus.core.config import LINK_FILES
 from agentbus.core.errors import AgentbusError, RelayRefused
 from agentbus.core.findings import Finding, Level, from_error
-from agentbus.core.machines import ago
 from agentbus.core.model import Peer
 from agentbus.core.names import LINK_NAME, machine_of
 from agentbus.core.peers import judge
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life
-from agentbus.core.text import one_line, word
+from agentbus.core.text import age, one_line, span, word
 from agentbus.doctor.readonly import ReadOnlyDatabase
 
 __all__ = ["check_far", "check_link"]
@@ -66,7 +65,7 @@ def _running(home: Path, readonly: ReadOnlyDatabase) -> Finding:
     if "since" not in facts:
         seen = f"the link (process {peer.process.pid}) is not connected: {one_line(facts.get('trouble') or 'not yet')}"
         return Finding("link", Level.WRONG, seen, "see link-server and link-key; it tries again by itself")
-    since = ago(now_ms() - int(facts["since"]))
+    since = age(int(facts["since"]), now_ms())
     machines = sum(one.is_there for one in readonly.machines.all())
     seen = f'the link (process {peer.process.pid}) of "{facts.get("machine", "?")}" is connected for {since}'
     others = "1 other machine is" if machines == 1 else f"{machines} other machines are"
@@ -91,7 +90,7 @@ def _clocks(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
     for one in readonly.machines.all():
         if abs(one.skew_ms) > _SKEW_MS:
             which = "ahead of" if one.skew_ms > 0 else "behind"
-            seen = f"the clock of {one.name} is {ago(abs(one.skew_ms))} {which} the one here"
+            seen = f"the clock of {one.name} is {span(abs(one.skew_ms))} {which} the one here"
             yield Finding("link-clock", Level.NOTE, seen, "let both machines keep time (NTP); no mail depends on it")
 
 

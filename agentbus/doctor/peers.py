@@ -5,7 +5,7 @@ These checks read through a ReadOnlyDatabase and change nothing. Implements [DOC
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +14,11 @@ from agentbus import registry
 from agentbus.cli import output
 from agentbus.core import process
 from agentbus.core.adapter import Registration
-from agentbus.core.bus import PULL, now_ms
+from agentbus.core.bus import HOOK, PULL, now_ms
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
-from agentbus.core.model import Peer
+from agentbus.core.model import Pause, Peer
 from agentbus.core.names import LINK_NAME, is_kept
 from agentbus.core.peers import judge
 from agentbus.core.ports import Wake
@@ -49,13 +49,17 @@ def check_peers(here: Settings) -> Iterator[Finding]:
         with ReadOnlyDatabase(path) as readonly:
             peers = [peer for peer in readonly.present() if peer.name != LINK_NAME]
             counts = {one.mailbox: one for one in readonly.queries.counts()}
+            pauses = readonly.queries.pauses(now_ms())
             if not peers:
                 yield Finding("peer", Level.OK, "nobody is online")
             for peer in peers:
                 last = readonly.queries.last_delivered(peer.session)
-                yield from _check_peer(here.home, peer, _due(readonly, peer, counts), last, triggers)
+                due = _due(readonly, peer, counts)
+                yield from _check_peer(here.home, peer, due, last, triggers, is_paused=peer.name in pauses)
                 yield from _check_kept(readonly, peer)
                 yield from _check_proof(peer, readonly.proof(peer.session))
+            yield from (_paused(one, Level.NOTE) for one in pauses.values())
+            yield from _check_groups(readonly, {one.name for one in peers if not _has_ended(here.home, one)})
             endpoints = {peer.endpoint for peer in readonly.present()}
         for trigger in triggers.values():
             for endpoint in trigger.leftovers():
@@ -68,7 +72,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
 
 
 def _check_peer(
-    home: Path, peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers
+    home: Path, peer: Peer, counts: Counts | None, last: int | None, triggers: Triggers, *, is_paused: bool
 ) -> Iterator[Finding]:
     """What doctor reports about one peer: first what keeps a message from it, or that nothing does. [DOCTOR-5]"""
     whom = f'"{peer.name}" (process {peer.process.pid}, {word(peer.runtime)}, {one_line(peer.cwd)})'
@@ -89,13 +93,26 @@ def _check_peer(
     heard = "it has received nothing yet" if last is None else f"it last received a message {output.age(last, now)} ago"
     if counts is not None and counts.oldest_pending_at is not None:
         waited = now - counts.oldest_pending_at
-        is_stuck = waited > _STUCK_MS and peer.delivery != PULL
+        is_stuck = waited > _STUCK_MS and peer.delivery not in (PULL, HOOK) and not is_paused
         since = output.age(counts.oldest_pending_at, now)
         seen = f'"{peer.name}": {counts.pending:,} pending, the oldest for {since}; {heard}'
         remedy = "end that session and start it again; its messages are kept" if is_stuck else ""
         yield Finding("pending", Level.WRONG if is_stuck else Level.OK, seen, remedy)
     else:
         yield Finding("peer", Level.OK, f"{whom}: nothing is pending; {heard}")
+
+
+def _paused(pause: Pause, level: Level) -> Finding:
+    """That a person has paused a session: meant, so no fault by itself. [BRAKE-3]"""
+    seen = f'"{pause.name}" is {pause}: it sends nothing, and its mail waits'
+    return Finding("paused", level, seen, f"agentbus resume {pause.name}")
+
+
+def _check_groups(readonly: ReadOnlyDatabase, online: Collection[str]) -> Iterator[Finding]:
+    for group, members in readonly.queries.groups().items():
+        count = f"{len(members):,} {'member' if len(members) == 1 else 'members'}"
+        there = sum(name in online for name in members)
+        yield Finding("group", Level.OK, f'"{group}": {count}, {there:,} of them online')
 
 
 def _due(readonly: ReadOnlyDatabase, peer: Peer, counts: Mapping[str, Counts]) -> Counts | None:
@@ -231,12 +248,15 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
         yield _absent(name, None, "", was_there=False)
         return
     with ReadOnlyDatabase(path) as readonly:
-        asked, name = name, readonly.alias(name) or name
+        asked, name = name, readonly.queries.alias(name) or name
         peers = {peer.name: peer for peer in readonly.present()}
         counts = {one.mailbox: one for one in readonly.queries.counts()}.get(name)
         if asked != name:
             yield Finding("name", Level.OK, f'"{asked}" is called "{name}" now')
         peer = peers.get(name)
+        pause = readonly.queries.pauses(now_ms()).get(name)
+        if pause is not None:
+            yield _paused(pause, Level.WRONG)
         if peer is None or _has_ended(here.home, peer):
             others = [one.name for one in peers.values() if not _has_ended(here.home, one)]
             was_there = peer is not None or readonly.queries.was_peer(name)
@@ -245,7 +265,8 @@ def check_one(here: Settings, name: str) -> Iterator[Finding]:
             triggers = Triggers(here)
             try:
                 due = _due(readonly, peer, {name: counts} if counts is not None else {})
-                yield from _check_peer(here.home, peer, due, readonly.queries.last_delivered(peer.session), triggers)
+                last = readonly.queries.last_delivered(peer.session)
+                yield from _check_peer(here.home, peer, due, last, triggers, is_paused=pause is not None)
             finally:
                 triggers.close()
             yield from _check_kept(readonly, peer)

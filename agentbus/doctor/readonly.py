@@ -157,13 +157,6 @@ class ReadOnlyDatabase:
         rows = self._read("SELECT proof FROM peers WHERE session = ?", session)
         return None if not rows or rows[0][0] is None else str(rows[0][0])
 
-    def alias(self, name: str) -> str | None:
-        """The present name of the session that was called `name` before; None if no such session is present."""
-        rows = self._read(
-            "SELECT p.name FROM aliases a JOIN peers p USING (session) WHERE a.alias = ? AND p.left_at IS NULL", name
-        )
-        return str(rows[0][0]) if rows else None
-
     def is_locked(self) -> bool:
         """Whether another process prevents all writes. Takes the lock for an instant, and writes nothing."""
         if not self.is_shared:

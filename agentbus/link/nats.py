@@ -123,7 +123,7 @@ class Probe:
 
 
 async def probe(settings: LinkSettings) -> Probe:
-    """Ask the server, and change nothing there. Raises RelayDown and RelayRefused. [DOCTOR-9]"""
+    """Ask the server, and change nothing there. Raises RelayDown and RelayRefused. [DOCTOR-10]"""
     line = _NatsLine(settings, _WINDOW_S, MAX_STORE_BYTES)
     try:
         return await line.probe()

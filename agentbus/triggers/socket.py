@@ -13,7 +13,6 @@ import stat
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 
 from agentbus.core.config import Settings, check_private, prepare_folder
 from agentbus.core.errors import AgentbusError, BrokenSetup
@@ -23,13 +22,14 @@ from agentbus.core.ports import Wake
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
     import asyncio
+    from pathlib import Path
 
 __all__ = ["SocketTrigger", "make"]
 
 
 def make(settings: Settings, folder: str = "sock") -> SocketTrigger:
     """The trigger of the bus with these settings, with its sockets in `folder` of the home."""
-    return SocketTrigger(settings.home, folder=folder)
+    return SocketTrigger(settings.root, folder=folder)
 
 
 # Linux can reach a folder of any depth through an open descriptor of it; other systems use a short symlink.
@@ -61,7 +61,7 @@ _RESULTS = {
 class _Listener:
     """A bound socket, with its path and its inode."""
 
-    def __init__(self, bound: socket.socket, path: Path) -> None:
+    def __init__(self, bound: socket.socket, path: str) -> None:
         self.socket = bound
         self.path = path
         self._inode = os.lstat(path).st_ino
@@ -221,14 +221,14 @@ class SocketTrigger:
 
     def __init__(
         self,
-        home: Path,
+        home: str | Path,
         *,
         folder: str = "sock",
         max_path_bytes: int = _MAX_PATH_BYTES,
         fd_folder: str | None = _FD_FOLDER,
     ) -> None:
         self.folder = folder
-        self._folder = home / folder
+        self._folder = f"{home}/{folder}"
         self._fd_folder = fd_folder
         self._max_path_bytes = max_path_bytes
         self._sender: socket.socket | None = None
@@ -246,12 +246,12 @@ class SocketTrigger:
         support sockets, or a sandbox refuses them.
         """
         prepare_folder(self._folder)
-        path = self._folder / endpoint
+        path = f"{self._folder}/{endpoint}"
         if self.notify(endpoint) in (Wake.WOKEN, Wake.FULL):
             raise BrokenSetup(f"{path} is in use by a live process")
         self.clear(endpoint)
         with _socket() as bound:
-            self._bind(bound, path)
+            self._bind(bound, endpoint, path)
             listener = _Listener(bound, path)
             try:
                 with _nudges(listener) as wakes:
@@ -262,12 +262,12 @@ class SocketTrigger:
                 # If a successor has bound a socket of that name, leave it.
                 if listener.is_in_place():
                     with suppress(OSError):  # another process has just removed it
-                        path.unlink()
+                        os.unlink(path)
 
-    def _bind(self, listener: socket.socket, path: Path) -> None:
+    def _bind(self, listener: socket.socket, endpoint: str, path: str) -> None:
         try:
-            listener.bind(self._address(path.name))
-            path.chmod(0o600)
+            listener.bind(self._address(endpoint))
+            os.chmod(path, 0o600)
         except OSError as error:
             raise BrokenSetup(
                 f"{path} cannot be bound as a unix socket ({error.strerror})",
@@ -293,7 +293,7 @@ class SocketTrigger:
         """Remove the socket file of a dead peer. Leave anything that is not a socket."""
         if self._is_socket(endpoint):
             with suppress(OSError):  # another process has just removed it
-                (self._folder / endpoint).unlink()
+                os.unlink(f"{self._folder}/{endpoint}")
 
     def leftovers(self) -> Iterator[str]:
         """The sockets in the folder that have the suffix of ours."""
@@ -304,9 +304,8 @@ class SocketTrigger:
         yield from (name for name in names if name.endswith(_SUFFIX) and self._is_socket(name))
 
     def _is_socket(self, endpoint: str) -> bool:
-        path = self._folder / endpoint
         try:
-            return path.name == endpoint and stat.S_ISSOCK(os.lstat(path).st_mode)
+            return "/" not in endpoint and stat.S_ISSOCK(os.lstat(f"{self._folder}/{endpoint}").st_mode)
         except OSError:
             return False
 
@@ -343,6 +342,7 @@ class SocketTrigger:
         # These take 15 ms to import. Only a home whose path is too long for a socket needs them, and not on Linux.
         import hashlib
         import tempfile
+        from pathlib import Path
 
         ours = Path(tempfile.gettempdir()) / f"agentbus-{os.getuid()}"
         prepare_folder(ours)

@@ -7,17 +7,24 @@ import os
 import re
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
+from agentbus.adapters.claude_mcp.door import Door as ModDoor
 from agentbus.adapters.claude_mcp.inbox import inbox as claude_inbox
+from agentbus.adapters.claude_mcp.mod import ModDelivery
 from agentbus.adapters.codex.app_server import AppServer
 from agentbus.adapters.codex.delivery import AppServerDelivery
 from agentbus.adapters.codex.thread import Thread
+from agentbus.adapters.gemini.delivery import HookDelivery
+from agentbus.adapters.gemini.hooks import Hooks
+from agentbus.adapters.gemini.records import Chat
 from agentbus.adapters.mcp.channel import ChannelDelivery
 from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.inbox import Address, InboxDelivery, PostBudget
@@ -27,15 +34,18 @@ from agentbus.adapters.qwen.inbox import QwenInbox
 from agentbus.core.errors import DeliveryClosed, DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.ports import Delivery, Receipt
-from agentbus.core.process import current
+from agentbus.core.process import current, parent
 from agentbus.member import _HandOver
 from tests.support.app_server_stand_in import AppServerStandIn
 from tests.support.command import PATIENCE_S
 from tests.support.door_stand_in import TOKEN as DOOR_TOKEN
 from tests.support.door_stand_in import DoorStandIn
 from tests.support.fakes import FakeDelivery, envelope
+from tests.support.gemini_stand_in import GeminiStandIn, ask_socket
 from tests.support.inbox_stand_in import TOKEN, InboxStandIn
+from tests.support.mod_stand_in import ModStandIn
 from tests.support.qwen_stand_in import SESSION, QwenStandIn
+from tests.support.transcript import TranscriptFile
 
 pytestmark = pytest.mark.anyio
 
@@ -216,6 +226,78 @@ async def plugin() -> AsyncIterator[FarEnd]:
         far.close()
 
 
+@asynccontextmanager
+async def hook() -> AsyncIterator[FarEnd]:
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        chat = Chat()
+        delivery = HookDelivery(chat)
+        home = Path(folder, "bus")
+        home.mkdir(mode=0o700)
+
+        async def report(_trouble: str) -> None:
+            pass
+
+        hooks = Hooks(parent(), home, chat, delivery, ReadyGate(), report)
+        far = GeminiStandIn(Path(folder), ask_socket(home / "hooks"))
+        is_over = threading.Event()
+        seen = 0
+
+        def work() -> None:
+            while not is_over.is_set():
+                far.prompt()
+
+        worker = threading.Thread(target=work)
+
+        def take() -> list[str]:
+            nonlocal seen
+            if worker.ident is None:
+                worker.start()
+            new, seen = far.requests[seen:], len(far.requests)
+            return re.findall(r'msg_id="(\d+)"', "".join(text for texts in new for text in texts))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hooks.run)
+            while not list(home.glob("hooks/*.sock")):
+                await anyio.sleep(0.001)
+            yield FarEnd(Retried(delivery), take, None)
+            is_over.set()
+            if worker.ident is not None:
+                await anyio.to_thread.run_sync(worker.join)
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def mod(outcome: str) -> AsyncIterator[FarEnd]:
+    seen = 0
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        home = Path(folder, "bus")
+        home.mkdir(mode=0o700)
+        record = TranscriptFile(Path(folder, "transcript.jsonl"))
+        door = ModDoor(home, current())
+        delivery = ModDelivery(door, record, lambda: False)
+
+        def take() -> list[str]:
+            nonlocal seen
+            new, seen = far.posts[seen:], len(far.posts)
+            for post in new:
+                if outcome == "noted":
+                    record.note(post["text"])
+                else:
+                    record.prompt(post["text"])
+                    far.say_beside(post["post"], submitted=True)
+            return re.findall(r'msg_id="(\d+)"', "".join(post["text"] for post in new))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(door.run)
+            while door.gone:
+                await anyio.sleep(0.001)
+            far = ModStandIn(door.path, answer={"noted": True} if outcome == "noted" else None)
+            await door.until_asking()
+            yield FarEnd(Retried(delivery) if outcome == "noted" else delivery, take, None)
+            tasks.cancel_scope.cancel()
+        far.close()
+
+
 def socket_pair() -> tuple[int, int]:
     theirs, ours = socket.socketpair()
     return theirs.detach(), ours.detach()
@@ -228,6 +310,9 @@ DELIVERIES: dict[str, Callable[[], AbstractAsyncContextManager[FarEnd]]] = {
     "app-server": app_server,
     "inbox, with receipts": lambda: inbox(QwenStandIn),
     "plugin": plugin,
+    "hook": hook,
+    "mod, prompts": lambda: mod("submitted"),
+    "mod, notes": lambda: mod("noted"),
     "channel, pipe": lambda: channel(os.pipe),
     "channel, socketpair": lambda: channel(socket_pair),
 }
@@ -253,6 +338,13 @@ async def deliver_all(far_end: FarEnd, count: int) -> list[str]:
             left = left[receipt.count :]
     assert all(receipt.taken() for receipt in receipts)
     return far_end.took
+
+
+async def until_taken(receipt: Receipt) -> None:
+    """Wait: a far end can say it a moment after it has it."""
+    with anyio.fail_after(PATIENCE_S):
+        while not receipt.taken():
+            await anyio.sleep(0.002)
 
 
 async def test_it_has_a_carrier(far_end: FarEnd) -> None:
@@ -283,13 +375,11 @@ async def test_taken_is_said_when_it_was_taken_and_stays_true(far_end: FarEnd) -
         assert not [receipt for receipt in receipts if receipt.taken()]
         await far_end.until_took(["1"])
     (receipt,) = receipts
-    assert receipt.taken()
-    if not isinstance(far_end.delivery, _HandOver):
+    await until_taken(receipt)
+    if not isinstance(far_end.delivery, _HandOver | ModDelivery):
         later = await far_end.delivery.deliver([envelope(2)])
         await far_end.until_took(["1", "2"])
-        with anyio.fail_after(PATIENCE_S):  # a far end can say it a moment after it has it
-            while not later.taken():
-                await anyio.sleep(0.002)
+        await until_taken(later)
     assert receipt.taken()
 
 

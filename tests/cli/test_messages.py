@@ -119,7 +119,7 @@ def test_history_finds_what_is_asked_for(home: Path) -> None:
     (row,) = [json.loads(line) for line in agentbus(home, "status", "#2", "--json").stdout.splitlines()]
     assert set(row) == {
         *("id", "state", "from", "to", "text", "reply_to", "sent_at", "delivered_at", "carrier", "read_at", "read_by"),
-        *("sender_session", "sender_was", "thread", "answer_by"),
+        *("sender_session", "sender_was", "thread", "answer_by", "answered_by", "to_group"),
     }
     assert (row["id"], row["state"], row["delivered_at"]) == (2, "pending", None)
 

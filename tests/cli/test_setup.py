@@ -67,7 +67,7 @@ def test_launch_prints_a_command_and_says_what_is_missing_beside_it(home: Path, 
 def test_a_module_that_is_none_is_exit_2(home: Path, claude: ClaudeOnPath, verb: str) -> None:
     done = run(home, claude, verb, "carrier-pigeon")
     assert (done.returncode, done.stdout) == (2, "")
-    known = "claude-mcp or codex or mcp or opencode or qwen"
+    known = "claude-mcp or codex or gemini or mcp or opencode or qwen"
     assert done.stderr == f"agentbus: there is no module 'carrier-pigeon': use {known}\n"
     assert claude.calls() == []
 
@@ -85,6 +85,10 @@ def test_list_says_how_each_stands(home: Path, claude: ClaudeOnPath) -> None:
         "  An MCP server over stdio: tools to send, Codex's own app server to receive.",
         f"  not registered in {claude.home / '.codex' / 'config.toml'}",
         "  fix it: agentbus enable codex",
+        "gemini  Gemini CLI: not enabled",
+        "  An MCP server over stdio, and hooks that bring what comes while the session works.",
+        f"  there is no {claude.home / '.gemini' / 'extensions' / 'agentbus'}",
+        "  fix it: agentbus enable gemini",
         "mcp  any MCP client: unknown",
         "  An MCP server over stdio for any client: tools to send, check_messages to receive.",
         "  agentbus cannot see which clients start it",
@@ -111,7 +115,7 @@ def test_a_broken_manifest_is_a_finding_and_the_others_work(
     adapters = tmp_path / "adapters"
     for name, text in (
         ("a-broken", "{"),
-        ("b-whole", (registry._ADAPTERS / "claude_mcp" / "module.json").read_text()),
+        ("b-whole", Path(registry._ADAPTERS, "claude_mcp", "module.json").read_text()),
         ("c-missing", json.dumps({**_manifest(), "id": "c", "registration": "agentbus.nowhere:made"})),
         ("d-broken", json.dumps({**_manifest(), "id": "d", "registration": "agentbus.registry"})),
     ):
@@ -133,7 +137,7 @@ def test_a_broken_manifest_is_a_finding_and_the_others_work(
 
 
 def _manifest() -> dict[str, object]:
-    found: dict[str, object] = json.loads((registry._ADAPTERS / "claude_mcp" / "module.json").read_text())
+    found: dict[str, object] = json.loads(Path(registry._ADAPTERS, "claude_mcp", "module.json").read_text())
     return found
 
 

@@ -329,7 +329,7 @@ def test_no_value_of_a_peer_steers_the_table_or_is_long(store: Store) -> None:
     claimed = store.claim(asked, now=0, endpoint=str, join_crowd=True)
     assert claimed is not None
     shown = io.StringIO()
-    Console(file=shown, width=1_000).print(_standing([claimed[0]], {}))
+    Console(file=shown, width=1_000).print(_standing([claimed[0]], {}, lambda _peer: ""))
     lines = shown.getvalue().splitlines()
     assert len(lines) == 3
     assert all(line.isprintable() and len(line.rstrip()) < 400 for line in lines)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agentbus.core import asking
 from agentbus.core.asking import Asked, Attention, question
+from agentbus.core.bus import PULL
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState
@@ -198,6 +199,26 @@ async def test_a_renamed_asker_and_another_in_the_thread_are_found(world: World)
         assert to_web.handed == []
 
 
+@pytest.mark.spec("ASK-1", "STORE-9")
+async def test_the_answer_of_a_program_from_before_is_found(world: World) -> None:
+    """A session of schema 7 goes on, and stores no thread."""
+    async with asking_two(world) as (web, to_web, _, to_api), anyio.create_task_group() as tasks:
+        call = Call()
+        tasks.start_soon(call.run, web, "api", 60)
+        await until(lambda: to_api.handed)
+        with world.store._writing() as execute:
+            execute(
+                "INSERT INTO messages (sender, recipient, body, reply_to, sent_at) VALUES ('api', 'web', '8080', ?, 1)",
+                (to_api.handed[0].id,),
+            )
+        world.trigger.notify(web.peer.endpoint)
+        await until(lambda: call.asked)
+        assert call.asked
+        assert call.asked.answer
+        assert call.asked.answer.text == "8080"
+        assert to_web.handed == []
+
+
 @pytest.mark.spec("ASK-1")
 async def test_an_ask_is_woken_while_a_push_is_stuck(world: World) -> None:
     class Stuck(FakeDelivery):
@@ -236,7 +257,7 @@ async def test_what_cannot_be_asked_is_refused_and_sends_nothing(world: World) -
             ("front", 60, '"front" is you'),
             ("web", 60, '"web" is you'),
             ("@review", 60, "'@review' is a group, and a question goes to one peer"),
-            ("api", 0, "cannot be waited for during 0 s: use more than 0 and at most 86,400 s"),
+            ("api", -1, "cannot be waited for during -1 s: use 0 to 86,400 s"),
             ("api", 86_401, "during 86401 s"),
             ("api", float("nan"), "during nan s"),
         ):
@@ -369,11 +390,11 @@ async def _live_through(world: World, steps: list[str]) -> None:
 @pytest.mark.spec("ASK-2")
 def test_what_is_said_without_an_answer(world: World) -> None:
     sent = world.bus.send("web", "api", "well?")
-    online = replace(sent, is_online=True, pulls=True)
+    online = replace(sent, is_online=True, delivery=PULL)
     assert str(Asked(online, 60, state=MessageState.PENDING)) == (
         'no answer to #1 from "api" within 60 s: the question is pending; "api" reads its mail only when it calls '
         "check_messages"
     )
-    read = Asked(replace(online, pulls=False), 1.5, has_ended=True, state=MessageState.READ)
+    read = Asked(replace(online, delivery="channel"), 1.5, has_ended=True, state=MessageState.READ)
     assert str(read) == '"api" has ended without an answer to #1: the question was read'
     assert question("api", 1.5, 7) == Question(1_507)

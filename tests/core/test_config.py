@@ -102,7 +102,7 @@ def test_the_trigger_is_what_was_asked_for(home: Path) -> None:
 @pytest.mark.spec("TRUST-1")
 def test_a_home_is_made_private_and_its_parents_are_not(tmp_path: Path) -> None:
     home = tmp_path / "a" / "b"
-    assert config.prepare_home(home) == home / "bus.db"
+    assert config.prepare_home(home) == str(home / "bus.db")
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert stat.S_IMODE(home.parent.stat().st_mode) == 0o777 & ~current_umask()
     config.prepare_home(home)

@@ -18,7 +18,7 @@ from tests.support.command import clean_env
 
 @pytest.fixture
 def path(home: Path) -> Path:
-    return prepare_home(home)
+    return Path(prepare_home(home))
 
 
 def schema(connection: apsw.Connection) -> list[str]:
@@ -50,6 +50,20 @@ def test_every_old_version_becomes_the_same_schema(path: Path, home: Path, versi
     assert schema(migrated) == schema(fresh)
     migrated.close()
     fresh.close()
+
+
+@pytest.mark.spec("STORE-9")
+def test_a_status_shuts_out_no_older_program(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    before = None
+    for number, sql in database.migrations():
+        if "status_at" in sql:
+            before = number, connection.execute("SELECT oldest FROM bus").get
+        connection.execute(sql)
+        if before is not None and before[0] == number:
+            assert connection.execute("SELECT oldest FROM bus").get == before[1]
+    connection.close()
+    assert before is not None
 
 
 @pytest.mark.spec("STORE-1")

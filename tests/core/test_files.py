@@ -21,7 +21,7 @@ from tests.support.command import clean_env
 
 @pytest.fixture
 def path(home: Path) -> Path:
-    return prepare_home(home)
+    return Path(prepare_home(home))
 
 
 def names(path: Path) -> list[str]:

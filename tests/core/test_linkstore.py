@@ -13,6 +13,7 @@ from agentbus.core.errors import InvalidRequest, MailboxFull, Refused
 from agentbus.core.linkstore import ARRIVED, DELIVERED, READ, REFUSED, UNKNOWN, Incoming, LinkStore, Report, digest
 from agentbus.core.machines import FarPeer, Machine
 from agentbus.core.model import MessageState
+from agentbus.core.store import Store
 from tests.support.fakes import arrival
 
 BUS = "0123456789abcdef"
@@ -122,8 +123,11 @@ def test_a_name_that_only_one_machine_has_is_named_with_it(bus: Bus, store: Link
 
 @pytest.mark.spec("ADDR-4", "SEND-3")
 def test_a_mailbox_on_another_machine_is_full_here(home: Path) -> None:
-    store = LinkStore(prepare_home(home), busy_ms=0, max_pending=2)
-    store.begin("alpha")
+    path = prepare_home(home)
+    link = LinkStore(path, busy_ms=0)
+    link.begin("alpha")
+    link.close()
+    store = Store(path, busy_ms=0, max_pending=2)
     for _ in range(2):
         store.send("ci", "x@beta", "x", now=0)
     with pytest.raises(MailboxFull):

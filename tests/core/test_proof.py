@@ -51,3 +51,37 @@ async def test_a_line_that_is_older_than_the_message_is_about_another_one() -> N
         tasks.cancel_scope.cancel()
     assert sorted(marked) == [2, 4]
     assert not proofs.is_idle
+
+
+class NoRecord(RecordOf):
+    """A record that is not there while `at` is empty, and then shows nothing. Counts how often it was asked for."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+        self.looks = 0
+        self.looked = anyio.Event()
+
+    def place(self) -> str:
+        self.looks += 1
+        if self.looks >= 10:
+            self.looked.set()
+        return self.at
+
+
+@pytest.mark.spec("PROOF-3")
+async def test_a_record_that_does_not_exist_is_looked_for_less_often_than_one_is_read() -> None:
+    async def ignore(_what: Sequence[object]) -> None: ...
+
+    there, nowhere = NoRecord("here"), NoRecord("")
+    async with anyio.create_task_group() as tasks:
+        for record in (there, nowhere):
+            proofs = Proofs(record, mark=ignore, note=ignore)
+            proofs.begin((), ())
+            tasks.start_soon(proofs.run)
+            proofs.expect([envelope(1)])
+        await there.looked.wait()
+        assert nowhere.looks <= 5
+        nowhere.at = "here after all"
+        await nowhere.looked.wait()
+        tasks.cancel_scope.cancel()

@@ -211,7 +211,7 @@ def old_database(path: Path, *peers: tuple[str, str, str, str, int | None], mail
 
 @pytest.mark.spec("NAME-14", "STORE-1")
 def test_a_database_with_folded_names_is_brought_forward(home: Path) -> None:
-    path = prepare_home(home)
+    path = Path(prepare_home(home))
     old_database(
         path,
         ("s1", "m-ller", "m-ller", "/src/Möller", 1),
@@ -244,7 +244,7 @@ def test_a_database_with_folded_names_is_brought_forward(home: Path) -> None:
 def test_no_old_database_is_left_behind_and_no_mail_is_lost(home: Path, seed: int) -> None:
     chance = random.Random(seed)
     folders = ["Möller", "Müller", "Mu\u0308ller", "日本", "🎉", "ｂａｃｋ", "web", "agent", "проект-b", "user", "..."]
-    path = prepare_home(home)
+    path = Path(prepare_home(home))
     taken: set[str] = set()
     peers: list[tuple[str, str, str, str, int | None]] = []
     from agentbus.core.upgrade import _folder_name_5

@@ -19,6 +19,8 @@ from agentbus.core.bus import Bus, Sent, retry_while_busy
 from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import BrokenSetup, Busy
+from agentbus.core.model import Peer
+from agentbus.core.peers import MOST_LOOKED_AFTER
 from agentbus.core.process import Process
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.store import Store
@@ -54,6 +56,8 @@ class World:
             checkpoints=self.checkpoints,
             say=self.said.append,
             retention_hours=options.pop("retention_hours", 0),
+            member_days=options.pop("member_days", 0),
+            groups=options.pop("groups", ()),
             # The safety poll is so slow that no test passes because of it.
             pace=Pace(safety_s=600.0),
             heartbeat_s=options.pop("heartbeat_s", 0.01),
@@ -73,7 +77,7 @@ class World:
 
 @pytest.fixture
 def world(home: Path) -> Iterator[World]:
-    world = World(prepare_home(home))
+    world = World(Path(prepare_home(home)))
     yield world
     world.store.close()
 
@@ -99,6 +103,36 @@ async def test_a_heartbeat_says_that_the_peer_lives_where_no_lock_can(world: Wor
         await until(lambda: world.store.present()[0].last_seen == world.clock.now)
         assert session.peer.name == "web"
     assert world.store.present() == []
+
+
+@pytest.mark.spec("PRES-2")
+async def test_a_heartbeat_looks_after_a_few_and_together_they_miss_nobody(world: World) -> None:
+    """Thirty sessions, of which one is an agent's: it looks at as many with each beat as beside ten."""
+    held = []
+    for number in range(29):
+        claimed = world.bus.claim(arrival(f"peer{number:02}"), str, join_crowd=True)
+        assert claimed is not None
+        assert claimed.held is not None
+        held.append(claimed.held)
+    async with world.running("m", heartbeat_s=600.0) as (session, _):
+        looked: list[str] = []
+        judge = world.store._life
+
+        def noted(peer: Peer) -> process.Life:
+            looked.append(peer.name)
+            return judge(peer)
+
+        world.store._life = noted
+        await session._beat()
+        assert set(looked) == {f"peer{number:02}" for number in range(MOST_LOOKED_AFTER)}
+        looked.clear()
+        # The next one by name has ended, and so have those far away.
+        for one in held[:20]:
+            one._close()
+        await session._beat()
+        assert len(world.store.present()) == 10
+    for one in held[20:]:
+        one.release()
 
 
 @pytest.mark.spec("PRES-1")
@@ -199,7 +233,7 @@ async def test_how_long_history_is_kept_holds_for_all_and_a_session_can_only_len
         assert world.store.queries.newest_id() == 1
         async with world.running("long", retention_hours=100):
             assert world.said == [
-                "AGENTBUS_RETENTION_HOURS: delivered messages of this bus are kept for 100 h from now on"
+                "AGENTBUS_RETENTION_HOURS: retention-hours is 100 from now on, for everybody on this bus"
             ]
             world.clock.now += 50 * HOUR_MS
             await anyio.sleep(0.1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import apsw
 import pytest
 
 from agentbus.core import peers as peers_module
@@ -76,7 +77,7 @@ class Bench:
 
 @pytest.fixture
 def bench(home: Path) -> Iterator[Bench]:
-    bench = Bench(prepare_home(home))
+    bench = Bench(Path(prepare_home(home)))
     yield bench
     bench.store.close()
 
@@ -90,6 +91,30 @@ def test_a_message_waits_under_a_growing_id_and_reads_back_unchanged(bench: Benc
     found = bench.store.pending(bob.session, bob.process.pid, 100)
     assert [(one.id, one.text) for one in found] == list(zip(ids, bodies, strict=True))
     assert {(one.sender, one.recipient, one.sent_at, one.reply_to) for one in found} == {("alice", "bob", 5, None)}
+
+
+def test_what_each_message_runs_is_compiled_once(bench: Bench) -> None:
+    """SQLite asks the authorizer while it compiles a statement; it took longer to compile the read than to run it."""
+    bob = bench.claim("bob")
+    compiled: list[tuple[object, ...]] = []
+
+    def note(*what: object) -> int:
+        compiled.append(what)
+        return apsw.SQLITE_OK
+
+    def message(text: str, now: int) -> None:
+        row_id, _ = bench.store.send("alice", "bob", text, now=now)
+        assert bench.pending(bob) == [text]
+        bench.store.mark_delivered([row_id], session=bob.session, carrier="c", now=now)
+        assert bench.store.unread(bob.session, bob.process.pid, now) != []
+        bench.store.mark_read([row_id], session=bob.session, now=now)
+
+    bench.store._database._connection.authorizer = note
+    message("first", 5)
+    assert compiled
+    compiled.clear()
+    message("another", 6)
+    assert compiled == []
 
 
 @pytest.mark.spec("SEND-2", "STATE-4")

@@ -101,8 +101,8 @@ def test_a_healthy_bus_is_looked_at_and_left_as_it_is(
     codes = [row["code"] for row in report.rows]
     assert codes == [
         *("python", "packages", "sqlite", "settings", "home", "path", "file-system", "disk", "presence"),
-        *("database", "schema", "wal", "lock", "settings", "trigger", "client", "claude", "registration", "permission"),
-        *("command", "client", "client", "client"),
+        *("database", "schema", "wal", "lock", "settings", "settings", "trigger", "client", "claude", "registration"),
+        *("permission", "command", "client", "client", "client", "client"),
         *("wake", "delivery", "peer", "proof", "mailbox", "mailbox"),
     ]
     assert "a wake takes" in report.one("trigger")["seen"]
@@ -233,7 +233,7 @@ def test_4_a_peer_is_dead(home: Path, claude: ClaudeOnPath, start: Callable[...,
     assert report.one("peer")["remedy"] == "the next session, broadcast or message to it clears that away"
     asked = examine(home, claude, "web", PATH="/nowhere")
     assert asked.wrong()["running"]["seen"] == '"web" is not running'
-    clients = ("claude", "codex", "opencode", "qwen")
+    clients = ("claude", "codex", "gemini", "opencode", "qwen")
     assert asked.wrong()["running"]["remedy"] == " or ".join(f"AGENTBUS_NAME=web {one}" for one in clients)
     agentbus(home, "broadcast", "anybody there?")
     assert "nobody is online" in examine(home, claude, PATH="/nowhere").one("peer")["seen"]
@@ -316,7 +316,7 @@ def test_a_damaged_page_is_found(home: Path, claude: ClaudeOnPath) -> None:
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     with (home / "bus.db").open("r+b") as file:
-        for page in range(80, 120):  # of the rows: the schema itself has many pages
+        for page in range(80, 120):  # behind those that every look reads
             file.seek(page * 4_096)
             file.write(b"\xff" * 64)
     report = examine(home, claude, PATH="/nowhere")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,16 +19,21 @@ from agentbus.adapters.mcp import jsonrpc
 from agentbus.adapters.mcp.channel import channel_event
 from agentbus.adapters.mcp.element import CHANNEL, element
 from agentbus.adapters.mcp.lines import LineBuffer
+from agentbus.core.bus import now_ms
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import check_body
 from agentbus.core.names import MAX_NAME_CHARS, fit_name, normalise_name, numbered_name
 from agentbus.core.store import Store
 from tests.support.client import RawClient, clients
+from tests.support.command import PATIENCE_S
 from tests.support.fakes import arrival, envelope
+from tests.support.group_changer import GROUPS, Changer
 
 # A loaded machine takes its time; a correct result does not depend on it.
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200, derandomize=True)
+ROOT = Path(__file__).parents[2]
+STEPS = ("join", "leave", "rename", "pause", "resume", "send")
 NAME = re.compile(r"[^\s<>'\"&]{1,32}")
 
 # Text with lone surrogates and NUL, as JSON can carry them, and with what looks like a channel tag.
@@ -157,3 +165,44 @@ def test_whatever_a_client_calls_a_real_server_answers_in_a_sentence(home: Path)
         call()
         assert alice.call("whoami").startswith('you are "')
         assert "Traceback" not in alice.stderr
+
+
+def audit_groups(store: Store, states: list[dict[str, Any]]) -> None:
+    groups, pauses = store.queries.groups_of(), store.queries.pauses(2**62)
+    assert groups == {state["name"]: state["groups"] for state in states if state["groups"]}
+    assert set(store.queries.pauses(now_ms())) == {state["name"] for state in states if state["is_paused"]}
+    assert {pause.until for pause in pauses.values()} <= {None}
+    accepted = sorted(row_id for state in states for row_id in state["ids"])
+    assert [one.id for one in store.queries.after(0, 100_000)] == accepted
+    assert all(one.to_group for one in store.queries.after(0, 100_000))
+
+
+@pytest.mark.spec("GROUP-2", "GROUP-3", "GROUP-4", "BRAKE-2")
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(STEPS), st.integers(0, 8)), max_size=40))
+@settings(PATIENT, max_examples=40)
+def test_each_session_is_in_what_it_joined_whatever_the_others_do(steps: list[tuple[int, str, int]]) -> None:
+    with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        prepare_home(Path(folder))
+        changers = [Changer(Path(folder), name) for name in ("x", "y", "z")]
+        for who, what, which in steps:
+            changers[who].step(what, which)
+        audit_groups(changers[0].store, [one.state() for one in changers])
+        for one in changers:
+            one.close()
+
+
+@pytest.mark.spec("GROUP-2", "GROUP-3", "GROUP-4", "BRAKE-1", "BRAKE-2")
+def test_groups_and_pauses_hold_while_two_processes_change_them(home: Path) -> None:
+    store = Store(prepare_home(home), busy_ms=10_000)
+    there = {"name": "there", "groups": list(GROUPS), "is_paused": False, "ids": []}
+    for group in GROUPS:
+        store.join_group(group, "there", now=0)
+    command = [sys.executable, "-m", "tests.support.group_changer", str(home)]
+    running = [
+        subprocess.Popen([*command, name, str(seed), "400"], stdout=subprocess.PIPE, cwd=ROOT)
+        for seed, name in enumerate(("x", "y"))
+    ]
+    states = [json.loads(child.communicate(timeout=PATIENCE_S)[0]) for child in running]
+    audit_groups(store, [there, *states])
+    assert all(state["ids"] for state in states)
+    store.close()

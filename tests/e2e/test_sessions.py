@@ -70,10 +70,14 @@ def test_what_a_client_does_first(start: Start, adapter: str) -> None:
     tools = client.request("tools/list")["result"]["tools"]
     assert {tool["name"]: list(tool["inputSchema"]["properties"]) for tool in tools} == {
         "send_message": ["to", "text", "reply_to"],
+        "ask": ["to", "text", "wait_s"],
         "broadcast": ["text"],
         "list_peers": [],
         "whoami": [],
-        "set_name": ["name"],
+        "set_name": ["name", "status"],
+        "set_status": ["text"],
+        "join_group": ["group"],
+        "leave_group": ["group"],
         "check_messages": ["wait_s"],
         "message_status": ["id"],
     }

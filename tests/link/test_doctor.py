@@ -23,7 +23,7 @@ def look(of: Machine) -> dict[str, Finding]:
     return by_code(list(check_link(of.home)))
 
 
-@pytest.mark.spec("DOCTOR-9")
+@pytest.mark.spec("DOCTOR-10")
 def test_doctor_sees_a_link_that_is_well_and_each_thing_that_is_not(
     machine: Callable[[str], Machine], nats: Server
 ) -> None:
@@ -55,7 +55,7 @@ def test_doctor_sees_a_link_that_is_well_and_each_thing_that_is_not(
         nats.start()
 
 
-@pytest.mark.spec("DOCTOR-9", "DOCTOR-6")
+@pytest.mark.spec("DOCTOR-10", "DOCTOR-6")
 @pytest.mark.anyio
 async def test_doctor_of_an_address_walks_to_the_peer_there(machine: Callable[[str], Machine]) -> None:
     import anyio
@@ -79,7 +79,7 @@ async def test_doctor_of_an_address_walks_to_the_peer_there(machine: Callable[[s
     assert "the link is not running" in (await far("backend@beta"))["running"].seen
 
 
-@pytest.mark.spec("DOCTOR-9")
+@pytest.mark.spec("DOCTOR-10")
 def test_doctor_names_what_waits_what_is_refused_and_clocks_that_are_off(machine: Callable[[str], Machine]) -> None:
     from agentbus.core.linkstore import LinkStore
     from agentbus.core.machines import Machine as Far

@@ -21,7 +21,7 @@ MODULES = sorted(path for path in ROOT.joinpath("bench").glob("*.py") if path.st
 COMMANDS = [path.stem for path in MODULES if "def command(" in path.read_text() or "typer.run(" in path.read_text()]
 # Our own server, started in the way another server would be.
 OURS = (
-    "env AGENTBUS_HOME={home} AGENTBUS_NAME={name} AGENTBUS_DELIVERY=channel AGENTBUS_BURST=0 "
+    "env AGENTBUS_HOME={home} AGENTBUS_NAME={name} AGENTBUS_DELIVERY=channel AGENTBUS_BURST=0 AGENTBUS_HOURLY=0 "
     f"{shlex.quote(sys.executable)} -m agentbus serve claude-mcp"
 )
 MACHINE = {"system", "cores", "python", "sqlite", "agentbus", "mcp", "clock", "load before"}
@@ -65,7 +65,8 @@ def rows(tables: dict[str, list[dict[str, Any]]], start: str) -> set[str]:
 
 
 def test_the_commands_are_known() -> None:
-    assert {"delivery_latency", "throughput", "scale", "startup", "link_latency", "soak"} <= set(COMMANDS)
+    known = {"delivery_latency", "throughput", "scale", "search", "startup", "asking", "link_latency", "soak"}
+    assert known <= set(COMMANDS)
     about = ROOT.joinpath("bench", "README.md").read_text()
     assert all(f"`python -m bench.{name}`" in about for name in COMMANDS)
 
@@ -109,7 +110,8 @@ def test_throughput(tmp_path: Path) -> None:
     rates = rows(tables, "messages a second")
     for road in ("tools, 1 -> 1", "tools, 2 -> 1", "Python API -> session", "Python API -> Python API"):
         assert {f"{road}, sync normal", f"{road}, sync full"} <= rates
-    assert rows(tables, "broadcast") == {"1 -> 2, sync normal", "1 -> 2, sync full"}
+    for title in ("broadcast", "to a group"):
+        assert rows(tables, title) == {"1 -> 2, sync normal", "1 -> 2, sync full"}
 
 
 def test_scale(tmp_path: Path) -> None:
@@ -126,6 +128,8 @@ def test_scale(tmp_path: Path) -> None:
         "1",
         "--pending",
         "5",
+        "--sessions",
+        "2",
     )
     tables = measured(tmp_path, "scale", *sizes, "--rounds", "1", "--commands", "1", "--drains", "1", "--idle", "0")
     each = {"tool call -> event", "send, a call", "peers, a call", "agentbus send", "agentbus peers"}
@@ -133,6 +137,15 @@ def test_scale(tmp_path: Path) -> None:
     assert rows(tables, "live peers") == {*each, "broadcast, a call"}
     assert "drained after tools/list was asked for" in rows(tables, "pending")
     assert {"0", "1,000", "last / first"} <= set(tables["old rows: p50, ms"][0])
+    assert {"all up, s", "broadcast to the others, p50, ms"} <= set(tables["2 sessions"][0])
+
+
+def test_asking(tmp_path: Path) -> None:
+    tables = measured(tmp_path, "asking", "--rounds", "2", "--commands", "1")
+    expected = {"a message, one way", "an ask, there and back", "an ask / a message"}
+    assert rows(tables, "tool call written") == expected
+    assert rows(tables, "whole processes") == {"agentbus send", "agentbus ask"}
+    assert len(tables["targets"]) == 2
 
 
 def test_startup(tmp_path: Path) -> None:
@@ -144,6 +157,14 @@ def test_startup(tmp_path: Path) -> None:
     if sys.platform == "linux":
         assert rows(tables, "memory") == {"agentbus", "agentbus, with the SDK", "a bare SDK server"}
         assert "trigger socket" in rows(tables, "idle")
+
+
+def test_search(tmp_path: Path) -> None:
+    tables = measured(tmp_path, "search", "--messages", "300", "--rounds", "1", "--commands", "1")
+    assert {"the whole command, s", "the index, MB"} <= rows(tables, "the first search")
+    assert {"a word of 3 in 4 messages", "a frequent phrase"} <= rows(tables, "a later search, a call")
+    assert rows(tables, "send") == {"while the index is made", "never searched", "searched"}
+    assert len(tables["targets"]) == 3
 
 
 @pytest.mark.parametrize("name", ["delivery_latency", "throughput", "startup"])

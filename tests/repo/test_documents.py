@@ -54,7 +54,8 @@ def test_spec_has_each_command_with_just_its_options() -> None:
         for argument in arguments(command):
             word = argument.strip("[]")
             assert word in rows[name] or name == "serve", f"{name}: {argument}"
-    reading = {"peers", "inbox", "history", "status", "watch", "wait", "list", "doctor", "config", "link"}
+    reading = {"peers", "groups", "inbox", "history", "search", "status", "watch", "wait", "ask", "list", "doctor"}
+    reading |= {"config", "link"}
     assert {name for name, command in COMMANDS.items() if "--json" in options(command)} == reading
 
 

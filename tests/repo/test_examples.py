@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agentbus import __version__, registry
+from agentbus.adapters.claude_mcp import plugin
 from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -97,18 +98,34 @@ def test_a_job_asks_a_session_and_prints_its_answer(home: Path, tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
     ) as job:
-        rows = until(lambda: [r for r in _inbox(home) if r["text"].startswith("failed")], "the job's question")
-        assert "exit code 3" in rows[0]["text"]
-        assert rows[0]["text"].endswith("broken test")
-        agentbus(home, "send", rows[0]["from"], "a flaky test, run it again", "--from", "backend")
+        answer_question(home, "the test is wrong", "exit code 3", "broken test")
         out, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 3, "that of the command"
-    assert out.endswith("backend answered: a flaky test, run it again\n")
+    assert out.endswith("backend answered: the test is wrong\n")
+    flag = tmp_path / "flag"
+    with subprocess.Popen(
+        [script, "backend", "sh", "-c", f"test -e {flag} || {{ touch {flag}; exit 4; }}"],
+        env=on_path(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        answer_question(home, "Again, it is flaky", "exit code 4", "")
+        out, _ = job.communicate(timeout=PATIENCE_S)
+    assert (job.returncode, out) == (0, "backend answered: Again, it is flaky\n"), "the answer is used"
     late = subprocess.run(
         [script, "backend", "false"], env=on_path(home, ANSWER_S="0"), capture_output=True, text=True, timeout=60
     )
     assert late.returncode == 1
     assert "no answer yet; it will wait in the mailbox: agentbus inbox ci-" in late.stdout
+
+
+def answer_question(home: Path, answer: str, said: str, end: str) -> None:
+    (row,) = until(lambda: [row for row in _inbox(home) if said in row["text"]], "the job's question")
+    assert row["text"].endswith(end)
+    assert row["answer_by"]
+    done = agentbus(home, "send", row["from"], answer, "--from", "backend", "--reply-to", f"#{row['id']}")
+    assert done.stdout.endswith(", which waits for this answer\n")
 
 
 def _inbox(home: Path) -> list[dict[str, str]]:
@@ -117,15 +134,27 @@ def _inbox(home: Path) -> list[dict[str, str]]:
 
 def test_the_plugin_runs_the_same_server_as_the_module() -> None:
     folder = EXAMPLES / "claude-plugin"
-    plugin = json.loads((folder / ".claude-plugin" / "plugin.json").read_text())
-    assert (plugin["name"], plugin["version"]) == ("agentbus", __version__)
+    described = json.loads((folder / plugin.MAIN).read_text())
+    assert (described["name"], described["version"]) == ("agentbus", __version__)
     module = registry.manifest("claude-mcp")
     entry = json.loads((folder / ".mcp.json").read_text())["mcpServers"][module.server_name]
     # Without the variables of the host that would shadow what agentbus imports.
     isolated = ("-u", "PYTHONPATH", "-u", "PYTHONHOME", "agentbus", *module.serve)
     assert (entry["command"], tuple(entry["args"])) == ("env", isolated)
     assert "alwaysLoad" not in entry
-    assert plugin["channels"] == [{"server": module.server_name}]
+    assert described["channels"] == [{"server": module.server_name}]
+
+
+@pytest.mark.spec("MOD-11")
+def test_the_plugin_has_the_same_module_as_is_installed() -> None:
+    folder = EXAMPLES / "claude-plugin"
+    made = plugin.files()
+    described = json.loads((folder / plugin.MAIN).read_text())
+    assert {key: described[key] for key in ("name", "version")} == {
+        key: json.loads(made[plugin.MAIN])[key] for key in ("name", "version")
+    }
+    for name in sorted(made.keys() - {plugin.MAIN}):
+        assert (folder / name).read_text() == made[name], name
 
 
 @pytest.mark.skipif(shutil.which("claude") is None, reason="claude is not on PATH")

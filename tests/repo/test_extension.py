@@ -99,10 +99,11 @@ def test_the_folder_of_a_new_trigger_is_checked_looked_into_and_removed(home: Pa
 @pytest.mark.spec("MOD-1")
 @pytest.mark.usefixtures("zed")
 def test_a_new_adapter_is_found_with_its_variables_and_its_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [one.id for one in registry.manifests()[0]] == ["claude-mcp", "codex", "mcp", "opencode", "qwen", "zed"]
+    known = ["claude-mcp", "codex", "gemini", "mcp", "opencode", "qwen", "zed"]
+    assert [one.id for one in registry.manifests()[0]] == known
     assert "AGENTBUS_ZED" in registry.variables()
     assert "zed" in registry.folders(config.load({}, home=home))
-    with pytest.raises(InvalidRequest, match="use claude-mcp or codex or mcp or opencode or qwen or zed"):
+    with pytest.raises(InvalidRequest, match=f"use {' or '.join(known)}"):
         registry.serve("owl")
     monkeypatch.setenv("AGENTBUS_ZED", "shrill")
     found = [one for one in check_settings() if "AGENTBUS_ZED" in one.seen]

@@ -12,7 +12,7 @@ from agentbus.adapters.claude_mcp import caller, mode, records
 from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp import server as claude_server
 from agentbus.adapters.mcp import element, fast_path, gate, hold, inbox, lines, rate_limit, server
-from agentbus.cli import common, wait
+from agentbus.cli import common
 from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store, text
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
@@ -63,8 +63,10 @@ PROMISES = [
     ("INBOX-4", "{} posts", inbox._BURST),
     ("INBOX-4", "one in {} s", inbox._REFILL_S),
     ("INBOX-6", "for {} s", inbox._TROUBLE_S),
+    ("PRES-2", "the {} sessions that follow", peers.MOST_LOOKED_AFTER),
     ("PROOF-3", "every {} ms", proof._FIRST_PAUSE_S * 1_000),
     ("PROOF-3", "once in {} s", proof._LONGEST_PAUSE_S),
+    ("PROOF-3", "every {} s while", proof._NO_PLACE_PAUSE_S),
     ("READ-1", "at most {} messages", claude_server.PROFILE.max_checked),
     ("READ-1", "at most {} characters", claude_server.PROFILE.max_checked_chars),
     ("READ-3", "0 to {}", claude_server.PROFILE.max_wait_s),
@@ -75,7 +77,7 @@ PROMISES = [
     ("WATCH-2", "more than {} messages", changes._MAX_FOLLOWED),
     ("BYPASS-1", "last {} bytes", mode._TAIL_BYTES),
     ("BYPASS-2", "every {} s", hold._LOOK_S),
-    ("WAIT-3", "0 to {} s", wait._LONGEST_S),
+    ("WAIT-3", "0 to {} s", common._LONGEST_S),
     ("REG-5", "within {} s", claude_registration._PATIENCE_S),
     ("DOCTOR-4", "from {}", ".".join(map(str, claude_registration._LEAST_VERSION))),
     ("STORE-4", "up to {} s", bus.BUSY_PATIENCE_S),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,32 @@ def test_the_strangers_session_is_as_shown(home: Path) -> None:
             printed += line + agentbus(home, *line.split()[2:]).stdout
         elif line.startswith("$ "):
             printed += line
+    assert printed == shown
+
+
+@pytest.mark.spec("ASK-7", "ASK-3", "THREAD-3")
+def test_asking_works_as_it_is_shown(home: Path) -> None:
+    shown = next(block for block in blocks("console") if "agentbus ask backend" in block)
+    env = clean_env(home, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    answers = (
+        "import anyio, agentbus\n"
+        "async def main():\n"
+        "    async with agentbus.join('backend') as me:\n"
+        "        async for one in me:\n"
+        "            await me.send(one.sender, '8080', reply_to=one.id)\n"
+        "anyio.run(main)\n"
+    )
+    printed = ""
+    with subprocess.Popen([sys.executable, "-c", answers], env=env) as backend:
+        try:
+            until(lambda: "backend" in agentbus(home, "peers").stdout)
+            for line in shown.splitlines(keepends=True):
+                if line.startswith("$ "):
+                    command = ["sh", "-c", f"exec 2>&1; {line[2:]}"]
+                    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+                    printed += line + done.stdout
+        finally:
+            backend.kill()
     assert printed == shown
 
 

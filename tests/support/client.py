@@ -47,8 +47,9 @@ class RawClient:
             variables["AGENTBUS_NAME"] = name
         # The tests do not run under Claude Code, so the delivery is set here, unless a test is about just that.
         variables.setdefault("AGENTBUS_DELIVERY", "channel")
-        # Tests also send in bursts, so the burst is set here too, unless a test is about just that.
+        # Tests also send in bursts, so these are set here too, unless a test is about just that.
         variables.setdefault("AGENTBUS_BURST", "0")
+        variables.setdefault("AGENTBUS_HOURLY", "0")
         ours, theirs = socket.socketpair() if stdout == "socketpair" else (None, None)
         self.process = subprocess.Popen(
             list(command) or [sys.executable, "-m", "agentbus", "serve", adapter],

@@ -32,6 +32,8 @@ class InboxStandIn:
         self.path = path
         self.texts: list[str] = []
         self.dropped: list[tuple[str, str]] = []
+        # A session takes posts of any process of its user, if its settings let them in.
+        self.needs_token = True
         self.is_reading = threading.Event()
         if reads:
             self.is_reading.set()
@@ -68,7 +70,7 @@ class InboxStandIn:
                 self._take(connection)
 
     def _take(self, connection: socket.socket) -> None:
-        is_known = False
+        is_known = not self.needs_token
         # Only complete lines count: nothing is taken from a line that is cut off.
         for line in connection.makefile("r", encoding="utf-8", newline="\n"):
             if not line.endswith("\n") or len(line) > MAX_LINE_CHARS:

@@ -2,7 +2,7 @@
 
 In a session that was not started with the channel flag, Claude Code silently drops channel events. So its arguments
 decide whether anything is pushed. Reads processes, and checks whether the inbox answers. Implements [VOID-1] to
-[VOID-3], [HOST-1], [HOST-2] and [BYPASS-2].
+[VOID-3], [HOST-1], [HOST-2], [BYPASS-2] and [MOD-5].
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from agentbus.adapters.claude_mcp import records
+from agentbus.adapters.claude_mcp import plugin, records
+from agentbus.adapters.claude_mcp.door import Door
 from agentbus.adapters.claude_mcp.inbox import address, inbox
+from agentbus.adapters.claude_mcp.mod import ModDelivery, ModFirst
 from agentbus.adapters.claude_mcp.mode import PermissionMode
 from agentbus.adapters.claude_mcp.transcript import Transcript
 from agentbus.adapters.claude_mcp.twins import twin
 from agentbus.adapters.mcp import channel, peer_socket
-from agentbus.adapters.mcp.hosts import Choice, Host, Mode, find_host
+from agentbus.adapters.mcp.hosts import Choice, Host, Link, Mode, find_host
 from agentbus.adapters.mcp.inbox import InboxDelivery, PostBudget
 from agentbus.core import process
 from agentbus.core.bus import PULL
@@ -181,8 +183,10 @@ def choose(
         return choice
     # A delivery that the user asked for is the user's word, unless there is a plainer one. [BYPASS-2]
     is_held = bypass == "hold" or (not bypass and asked == "auto")
-    if choice.make is not None and is_held:
-        choice = replace(choice, held=_holding(host))
+    held = _holding(host) if choice.make is not None and is_held else None
+    if asked in ("auto", ModDelivery.carrier):
+        choice = _mod_first(choice, host, held)
+    choice = replace(choice, held=held)
     return replace(choice, twin=twin)
 
 
@@ -198,9 +202,33 @@ def _holding(host: Host) -> Callable[[], str]:
     return held
 
 
+def _mod_first(choice: Choice, host: Host, held: Callable[[], str] | None) -> Choice:
+    """`choice`, with our code inside the session in its place for as long as that asks. [MOD-5]"""
+    make, record = choice.make, choice.record
+    if make is None or record is None:
+        return choice
+
+    def why_not() -> str:
+        entry = records.entry(host.process)
+        return plugin.why_not(host.arguments, entry.version if entry is not None else "", working_folder())
+
+    def is_idle() -> bool:
+        entry = records.entry(host.process)
+        return entry is not None and entry.status == "idle" and not (held is not None and held())
+
+    def make_both(link: Link) -> ModFirst:
+        door = Door(link.home, host.process)
+        mod = ModDelivery(door, record, is_idle, link.frames)
+        both = ModFirst(mod, door, make(link), link.turned, choice.reason, why_not)
+        link.beside(both.watch)
+        return both
+
+    return replace(choice, make=make_both)
+
+
 def _asked(host: Process, asked: str, reason: str) -> Choice:
-    if asked == "inbox":
-        return _inbox(host, reason, is_asked=True)
+    if asked in ("inbox", ModDelivery.carrier):
+        return _inbox(host, reason, is_asked=asked == "inbox")
     return _pull(host, reason) if asked == PULL else _channel(host, Mode.PUSHED, reason)
 
 

@@ -12,7 +12,7 @@ from agentbus.adapters.mcp.inbox import Address, Inbox
 from agentbus.core.config import other_program
 from agentbus.core.process import Process
 
-__all__ = ["address", "inbox"]
+__all__ = ["address", "frame", "inbox"]
 
 
 def address() -> Address | None:
@@ -24,11 +24,11 @@ def address() -> Address | None:
 def inbox(at: Address, host: Process) -> Inbox:
     """The inbox at that address, of the session whose agent process is `host`."""
 
-    def frame(text: str) -> bytes:
-        lines = (
-            {"type": "auth", "token": at.token},
-            {"type": "user", "message": {"role": "user", "content": text}},
-        )
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    return Inbox(at, host, lambda text: frame(text, at.token))
 
-    return Inbox(at, host, frame)
+
+def frame(text: str, token: str) -> bytes:
+    """The lines of a post. Without a token it is that of a process which the session has not started."""
+    lines: list[dict[str, object]] = [{"type": "auth", "token": token}] if token else []
+    lines.append({"type": "user", "message": {"role": "user", "content": text}})
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

@@ -21,9 +21,11 @@ from agentbus.adapters.mcp.transcript import instant
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
-__all__ = ["PermissionMode", "stated"]
+__all__ = ["HOLD", "REFUSE", "PermissionMode", "inbound", "settings_of", "stated"]
 
 BYPASS = "bypassPermissions"
+# What settings can do with the posts of other sessions and programs.
+REFUSE, HOLD = "refuse", "hold"
 
 # Of a transcript only the end is read: the lines of a turn with some large answers of tools.
 _TAIL_BYTES = 262_144
@@ -37,28 +39,48 @@ def stated(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) ->
     `arguments` are those of Claude Code. A flag stands above all settings. Among the settings, bypass counts wherever
     it stands.
     """
-    flag = settings = ""
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, is_pair, value = word.partition("=")
-        value = value if is_pair else after
-        if word == "--dangerously-skip-permissions":
-            return BYPASS, word
-        if name == "--permission-mode":
-            flag = value
-        elif name == "--settings":
-            settings = value
+    if "--dangerously-skip-permissions" in arguments:
+        return BYPASS, "--dangerously-skip-permissions"
+    flag = _option(arguments, "--permission-mode")
     if flag:
         return flag, f"--permission-mode {flag[:40]}"
+    said = [(mode, where) for found, where in settings_of(arguments, cwd, managed) if (mode := _default_mode(found))]
+    return next((one for one in said if one[0] == BYPASS), said[0] if said else ("", ""))
+
+
+def inbound(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) -> tuple[str, str]:
+    """What the settings do with the posts of others, `refuse` or `hold`, and where that is said; else empty.
+
+    The strictest counts wherever it stands, and what the client does not know as a value is held, as the client does.
+    """
+    found = [
+        (REFUSE if said == REFUSE else HOLD, where)
+        for settings, where in settings_of(arguments, cwd, managed)
+        if isinstance(settings, dict) and (said := settings.get("crossSessionInbound", "accept")) != "accept"
+    ]
+    return next((one for one in found if one[0] == REFUSE), found[0] if found else ("", ""))
+
+
+def _option(arguments: Sequence[str], flag: str) -> str:
+    """The value of the last `flag`; "" if it is not there."""
+    found = ""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, is_pair, value = word.partition("=")
+        if name == flag:
+            found = value if is_pair else after
+    return found
+
+
+def settings_of(arguments: Sequence[str], cwd: str = "", managed: Path = _MANAGED) -> list[tuple[Any, str]]:
+    """The settings that hold for a session that was started with these arguments, each with where it stands."""
     folder = Path(cwd) / ".claude" if cwd else None
-    places: list[tuple[Any, str]] = [(_settings(settings, cwd), "--settings")]
     files = [managed / "managed-settings.json"]
     files += _listed(managed / "managed-settings.d")
     files += [folder / "settings.local.json", folder / "settings.json"] if folder is not None else []
     with suppress(BrokenSetup):  # where the user's settings are is not known
         files.append(records.config_folder() / "settings.json")
-    places += [(_read(path), str(path)) for path in files]
-    said = [(mode, where) for found, where in places if (mode := _default_mode(found))]
-    return next((one for one in said if one[0] == BYPASS), said[0] if said else ("", ""))
+    flag = (_settings(_option(arguments, "--settings"), cwd), "--settings")
+    return [flag, *((_read(path), str(path)) for path in files)]
 
 
 def _settings(said: str, cwd: str) -> Any:

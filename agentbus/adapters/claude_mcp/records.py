@@ -18,7 +18,7 @@ from agentbus.core.config import expanded, other_program
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
 
-__all__ = ["Entry", "config_folder", "entry", "settled", "state_file", "tail", "transcript"]
+__all__ = ["Entry", "activity", "config_folder", "entry", "settled", "state_file", "tail", "transcript"]
 
 # An entry is written in steps while our server starts: with 2.1.332 they took 70 to 120 ms. More, for a busy machine.
 _PATIENCE_S = 0.3
@@ -92,6 +92,12 @@ def entry(host: Process) -> Entry | None:
     said = found.get("startedAt")
     started_at = said if isinstance(said, int) and not isinstance(said, bool) else 0
     return Entry(session_id=session_id, started_at=started_at, **fields)
+
+
+def activity(host: Process) -> str:
+    """Whether the session whose process is `host` is "busy" or "idle", as its entry says; "" if it does not say."""
+    found = entry(host)
+    return found.status if found is not None and found.status in ("busy", "idle") else ""
 
 
 def settled(host: Process, is_settled: Callable[[Entry | None], bool]) -> Entry | None:

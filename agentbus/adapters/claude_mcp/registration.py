@@ -1,7 +1,8 @@
 """The adapter's registration with Claude Code: read from Claude's own files, changed only through `claude mcp`.
 
-Knows the command line and the files of Claude Code, as recorded with 2.1.331, but not the bus. Implements [REG-1] to
-[REG-5].
+Beside it stands a folder of ours, with the code that Claude Code loads from there: the server works without. Knows the
+command line and the files of Claude Code, as recorded with 2.1.331, but not the bus. Implements [REG-1] to [REG-5],
+[MOD-11].
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentbus.adapters.claude_mcp import twins
+from agentbus.adapters.claude_mcp import plugin, twins
 from agentbus.adapters.claude_mcp.records import config_folder, state_file
+from agentbus.adapters.mcp.extension_folder import ExtensionFolder
 from agentbus.adapters.mcp.registration import (
     Unreadable,
     check_command,
@@ -69,6 +71,15 @@ class ClaudeRegistration:
         self._own = own
         self._patience_s = patience_s
         self._name = manifest.server_name
+        self._module = ExtensionFolder(
+            manifest,
+            where=lambda: plugin.folder().parent,
+            main=plugin.MAIN,
+            make=plugin.files,
+            tried=_LEAST_VERSION,
+            update="claude update",
+            own=own,
+        )
 
     # -- its state -----------------------------------------------------------------------------------------
 
@@ -84,6 +95,8 @@ class ClaudeRegistration:
             return Registered(Standing.UNKNOWN, str(error.args[0]), error.hint or "")
         if shadow is not None:
             return shadow
+        if entry is None and self._has_module:
+            return Registered(Standing.STALE, f"only {plugin.folder()} is there, without the server", self._mend)
         if entry is None:
             return Registered(Standing.DISABLED, f"not registered in {state_file()}", self._mend)
         command = command_of(entry)
@@ -98,6 +111,11 @@ class ClaudeRegistration:
         else:
             seen = f"registered as {shlex.join(command)}, but this agentbus is {shlex.join(self._wanted())}"
         return Registered(Standing.STALE, seen, self._mend)
+
+    @property
+    def _has_module(self) -> bool:
+        """Whether the folder with our module is there, as this agentbus writes it or not."""
+        return self._module.registered().standing in (Standing.ENABLED, Standing.STALE)
 
     @property
     def _mend(self) -> str:
@@ -161,8 +179,9 @@ class ClaudeRegistration:
         entry, old = self._entry(wanted), self._user_entry()
         is_same_command = old is not None and is_same(command_of(old), wanted)
         if old is not None and is_same_command and not _loads_all(old):
-            kept = f"{self._name} is already registered with Claude Code, nothing was changed"
-            return [kept, *self._shadow_notes(), *self._twin_notes()]
+            added = self._put_module()
+            kept = f"{self._name} is already registered with Claude Code{'' if added else ', nothing was changed'}"
+            return [kept, *added, *self._shadow_notes(), *self._twin_notes()]
         if old is not None:
             entry["env"] = old.get("env", {})  # keep what the user has set there
             self._mcp("remove", "-s", "user", self._name)
@@ -177,9 +196,19 @@ class ClaudeRegistration:
             mended = ", without alwaysLoad: sessions that start now load only the tools that an answer needs"
         return [
             f"registered {self._name} with Claude Code for all projects{mended}",
+            *self._put_module(),
             *self._shadow_notes(),
             *self._twin_notes(),
         ]
+
+    def _put_module(self) -> list[str]:
+        """Put our module in place. What keeps it from that is said: without it, messages go into the inbox. [MOD-11]"""
+        if self._module.registered().standing is Standing.ENABLED:
+            return []
+        try:
+            return self._module.enable()
+        except BrokenSetup as error:
+            return [f"but without its module, so that messages go into the inbox of a session: {error}"]
 
     def _add(self, entry: dict[str, Any]) -> None:
         self._mcp("add-json", "-s", "user", self._name, json.dumps(entry))
@@ -190,11 +219,12 @@ class ClaudeRegistration:
             )
 
     def disable(self) -> list[str]:
-        """End the registration. See Registration. [REG-2]"""
+        """End the registration. See Registration. [REG-2], [MOD-11]"""
+        done = self._module.disable() if self._has_module else []
         if self._user_entry() is None:
-            return [f"{self._name} is not registered with Claude Code, nothing to do there"]
+            return done or [f"{self._name} is not registered with Claude Code, nothing to do there"]
         self._mcp("remove", "-s", "user", self._name)
-        return [f"removed {self._name} from Claude Code; running sessions keep it until they end"]
+        return [f"removed {self._name} from Claude Code; running sessions keep it until they end", *done]
 
     def by_hand(self) -> list[str]:
         """The command to type if `claude` is there, and the text to paste for another MCP client. [REG-4]"""
@@ -250,13 +280,16 @@ class ClaudeRegistration:
     def findings(self) -> list[Finding]:
         """See Registration. [DOCTOR-4]"""
         stands = self.registered()
+        version = ""
         if shutil.which("claude") is None:
             found = [
                 Finding("client", Level.NOTE, "claude is not on PATH", "install Claude Code, if you want to use it")
             ]
             is_wrong = stands.standing not in (Standing.ENABLED, Standing.DISABLED)
         else:
-            found = [self._version()]
+            told = version_of("claude", self._patience_s)
+            found = [told if isinstance(told, Finding) else _judged(*told)]
+            version = "" if isinstance(told, Finding) else told[1]
             is_wrong = stands.standing is not Standing.ENABLED
         level = Level.WRONG if is_wrong else Level.OK if stands.standing is Standing.ENABLED else Level.NOTE
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
@@ -269,7 +302,19 @@ class ClaudeRegistration:
                 found.append(Finding("registration", Level.NOTE, seen, self._mend))
             command = command_of(entry)
             found.append(check_command("Claude Code", command, len(self._manifest.serve), self._mend))
+            found.append(self._plugin(version))
         return found
+
+    def _plugin(self, version: str) -> Finding:
+        """Whether sessions have our module, as far as files and the version of Claude Code say. [MOD-11]"""
+        stands = self._module.registered()
+        if stands.standing is not Standing.ENABLED:
+            seen = f"{stands.seen}: messages go into the inbox of a session"
+            return Finding("plugin", Level.NOTE, seen, stands.remedy or self._mend)
+        why = plugin.why_not((), version, str(self._cwd or ""))
+        if why:
+            return Finding("plugin", Level.NOTE, f"{why}: messages go into the inbox of a session")
+        return Finding("plugin", Level.OK, f"{plugin.folder()} holds the module that brings messages into a session")
 
     def _permission(self) -> Finding:
         """Whether the user's settings allow our tools; what a project or a flag allows cannot be seen. [MOD-4]"""
@@ -286,18 +331,6 @@ class ClaudeRegistration:
         )
         seen = f"{settings} does not allow {self._rule}: unattended, a session waits in the dialog of its own reply"
         return Finding("permission", Level.NOTE, seen, remedy)
-
-    def _version(self) -> Finding:
-        found = version_of("claude", self._patience_s)
-        if isinstance(found, Finding):
-            return found
-        where, version, numbers = found
-        least = ".".join(map(str, _LEAST_VERSION))
-        if numbers < _LEAST_VERSION:
-            return Finding(
-                "client", Level.WRONG, f"{where} is version {version}, channels need {least}", "claude update"
-            )
-        return Finding("client", Level.OK, f"{where} is version {version} (channels need {least})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration. A session with neither the channel nor an inbox is not what the user wants. [VOID-1]"""
@@ -329,6 +362,13 @@ class ClaudeRegistration:
             seen += f"; {delivered:,} delivered, not one is known to be read"
         remedy = "if the session said at its start that channels are not available, start it with: "
         return Finding("gate", Level.NOTE, seen, remedy + self.launch(peer.name, flags=False))
+
+
+def _judged(where: str, version: str, numbers: tuple[int, ...]) -> Finding:
+    least = ".".join(map(str, _LEAST_VERSION))
+    if numbers < _LEAST_VERSION:
+        return Finding("client", Level.WRONG, f"{where} is version {version}, channels need {least}", "claude update")
+    return Finding("client", Level.OK, f"{where} is version {version} (channels need {least})")
 
 
 def _loads_all(entry: dict[str, Any]) -> bool:

@@ -1,8 +1,9 @@
 """Which messages of the bus the transcript of a Claude Code session shows as given to its model.
 
 A post shows first as a `queue-operation` line: then the client has it, and the model does not. The model has it when it
-stands in a `user` line, or in an attachment of type `queued_command`. A private format, as recorded with 2.1.332: what
-looks different shows nothing. Reads, and changes nothing. Implements [PROOF-2].
+stands in a `user` line, in an attachment of type `queued_command`, or in the `content` of one of type `plugin_note`: a
+note that waits for a request stands in its `heldContent`. A private format, as recorded with 2.1.332: what looks
+different shows nothing. Reads, and changes nothing. Implements [PROOF-2].
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from agentbus.core.ports import Shown
 from agentbus.core.process import Process
 
 __all__ = ["Transcript", "given", "shown"]
+
+
+# In which field an attachment of this type has what the model was given.
+_GIVEN_IN = {"queued_command": "prompt", "plugin_note": "content"}
 
 
 def given(line: bytes) -> set[Shown]:
@@ -32,12 +37,15 @@ def _texts(row: Any) -> Iterator[str]:
         content = row["message"].get("content")
     elif row.get("type") == "attachment" and isinstance(row.get("attachment"), dict):
         attachment = row["attachment"]
-        content = attachment.get("prompt") if attachment.get("type") == "queued_command" else None
+        field = _GIVEN_IN.get(str(attachment.get("type")))
+        content = attachment.get(field) if field is not None else None
     if isinstance(content, str):
         yield content
     elif isinstance(content, list):
         for block in content:
-            if isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str):
+            if isinstance(block, str):
+                yield block
+            elif isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str):
                 yield block["text"]
 
 

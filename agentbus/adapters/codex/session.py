@@ -295,7 +295,7 @@ class CodexSession:
         said = {name: value for name, value in environment.items() if name.startswith("AGENTBUS_")}
         home = said.get("AGENTBUS_HOME") or self._settings.home
         theirs = config.load(said, home=home, folder=self._settings.cwd)
-        own = replace(self._settings, home=theirs.home)
+        own = replace(self._settings, root=theirs.root, groups=theirs.groups or self._settings.groups)
         if "AGENTBUS_NAME" in said:
             return replace(own, name=theirs.name, name_note=theirs.name_note, name_was_asked=theirs.name_was_asked)
         if self._name and not own.name_was_asked:

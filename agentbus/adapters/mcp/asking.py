@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentbus.adapters.mcp.reading import fitting, goes_on
-from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult
+from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult, braked
 from agentbus.core.asking import CARRIER, DEFAULT_S
 from agentbus.core.errors import AgentbusError
 from agentbus.core.model import Unread
@@ -19,7 +19,7 @@ __all__ = ["ask", "status_line"]
 async def ask(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
     """The answer, which is read once the client has it, or why there is none."""
     wait_s = min(arguments.get("wait_s", DEFAULT_S), context.profile.max_wait_s)
-    with context.rate_limit.one(session.bus.address(arguments["to"])):
+    with braked(context, session, session.bus.address(arguments["to"])):
         sent = await session.ask(arguments["to"], arguments["text"], wait_s)
     ONLY_WAITS.get()()
     asked = await session.answer(sent, wait_s)
@@ -44,5 +44,4 @@ def status_line(session: Session, row_id: int) -> str:
     found = queries.status(row_id)
     if found.answer_by is None:
         return str(found)
-    answer = queries.answer(row_id)
-    return f"{found}; {'not answered' if answer is None else f'answered by #{answer.id}'}"
+    return f"{found}; {found.answered(queries.answer(row_id))}"

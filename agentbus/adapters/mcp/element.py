@@ -1,7 +1,7 @@
 """The element that the model gets for a message. It is the same for channel, inbox and check_messages.
 
 Pure. Knows no client: an adapter says with which tags its client frames texts. Implements [CHAN-2], [CHAN-4],
-[INBOX-7], [ADDR-3], [TRUST-2], [TRUST-4], [READ-4].
+[GROUP-3], [INBOX-7], [ADDR-3], [TRUST-2], [TRUST-4], [READ-4].
 """
 
 from __future__ import annotations
@@ -56,13 +56,15 @@ CHANNEL = Frames()
 
 def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     """What the element says about a message besides its text, at `now` (ms). No value needs escaping. [CHAN-2]"""
-    # Names consist of letters, digits and _ - . @ alone; the other values are numbers, a timestamp and an age.
+    # Names consist of letters, digits and _ - . @ alone; the others are numbers, a time and an age.
     found = {"from": envelope.sender, "msg_id": str(envelope.id)}
     machine = machine_of(envelope.sender)
     if machine:
         found["machine"] = machine
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
+    if envelope.to_group is not None:
+        found["to_group"] = envelope.to_group
     if envelope.answer_by is not None:
         found["answer_by"] = timestamp(envelope.answer_by)  # [ASK-1]
     old_ms = (time.time_ns() // 1_000_000 if now is None else now) - envelope.sent_at

@@ -25,7 +25,7 @@ from agentbus.adapters.mcp.registration import (
     version_of,
 )
 from agentbus.core.adapter import Manifest, Registered, Standing, own_command
-from agentbus.core.bus import PULL
+from agentbus.core.bus import HOOK, PULL
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
@@ -222,9 +222,9 @@ class ExtensionFolder:
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""
         seen = f'"{peer.name}" receives by {peer.receives}'
-        if peer.delivery != PULL:
-            return Finding("delivery", Level.OK, seen)
-        return Finding("delivery", Level.NOTE, f"{seen}; its model has to call check_messages")
+        if peer.delivery == PULL:
+            return Finding("delivery", Level.NOTE, f"{seen}; its model has to call check_messages")
+        return Finding("delivery", Level.NOTE if peer.delivery == HOOK else Level.OK, seen)
 
     def gate(self, peer: Peer, *, delivered: int, read: int) -> Finding | None:  # noqa: ARG002 - the port's
         """None: what the client refuses, it says."""

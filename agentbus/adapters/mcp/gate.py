@@ -30,6 +30,11 @@ class ReadyGate:
         """A `tools/list` was answered."""
         self._listed.set()
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether the client has the tools."""
+        return self._listed.is_set()
+
     async def wait(self) -> None:
         """Return once the gate is open."""
         await self._initialized.wait()

@@ -30,7 +30,18 @@ from agentbus.core.model import Envelope
 from agentbus.core.ports import Receipt
 from agentbus.core.process import Process
 
-__all__ = ["NOT_HERE", "Address", "Inbox", "InboxDelivery", "PostBudget", "Trouble", "compose", "leftovers"]
+__all__ = [
+    "NOT_HERE",
+    "Address",
+    "Inbox",
+    "InboxDelivery",
+    "PostBudget",
+    "Trouble",
+    "compose",
+    "file_name",
+    "leftovers",
+    "mark",
+]
 
 # The size of one post: enough for a burst, and only a fraction of what the inbox takes.
 _MAX_TEXT_BYTES = 65_536
@@ -116,7 +127,7 @@ class PostBudget:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = home / "rate"
-        self._path = self._folder / _file_name(host)
+        self._path = self._folder / file_name(host)
         self._burst = burst
         self._refill_s = refill_s
         self._clock = clock
@@ -187,11 +198,12 @@ def _is_count(entry: os.DirEntry[str]) -> bool:
         return False  # removed just now
 
 
-def _file_name(host: Process) -> str:
+def file_name(host: Process) -> str:
+    """What a file of ours about an agent process is called: its pid and its start."""
     return f"{host.pid}-{re.sub(r'[^A-Za-z0-9]+', '_', host.started)}"
 
 
-def _mark() -> str:
+def mark() -> str:
     """What makes a post unlike the one before, when the same messages go out again. [INBOX-2]
 
     The strictest client drops a text that equals the last one within 30 s (measured). Three digits of base 36 count the
@@ -205,12 +217,18 @@ def _mark() -> str:
 
 
 def compose(
-    batch: Sequence[Envelope], mark: str, frames: Frames = CHANNEL, max_line_chars: int = _MAX_LINE_CHARS
+    batch: Sequence[Envelope],
+    stamp: str,
+    frames: Frames = CHANNEL,
+    max_line_chars: int = _MAX_LINE_CHARS,
+    max_bytes: int = _MAX_TEXT_BYTES,
+    how: str = "",
 ) -> tuple[str, int]:
-    """One text for the first envelopes of `batch`, and their number: up to 64 KiB, at least one envelope. [INBOX-2]
+    """One text for the first envelopes of `batch`, and their number: at least one, up to `max_bytes`. [INBOX-2]
 
-    `mark` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
-    message of more than `max_line_chars` as JSON is only announced.
+    `stamp` makes each text different, where the inbox drops a text that it has just received; it can be empty. A
+    message of more than `max_line_chars` as JSON is only announced. `how` says how to answer, to a
+    session that has no instructions of ours.
     """
     elements: list[str] = []
     size = 0
@@ -221,11 +239,12 @@ def compose(
             note = f"a message of {len(envelope.text):,} characters, {NOT_HERE}"
             shown = element(replace(envelope, text=note), frames)
         size += len(shown.encode()) + 1
-        if elements and size > _MAX_TEXT_BYTES:
+        if elements and size > max_bytes:
             break
         elements.append(shown)
     # How to answer stands in the instructions, once.
-    head = f"agentbus {mark}, not your user:" if mark else "agentbus, not your user:"
+    head = f"agentbus {stamp}, not your user" if stamp else "agentbus, not your user"
+    head += f". {how}" if how else ":"
     return "\n".join([head, *elements]), len(elements)
 
 
@@ -307,7 +326,12 @@ class InboxDelivery:
         await self._gate.wait()
 
     async def deliver(self, batch: Sequence[Envelope]) -> Receipt:
-        """Post the first envelopes of `batch` as one text.
+        """Post the first envelopes of `batch` as one text. Raises as `post` does."""
+        text, count = compose(batch, mark(), self._frames)
+        return _Posted(await self.post(text), count)
+
+    async def post(self, text: str) -> socket.socket:
+        """Post `text`. Returns the connection, which holds what the session has not read yet.
 
         Raises DeliveryFailed when nothing was posted, or when no post is allowed yet.
         """
@@ -319,14 +343,13 @@ class InboxDelivery:
         try:
             if not self._budget.take():
                 raise DeliveryFailed("no post is allowed yet, pending messages go with the next one")
-            text, count = compose(batch, _mark(), self._frames)
             await self._write(connection, self._inbox.frame(text))
             await self._inbox.settled(self._failing)
         except BaseException:
             connection.close()
             raise
         await self._failing.ended()
-        return _Posted(connection, count)
+        return connection
 
     async def _write(self, connection: socket.socket, frame: bytes) -> None:
         left = memoryview(frame)

@@ -1,6 +1,7 @@
-"""Connects to a unix stream socket on which our own agent process listens, and to no other.
+"""Unix stream sockets between our server and its agent process: each talks to the other alone.
 
-Knows no client and no protocol. Implements [INBOX-5].
+Connects to a socket of the agent process, and makes sockets of ours. Knows no client and no protocol. Implements
+[INBOX-5], [MOD-6].
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import Process
 
-__all__ = ["connect", "listener"]
+__all__ = ["caller", "clear_if_dead", "connect", "listen", "listener", "other_end"]
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -36,7 +37,7 @@ def connect(path: Path, host: Process) -> socket.socket:
         connection.setblocking(False)
         connection.connect(str(path))
         if sys.platform == "linux":
-            pid, uid = _other_end(connection)
+            pid, uid = other_end(connection)
             if pid != host.pid or uid != os.geteuid():
                 raise DeliveryFailed(f"{path} belongs to process {pid}, not to the session's process {host.pid}")
     except OSError as error:
@@ -58,13 +59,42 @@ def listener(path: Path) -> int | None:
         _check(path)
         asking.setblocking(False)
         asking.connect(str(path))
-        pid, uid = _other_end(asking)
+        pid, uid = other_end(asking)
         return pid if uid == os.geteuid() else None
     return None
 
 
-def _other_end(connection: socket.socket) -> tuple[int, int]:
-    """The process and the user that listen."""
+def listen(path: Path) -> socket.socket:
+    """A non-blocking socket of ours (0600) that listens at `path`. The folder has to be ours alone. Raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.bind(str(path))
+        path.chmod(0o600)
+        made.listen(64)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def clear_if_dead(path: Path) -> None:
+    """Remove a socket on which nobody listens: its server was killed."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def caller(connection: socket.socket) -> int | None:
+    """The process that has connected to a socket of ours; None where the system does not tell. Raises OSError."""
+    return other_end(connection)[0] if sys.platform == "linux" else None
+
+
+def other_end(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end, as they were when it connected or listened. Raises OSError. Linux."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
 

@@ -1,6 +1,7 @@
-"""A guard against two models that answer each other forever: a limited number of messages to one peer, then a pause.
+"""Two guards against models that answer each other forever: so many messages to one peer in 10 s, so many in an hour.
 
-Only for the tools of a session; scripts send what they are meant to send. Does not know the bus. Implements [BURST-1].
+Only for the tools of a session; scripts send what they are meant to send. Does not know the bus. Implements [BURST-1]
+and [BRAKE-4].
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agentbus.core.errors import TryAgain
+from agentbus.core.errors import Refused, TryAgain
+from agentbus.core.model import timestamp
 
-__all__ = ["RateLimit"]
+__all__ = ["HourlyLimit", "RateLimit"]
 
 # At work, people and models rarely send more than one message in ten seconds; a loop sends hundreds.
 WINDOW_S = 10.0
@@ -52,3 +54,35 @@ class RateLimit:
         except BaseException:
             sent.remove(now)
             raise
+
+
+class HourlyLimit:
+    """Lets `limit` messages through to one name within an hour, as the bus counts them; 0 lets everything through."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._calls = 0
+        # Up to which call a name cannot have got too many: no call sends more than one message to one name. So the bus
+        # is asked seldom, and not for each message.
+        self._room_until: dict[str, int] = {}
+
+    def check(self, to: str, own_name: Callable[[], str], count: Callable[[], tuple[str, int, int] | None]) -> None:
+        """Refuse one more message to `to`, a name or a group, if that is one too many. [BRAKE-4]
+
+        `count` says to whom of them most was sent within the hour, how many messages, and since which instant in ms.
+
+        Raises Refused; then nothing was sent.
+        """
+        if not self._limit:
+            return
+        self._calls += 1
+        if self._calls <= self._room_until.get(to, 0):
+            return
+        name, sent, since = count() or (to, 0, 0)
+        if sent >= self._limit:
+            raise Refused(
+                f'you sent {sent:,} messages to "{name}" since {timestamp(since)}, the limit is '
+                f"{self._limit:,} in an hour",
+                hint=f"ask your user, or agentbus resume {own_name()}, which only your user can type",
+            )
+        self._room_until[to] = self._calls + self._limit - sent - 1

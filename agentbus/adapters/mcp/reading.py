@@ -1,4 +1,7 @@
-"""The tool check_messages: what fits into one answer, and when it counts as read. Implements [READ-1] to [READ-4]."""
+"""The tool check_messages: what fits into one answer, and when it counts as read.
+
+Implements [READ-1] to [READ-4], [BRAKE-1].
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,10 @@ async def check_messages(context: ToolContext, session: Session, arguments: Mapp
             f"{messages_text(session.count_unread(MAX_COUNTED))} left for it to read itself",
             settle=_nothing_to_settle,
         )
+    pause = session.bus.pause_of(session.peer)
+    if pause is not None:
+        waiting = messages_text(session.bus.count_unread(session.peer, MAX_COUNTED))
+        return ToolResult(f"this session is {pause}: {waiting} for it, to be had then", settle=_nothing_to_settle)
     unread = await session.check(arguments.get("wait_s", 0), context.profile.max_checked)
     shown, ids, partly = fitting(context, session, unread)
     not_shown = [one.envelope.id for one in unread[len(shown) :]]

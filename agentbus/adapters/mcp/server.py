@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from agentbus.adapters.mcp.gate import ReadyGate
 from agentbus.adapters.mcp.hold import HeldDelivery
 from agentbus.adapters.mcp.hosts import Choice, Link, Mode, Newcomer
 from agentbus.adapters.mcp.profile import Profile
-from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.adapters.mcp.rate_limit import HourlyLimit, RateLimit
 from agentbus.adapters.mcp.toolkit import ToolContext
 from agentbus.adapters.mcp.transport import Stdio
 from agentbus.core import eventloop, process
@@ -94,6 +94,7 @@ def serve(
         choice=choose(manifest.word("AGENTBUS_DELIVERY")),
         name_note=settings.name_note,
         rate_limit=RateLimit(manifest.number("AGENTBUS_BURST")),
+        hourly_limit=HourlyLimit(manifest.number("AGENTBUS_HOURLY")),
     )
     if is_main_agent is not None:
         context = replace(context, is_main_agent=partial(is_main_agent, context.choice.host))
@@ -152,23 +153,34 @@ def _make_session(
 ) -> tuple[Session, HeldDelivery | None]:
     """The session that `context.choice` describes, not claimed yet, and its delivery if that can be held back."""
     choice, settings = context.choice, opened.settings
+    usual = choice.delivery, choice.reason
 
     async def report(trouble: str) -> None:
         """Report that the delivery takes nothing, or that it works again: here, in `peers`, to senders. [INBOX-6]"""
-        delivery, reason = choice.delivery, choice.reason
-        if trouble:
-            delivery, reason = PULL, _unusable(choice, trouble)
-        say(reason if trouble else f"the {choice.delivery} can be used again")
+        say(_unusable(usual[0], trouble) if trouble else f"the {usual[0]} can be used again")
+        await show(trouble)
+
+    async def turned(carrier: str, reason: str) -> None:
+        """Another carrier brings the messages from now on: show it, unless nothing is pushed anyhow. [MOD-5]"""
+        nonlocal usual
+        usual = carrier, reason
+        await show(delivery.trouble if delivery is not None else "")
+
+    async def show(trouble: str) -> None:
         try:
-            await session.set_delivery(delivery, reason)
+            await session.set_delivery(*((PULL, _unusable(usual[0], trouble)) if trouble else usual))
         except AgentbusError as error:
             say(str(error))
 
-    link = Link(stdio, gate, settings.home, report, context.profile.frames)
+    beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
+    link = Link(stdio, gate, settings.home, report, turned, beside.append, context.profile.frames)
     delivery = choice.make(link) if choice.make is not None else None
     watched = None
     if delivery is not None and choice.held is not None:
         delivery = watched = HeldDelivery(delivery, choice.held, report)
+        beside.append(watched.watch)
+    if choice.beside is not None:
+        beside.append(choice.beside)
     held = watched.trouble if watched is not None else ""
     arrival = Arrival(
         host=choice.host,
@@ -179,7 +191,7 @@ def _make_session(
         domain=process.domain(),
         delivery=PULL if held else choice.delivery,
         trigger=opened.triggers[0].name,
-        delivery_reason=_unusable(choice, held) if held else choice.reason,
+        delivery_reason=_unusable(choice.delivery, held) if held else choice.reason,
         conversation=conversation(choice.host),
         is_asked=settings.name_was_asked,
         folder=settings.folder,
@@ -194,8 +206,11 @@ def _make_session(
         checkpoints=opened.checkpoints,
         say=say,
         retention_hours=settings.retention_hours,
+        member_days=settings.member_days,
+        groups=settings.groups,
         holds_old=True,
         conversation=lambda: conversation(choice.host),
+        beside=beside,
     )
     if delivery is not None:
         context.trouble = lambda: delivery.trouble
@@ -214,8 +229,6 @@ async def _serve(context: ToolContext, opened: _Opened, stdio: Stdio, conversati
         if watched is not None and watched.trouble:
             say(session.peer.delivery_reason)
         await tasks.start(session.run)
-        if watched is not None:
-            tasks.start_soon(watched.watch)
 
     try:
         async with anyio.create_task_group() as tasks:
@@ -265,7 +278,7 @@ async def _arrive(
             return
         opened = _Opened(choice.settings or settings, open_bus)
         context.usual_trigger, context.name_note = opened.usual, opened.settings.name_note
-        session, watched = _make_session(context, opened, stdio, gate, lambda _host: choice.conversation)
+        session, _ = _make_session(context, opened, stdio, gate, lambda _host: choice.conversation)
         if choice.guest_of:
             await session.be_guest_of(choice.guest_of)
             context.session = session
@@ -276,8 +289,6 @@ async def _arrive(
             # From here on the end of this process ends the peer.
             context.session = session
             await tasks.start(session.run)
-            if watched is not None:
-                tasks.start_soon(watched.watch)
             newcomer.over.set()
             reason = await newcomer.attend(session)
             say(reason)
@@ -292,8 +303,8 @@ async def _arrive(
         newcomer.over.set()
 
 
-def _unusable(choice: Choice, trouble: str) -> str:
-    return f"its {choice.delivery} cannot be used: {trouble}"
+def _unusable(delivery: str, trouble: str) -> str:
+    return f"its {delivery} cannot be used: {trouble}"
 
 
 class _Aside:
@@ -436,6 +447,8 @@ async def _watch_for_end(
             with anyio.move_on_after(_STOP_S):
                 await session.stop()
             _close(session)
+        if context.choice.end is not None:
+            context.choice.end()
     finally:
         stdio.restore()
         os._exit(0)

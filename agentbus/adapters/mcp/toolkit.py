@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from typing import Any
 
 from agentbus.adapters.mcp.hosts import Choice, Mode, Newcomer
 from agentbus.adapters.mcp.profile import Profile
-from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.adapters.mcp.rate_limit import HourlyLimit, RateLimit
 from agentbus.core.errors import AgentbusError, InvalidRequest
 from agentbus.core.session import Session
 from agentbus.core.text import one_line
@@ -29,6 +30,7 @@ __all__ = [
     "Tool",
     "ToolContext",
     "ToolResult",
+    "braked",
     "count_unread",
     "messages_text",
     "name_note",
@@ -70,6 +72,7 @@ class ToolContext:
     session: Session | None = None
     name_note: str = ""
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0))
+    hourly_limit: HourlyLimit = field(default_factory=lambda: HourlyLimit(0))
     # Why nothing can be pushed just now, although it should be; empty if pushing works.
     trouble: Callable[[], str] = str
     # What every tool answers while another server of the same agent process is the peer; empty otherwise. [TWIN-1]
@@ -125,27 +128,32 @@ class Argument:
 
     def check(self, name: str, value: Any, profile: Profile) -> Any:
         """`value`, if it fits. Raises InvalidRequest."""
-        shown = one_line(str(value), MAX_QUOTED_CHARS)
         if self.is_flag:
             if isinstance(value, bool):
                 return value
+            shown = one_line(str(value), MAX_QUOTED_CHARS)
             raise InvalidRequest(f"{name!r} is true or false, not {type(value).__name__} ({shown})")
+        given = value
         if self.low is not None and isinstance(value, str):
             # Models write ids as they see them: "1", "#1". [ARG-1]
             number = _NUMBER.fullmatch(value.strip())
             value = int(number[1]) if number is not None else value
         if self.low is None or self.high is None:
             if not isinstance(value, str):
-                raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({shown})")
+                raise InvalidRequest(f"{name!r} is text, not {type(value).__name__} ({_shown(given)})")
             return value
         # JSON has only one kind of number: 3.0 counts as 3.
         is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
         if isinstance(value, bool) or not is_whole:
-            raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({shown})")
+            raise InvalidRequest(f"{name!r} is a whole number, not {type(value).__name__} ({_shown(given)})")
         high = self.high(profile)
         if not self.low <= value <= high:
-            raise InvalidRequest(f"{name!r} is {shown}", hint=f"use {self.low} to {high}")
+            raise InvalidRequest(f"{name!r} is {_shown(given)}", hint=f"use {self.low} to {high}")
         return int(value)
+
+
+def _shown(value: object) -> str:
+    return one_line(str(value), MAX_QUOTED_CHARS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,16 @@ class Tool:
             "annotations": {"readOnlyHint": self.only_reads, "destructiveHint": False, "openWorldHint": False},
         }
         return {**found, "_meta": {profile.load_key: self.is_loaded}} if profile.load_key else found
+
+
+def braked(context: ToolContext, session: Session, to: str | None) -> AbstractContextManager[None]:
+    """Count the message that the block sends to a name, a group or (None) everybody. [BURST-1], [BRAKE-4]
+
+    Raises TryAgain or Refused, here or when it is entered, if that message is one too many.
+    """
+    called = to or "everybody"
+    context.hourly_limit.check(called, lambda: session.peer.name, lambda: session.bus.sent_lately(session.peer, to))
+    return context.rate_limit.one(called)
 
 
 def messages_text(count: int) -> str:

@@ -1,7 +1,7 @@
 """The tools, as plain data and one function each. Arguments are checked here, and every failure is one sentence.
 
 Knows the session, but not the MCP SDK: fast_path.py runs the tools, and sdk.py does so for the calls that it leaves.
-Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [WAKE-5].
+Implements [TOOL-1] to [TOOL-5], [ARG-1], [BURST-1], [GROUP-2], [BRAKE-4], [WAKE-5].
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from agentbus.adapters.mcp.toolkit import (
     Tool,
     ToolContext,
     ToolResult,
+    braked,
     name_note,
     told,
     unread_line,
 )
 from agentbus.core.asking import DEFAULT_S
-from agentbus.core.bus import Sent
+from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
-from agentbus.core.model import Peer
+from agentbus.core.model import MAX_STATUS_CHARS, Pause, Peer, Renamed, check_status
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
 
 __all__ = ["TOOLS", "call", "call_now", "listing"]
 
@@ -41,23 +42,23 @@ _MAX_FAR_NAMES = 50
 
 
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(session.bus.address(arguments["to"])):
+    with braked(context, session, session.bus.recipient(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one(session.bus.address(arguments["to"])):
+    with braked(context, session, session.bus.recipient(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one("everybody"):
+    with braked(context, session, None):
         sent = await session.broadcast(arguments["text"], everywhere=arguments.get("everywhere", False))
         return _sent_line(sent)
 
 
 def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with context.rate_limit.one("everybody"):
+    with braked(context, session, None):
         return _sent_line(session.broadcast_now(arguments["text"], everywhere=arguments.get("everywhere", False)))
 
 
@@ -67,17 +68,36 @@ def _sent_line(sent: Sequence[Sent]) -> str:
     return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
 
 
-def _line(peer: Peer, own: Peer, usual_trigger: str) -> str:
+def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], more: Sequence[str]) -> str:
     you = " (you)" if peer.session == own.session else ""
     how = "" if peer.trigger == usual_trigger else f", woken by {word(peer.trigger)}"
-    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}"
+    where = f", in {one_line(' '.join(groups))}" if groups else ""
+    doing = "".join(f"; {one}" for one in more if one)
+    return f"{peer.name}{you}: {word(peer.runtime)} in {one_line(peer.cwd)}{how}{where}{doing}"
+
+
+def _more(session: Session, peer: Peer, pause: Pause | None, now: int) -> tuple[str, ...]:
+    return "" if pause is None else str(pause), session.bus.activity(peer), peer.doing(now)
 
 
 async def _list_peers(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     own = session.peer
     peers = await session.peers()
-    lines = [_line(peer, own, context.usual_trigger) for peer in peers]
-    if all(peer.session == own.session for peer in peers):
+    queries, now = session.bus.store.queries, session.bus.clock()
+    groups, pauses = queries.groups_of(), queries.pauses(now)
+    lines = [
+        _line(
+            peer,
+            own,
+            context.usual_trigger,
+            groups.get(peer.name, ()),
+            _more(session, peer, pauses.get(peer.name), now),
+        )
+        for peer in peers
+    ]
+    others = [f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, not joined" for one in session.bus.reachable()]
+    lines += others
+    if not others and all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
     return "\n".join([*lines, *_far_lines(session)])
 
@@ -87,7 +107,7 @@ def _far_lines(session: Session) -> list[str]:
     room, lines, now = _MAX_FAR_NAMES, [], session.bus.clock()
     for machine in session.bus.machines():
         if not machine.is_there:
-            lines.append(f"machine {machine.name}: last heard of {_ago(now - machine.seen_at)} ago")
+            lines.append(f"machine {machine.name}: last heard of {age(machine.seen_at, now)} ago")
             continue
         names = [f"{peer.name}@{machine.name}" for peer in machine.peers]
         shown = names[:room]
@@ -97,29 +117,34 @@ def _far_lines(session: Session) -> list[str]:
     return lines
 
 
-def _ago(ms: int) -> str:
-    from agentbus.core.machines import ago  # only a session with a link needs it
-
-    return ago(ms)
-
-
 async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
     peer = session.peer
+    pause = session.bus.pause_of(peer)
     waits = context.choice.mode is Mode.PULL or context.trouble()
     how = "messages wait for check_messages" if waits else "messages are pushed into this session"
     return (
         f'you are "{peer.name}", woken by {word(peer.trigger)}, in {one_line(peer.cwd)}{name_note(session)}; '
-        f"{how} ({peer.receives})"
+        f"{how} ({peer.receives})" + ("" if pause is None else f"; {pause}: nothing comes or goes before that")
     )
 
 
-async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+def _not_for_a_guest(session: Session, what: str) -> None:
     if session.is_guest:
         raise Refused(
-            "the name belongs to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
+            f"{what} to the main agent of this session, and you are a subagent of it", hint="leave it as it is"
         )
+
+
+async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "the name belongs")
+    if "status" in arguments:
+        check_status(arguments["status"])  # before anything is changed
     before = session.peer.name
-    renamed = await session.rename(arguments["name"])
+    said = _named(before, await session.rename(arguments["name"]))
+    return f"{said}; {await _say_status(session, arguments['status'])}" if "status" in arguments else said
+
+
+def _named(before: str, renamed: Renamed) -> str:
     after = renamed.name
     if after == before:
         return f'you are "{after}" already'
@@ -127,11 +152,37 @@ async def _set_name(_context: ToolContext, session: Session, arguments: Mapping[
     return f"{said}; {renamed.kept_note}" if renamed.kept else said
 
 
+async def _join_group(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "its groups belong")
+    name = session.peer.name
+    group, members, is_new = await retry_while_busy(lambda: session.bus.join_group(name, arguments["group"]))
+    others = one_line(", ".join(one for one in members if one != name)) or "nobody else yet"
+    return f"you are in {group} {'now' if is_new else 'already'}, with {others}"
+
+
+async def _leave_group(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "its groups belong")
+    left = await retry_while_busy(lambda: session.bus.leave_group(session.peer.name, arguments["group"]))
+    return f"you have left {left}"
+
+
+async def _set_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
+    _not_for_a_guest(session, "the status belongs")
+    return await _say_status(session, arguments["text"])
+
+
+async def _say_status(session: Session, text: str) -> str:
+    status = await session.set_status(text)
+    return f"others see the status: {one_line(status, 2 * MAX_STATUS_CHARS)}" if status else "the status is cleared"
+
+
 async def _message_status(_context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     return status_line(session, arguments["id"])
 
 
 _TEXT = Argument("Up to 64 KiB; for more, send the path of a file.")
+
+_GROUP = Argument("Its name, as @review.")
 
 
 def _highest_id(_profile: Profile) -> int:
@@ -144,7 +195,7 @@ TOOLS: tuple[Tool, ...] = (
         "Send a message to a peer: another agent session, not a subagent of yours. If it is offline, it waits.",
         _send_message,
         {
-            "to": Argument("The peer's name."),
+            "to": Argument("The peer's name, or @group."),
             "text": _TEXT,
             "reply_to": Argument("The msg_id that this answers.", False, 1, _highest_id),
         },
@@ -153,8 +204,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "ask",
-        "Send a question to a peer and wait for its answer, which is the result. If none comes in time, or the peer is "
-        "offline or ends, the result says so, and a later answer arrives as every message does.",
+        "Send a question to a peer and wait for its answer, which is the result. If none comes, the result says why.",
         ask,
         {
             "to": Argument("The peer's name."),
@@ -173,7 +223,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "list_peers",
-        "The peers that are online: name, kind and folder of each.",
+        "The peers that are online: name, kind, folder, groups and doing of each.",
         _list_peers,
         only_reads=True,
     ),
@@ -187,8 +237,19 @@ TOOLS: tuple[Tool, ...] = (
         "set_name",
         "Change your name on agentbus. Pending messages come along, and the old name still reaches you.",
         _set_name,
-        {"name": Argument("1 to 32 letters and digits, with _ - . between them.")},
+        {
+            "name": Argument("1 to 32 letters and digits, with _ - . between them."),
+            "status": Argument("As for set_status.", False),
+        },
     ),
+    Tool(
+        "set_status",
+        "Tell peers what you are doing.",
+        _set_status,
+        {"text": Argument("0 to 120 characters; empty clears it.")},
+    ),
+    Tool("join_group", "Get what is sent to a group.", _join_group, {"group": _GROUP}),
+    Tool("leave_group", "Leave a group.", _leave_group, {"group": _GROUP}),
     Tool(
         "check_messages",
         "Your unread messages, oldest first, each once. A subagent leaves them to the main agent.",

@@ -16,7 +16,7 @@ from typing import Any
 from agentbus.adapters.mcp.inbox import NOT_HERE
 from agentbus.core.ports import Shown
 
-__all__ = ["Texts", "Transcript", "given", "instant", "piece", "shown"]
+__all__ = ["Texts", "Transcript", "given", "instant", "messages", "piece", "shown"]
 
 # Read at once: some 2 ms. A line can be longer, with an image in it; then more is read, up to the end of the line.
 _PIECE_BYTES = 1 << 20
@@ -44,13 +44,18 @@ def given(line: bytes, texts: Texts) -> set[Shown]:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):
         return set()
-    found: set[Shown] = set()
-    for text in texts(row):
+    return {(row_id, instant(row.get("timestamp"))) for row_id in messages(texts(row))}
+
+
+def messages(texts: Iterable[str]) -> set[int]:
+    """The ids of the messages whose elements stand whole in `texts`."""
+    found: set[int] = set()
+    for text in texts:
         for words, body in _ELEMENT.findall(text):
             said = _ID.search(words)
             # A note in the place of a message that is too long is not the message.
             if said is not None and not body.endswith(NOT_HERE):
-                found.add((int(said[1]), instant(row.get("timestamp"))))
+                found.add(int(said[1]))
     return found
 
 

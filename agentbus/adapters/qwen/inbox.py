@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 
+from agentbus.adapters.mcp import peer_socket
 from agentbus.adapters.mcp.inbox import Address, Inbox, PostBudget, Trouble
 from agentbus.core.config import other_program, prepare_folder
 from agentbus.core.errors import AgentbusError, DeliveryFailed
@@ -69,15 +70,7 @@ class _Receipts:
         prepare_folder(folder)
         self.token = secrets.token_hex(32)
         self.path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.sock"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        try:
-            self._listener.bind(str(self.path))
-            self.path.chmod(0o600)
-            self._listener.listen(64)
-        except OSError:
-            self.close()
-            raise
+        self._listener = peer_socket.listen(self.path)
 
     def close(self) -> None:
         """Remove the socket."""
@@ -108,16 +101,6 @@ class _Receipts:
         return lines[1:] if is_ours else []
 
 
-def _clear_if_dead(path: Path) -> None:
-    """Remove a socket on which nobody listens: its server was killed."""
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-
-
 class QwenInbox(Inbox):
     """The inbox at that address, of the session whose agent process is `host`. `session` says which one it has now."""
 
@@ -137,7 +120,7 @@ class QwenInbox(Inbox):
         """Listen for receipts from now on. Where that cannot be (a home with a long path), what was read is taken."""
         self._budget, self._folder = budget, home / "receipts"
         for name in leftovers(self._folder):
-            _clear_if_dead(self._folder / name)
+            peer_socket.clear_if_dead(self._folder / name)
 
     def connect(self) -> socket.socket:
         """See Inbox. Raises DeliveryFailed also when the session takes nothing any more. [QWEN-3]"""

@@ -101,6 +101,7 @@ def test_the_variable_stands_above_the_host_but_not_above_a_health_check() -> No
     above, lines = chain("claude")
     found = choose("channel", chain=above, arguments=lambda one: lines[one])
     assert (found.host, found.delivery, found.reason) == (above[0], "channel", "AGENTBUS_DELIVERY is channel")
+    assert choose("mod", chain=above, arguments=lambda one: lines[one]).delivery == "pull", "and there is no inbox"
     assert choose("pull", chain=above, arguments=lambda one: ["zed"]).delivery == "pull"
     assert choose("channel", chain=above, arguments=lambda one: ["claude", "mcp", "list"]).delivery == "none"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentbus.adapters.claude_mcp import mode
-from agentbus.adapters.claude_mcp.mode import PermissionMode, stated
+from agentbus.adapters.claude_mcp.mode import PermissionMode, settings_of, stated
 from agentbus.adapters.mcp.hold import HeldDelivery
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import current
@@ -106,3 +106,13 @@ async def test_what_is_held_is_reported_both_ways_and_goes_out_later() -> None:
     why[0] = ""
     await held.deliver([envelope(1)])
     assert (held.trouble, reports, len(handed)) == ("", ["bypass", ""], 1)
+
+
+@pytest.mark.spec("BYPASS-1")
+def test_an_agent_process_whose_arguments_cannot_be_read_has_its_settings(tmp_path: Path) -> None:
+    assert stated((), str(tmp_path), tmp_path / "managed")[0] == ""
+    (tmp_path / ".claude").mkdir()
+    local = tmp_path / ".claude" / "settings.json"
+    local.write_text('{"permissions": {"defaultMode": "bypassPermissions"}}')
+    assert stated((), str(tmp_path), tmp_path / "managed") == ("bypassPermissions", str(local))
+    assert str(local) in [where for found, where in settings_of((), str(tmp_path), tmp_path / "managed") if found]

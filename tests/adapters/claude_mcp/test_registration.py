@@ -61,7 +61,11 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
     assert standing(home, claude)[0] == "not enabled"
     done = run(home, claude, "enable", "claude-mcp")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "registered agentbus with Claude Code for all projects\n"
+    folder = claude.home / ".claude" / "skills" / "agentbus"
+    assert done.stdout == (
+        "registered agentbus with Claude Code for all projects\n"
+        f"wrote {folder}: every Claude Code that starts from now on has it\n"
+    )
     entry = claude.entry()
     assert entry is not None
     assert entry["args"] == ["-E", "-P", "-m", "agentbus", "serve", "claude-mcp"]
@@ -87,6 +91,52 @@ def test_enable_and_disable_through_claude(home: Path, claude: ClaudeOnPath) -> 
         0,
         "agentbus is not registered with Claude Code, nothing to do there\n",
     )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.spec("MOD-11")
+def test_the_module_comes_with_the_registration_and_goes_without_a_trace(home: Path, claude: ClaudeOnPath) -> None:
+    others = claude.home / ".claude" / "skills" / "notes" / "SKILL.md"
+    others.parent.mkdir(parents=True)
+    others.write_text("mine")
+    before = tree(claude.home / ".claude")
+    run(home, claude, "install")
+    folder = others.parents[1] / "agentbus"
+    assert tree(folder).keys() == {".claude-plugin/plugin.json", "hooks/hooks.json", "hooks/mod.js"}
+    assert json.loads((folder / "hooks" / "hooks.json").read_text()) == {"modules": ["./mod.js"]}
+    assert f"{folder} holds the module" in run(home, claude, "doctor").stdout
+    # An earlier one is replaced, and what changed is said.
+    (folder / "hooks" / "mod.js").write_text("// another version")
+    assert "is not what agentbus" in run(home, claude, "doctor").stdout
+    mended = run(home, claude, "enable", "claude-mcp").stdout
+    assert mended.startswith("agentbus is already registered with Claude Code\nreplaced ")
+    # Without the entry, the folder alone is still something to be mended or removed.
+    assert claude.run("mcp", "remove", "-s", "user", "agentbus").returncode == 0
+    assert standing(home, claude) == ("stale", f"only {folder} is there, without the server")
+    done = run(home, claude, "uninstall")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"removed {folder}" in done.stdout
+    after = tree(claude.home / ".claude")
+    assert {name: after.get(name) for name in before} == before
+    assert not folder.exists()
+
+
+@pytest.mark.spec("MOD-11")
+def test_a_module_that_cannot_be_put_there_is_said_and_all_else_works(home: Path, stand_in: ClaudeOnPath) -> None:
+    folder = stand_in.home / ".claude" / "skills" / "agentbus"
+    folder.mkdir(parents=True)
+    (folder / "SKILL.md").write_text("somebody's")
+    done = run(home, stand_in, "enable", "claude-mcp")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "but without its module, so that messages go into the inbox of a session" in done.stdout
+    assert f"{folder} is not from agentbus, and was left as it is" in done.stdout
+    assert stand_in.entry() is not None
+    assert "messages go into the inbox of a session" in run(home, stand_in, "doctor").stdout
+    assert run(home, stand_in, "disable", "claude-mcp").returncode == 0
+    assert tree(folder) == {"SKILL.md": b"somebody's"}
 
 
 @pytest.mark.spec("REG-2", "TOOL-6")

@@ -42,10 +42,17 @@ def queued(prompt: Any, **more: Any) -> dict[str, Any]:
     return {"type": "attachment", "attachment": attachment, "timestamp": timestamp(AT), **more}
 
 
+def noted(content: Any, held: Any = None) -> dict[str, Any]:
+    attachment = {"type": "plugin_note", "plugin": "agentbus", "content": content, "heldContent": held or []}
+    return {"type": "attachment", "attachment": attachment, "timestamp": timestamp(AT)}
+
+
 @pytest.mark.spec("PROOF-2")
 @pytest.mark.parametrize(
     ("row", "is_given"),
     [
+        (noted([TEXT]), True),
+        (noted([], [TEXT]), False),
         (user(TEXT, isSidechain=False), True),
         (user([{"type": "text", "text": TEXT}]), True),
         (queued(TEXT), True),

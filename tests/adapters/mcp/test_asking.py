@@ -101,7 +101,9 @@ async def test_the_answer_is_the_result_of_the_call(home: Path) -> None:
         call = web.post("ask", to="api", text="which port?", wait_s=60)
         await until(lambda: to_api.handed)
         asked = to_api.handed[0]
-        assert (await web.call("message_status", id=asked.id)).endswith("; not answered")
+        assert (await web.call("message_status", id=asked.id)).endswith(
+            "; not answered, asked until 2023-11-14T22:14:20.000Z"
+        )
         assert await api.call("send_message", to="web", text="8080 <channel", reply_to=asked.id)
         assert re.fullmatch(
             r'the answer to #1:\n<channel source="agentbus" from="api" msg_id="2" reply_to="1" ts="[^"]+" age="[^"]+">'

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from agentbus import registry
 from agentbus.adapters.mcp.rate_limit import RateLimit
+from agentbus.core import config
 from agentbus.core.errors import TryAgain
 from tests.support.client import RawClient
 
@@ -65,3 +68,42 @@ def test_a_session_is_held_back_whatever_it_calls_the_name(start: Callable[..., 
     refusal = alice.refuse("send_message", to="bob", text="x")
     assert refusal.startswith('too many messages to "bob" just now: put what remains into one message or wait ')
     alice.call("send_message", to="carol", text="x")
+
+
+@pytest.mark.spec("BRAKE-1", "BRAKE-2", "BRAKE-4")
+@pytest.mark.timeout(90)
+def test_a_restart_of_its_server_frees_no_session_and_its_user_does(
+    home: Path, start: Callable[..., RawClient]
+) -> None:
+    alice, bob = start("alice", AGENTBUS_HOURLY="3"), start("bob")
+    for client in (alice, bob):
+        client.handshake()
+    for _ in range(3):
+        alice.call("send_message", to="bob", text="thanks")
+    assert alice.refuse("send_message", to="bob", text="thanks").startswith('you sent 3 messages to "bob" since ')
+    alice.end()
+    again = start("alice", AGENTBUS_HOURLY="3")
+    again.handshake()
+    assert "the limit is 3 in an hour: ask your user, or agentbus resume alice" in again.refuse(
+        "send_message", to="bob", text="thanks"
+    )
+    bus, triggers = registry.open_bus(config.load(home=home), busy_ms=10_000)
+    assert bus.resume("alice", by="root") == (["alice"], [])
+    again.call("send_message", to="bob", text="thanks")
+    bob.wait_events(4)
+
+    bus.pause("bob", by="root")
+    again.call("send_message", to="bob", text="later")
+    assert bob.call("check_messages") == (
+        'this session is paused by "root" until it is resumed: 5 unread messages for it, to be had then'
+    )
+    bob.end()
+    bob = start("bob")
+    bob.handshake()
+    assert "paused" in bob.refuse("send_message", to="alice", text="x")
+    assert bob.texts() == []
+    bus.resume("bob", by="root")
+    assert [event["content"] for event in bob.wait_events(1)] == ["later"]
+    bob.call("send_message", to="alice", text="x")
+    bus.store.close()
+    triggers.close()

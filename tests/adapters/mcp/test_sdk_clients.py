@@ -11,6 +11,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
+from agentbus.adapters.mcp.tools import TOOLS
 from tests.support.command import PATIENCE_S, clean_env
 
 pytestmark = pytest.mark.timeout(90)  # a loaded machine takes seconds for one process
@@ -47,7 +48,7 @@ async def test_the_current_sdk_connects(server: StdioServerParameters, mode: str
         async with Client(server, mode=mode) as client:
             assert client.protocol_version == "2025-11-25"
             assert client.server_capabilities.experimental == {"claude/channel": {}}
-            assert len((await client.list_tools()).tools) == 7
+            assert len((await client.list_tools()).tools) == len(TOOLS)
             result = await client.call_tool("whoami", {})
             assert not result.is_error
             assert result.structured_content is None
@@ -88,7 +89,7 @@ def test_the_previous_sdk_connects(home: Path, server: StdioServerParameters) ->
     )
     assert done.returncode == 0, done.stderr
     version, tools, answer = done.stdout.split(maxsplit=2)
-    assert (version, tools) == ("2025-11-25", "7")
+    assert (version, tools) == ("2025-11-25", str(len(TOOLS)))
     assert answer.startswith('you are "alice"')
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import stat
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +15,15 @@ import pytest
 
 from agentbus import registry
 from agentbus.adapters.opencode.registration import OpenCodeRegistration
-from tests.support.command import PATIENCE_S, agentbus, clean_env, until
+from tests.support.command import agentbus, until
+from tests.support.node import NODE, Stand
 
 STAND_IN = Path(__file__).parents[2] / "support" / "opencode_stand_in.mjs"
-NODE = shutil.which("node")
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(NODE is None, reason="node is not on PATH")]
 
 
-class OpenCode:
-    """The stand-in, as a process. `said` is all that it has said."""
+class OpenCode(Stand):
+    """The stand-in for OpenCode."""
 
     def __init__(self, home: Path, folder: Path, *words: str, **variables: str) -> None:
         plugin = folder / "agentbus.mjs"
@@ -35,32 +31,7 @@ class OpenCode:
         own = [sys.executable, "-m", "agentbus"]
         plugin.write_text(OpenCodeRegistration(manifest, own=lambda: own)._wanted())
         variables.setdefault("AGENTBUS_NAME", "backend")
-        self.process = subprocess.Popen(
-            [str(NODE), str(STAND_IN), str(plugin), *words],
-            env=clean_env(home, **variables),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=folder,
-            text=True,
-        )
-        self.said: list[dict[str, Any]] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(json.loads(line))
-
-    def order(self, do: str, **fields: Any) -> None:
-        assert self.process.stdin is not None
-        before = len(self.all("done"))
-        self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
-        self.process.stdin.flush()
-        until(lambda: len(self.all("done")) > before, do)
-
-    def all(self, key: str) -> list[dict[str, Any]]:
-        return [one for one in list(self.said) if key in one]
+        super().__init__(home, folder, [str(STAND_IN), str(plugin), *words], **variables)
 
     def ready(self) -> OpenCode:
         until(lambda: self.all("ready"), "the handshake")
@@ -73,19 +44,6 @@ class OpenCode:
 
     def has(self, text: str, session: str) -> bool:
         return any(text in one for one in self.texts(session))
-
-    def end(self) -> None:
-        with suppress(OSError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-        try:
-            self.process.wait(PATIENCE_S)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self._reader.join(PATIENCE_S)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
 
 
 Start = Callable[..., OpenCode]
