@@ -219,7 +219,7 @@ def send(
             then(bus, settings, done)
 
 
-def broadcast(text: str | None, *, sender: str | None, everywhere: bool) -> None:
+def broadcast(text: str | None, *, sender: str | None, everywhere: bool = False) -> None:
     """Send one message to every peer that is online, here or on every machine, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):

@@ -106,10 +106,9 @@ class Sent:
         return _WAITS.get(self.delivery, ("", ""))[1]
 
     def __str__(self) -> str:
-        if self.far and self.is_online:
-            return f'sent #{self.id} to "{self.recipient}" ({self.far})'
         if self.far:
-            return f'queued #{self.id} for "{self.recipient}": {self.far}'
+            there = f'"{self.recipient}" ({self.far})' if self.is_online else f'"{self.recipient}": {self.far}'
+            return f"{'sent' if self.is_online else 'queued'} #{self.id} {'to' if self.is_online else 'for'} {there}"
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_awaited:
             return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
@@ -253,9 +252,9 @@ class Bus:
             is_online,
             is_known,
             similar,
-            delivery="" if found.peer is None else found.peer.delivery,
+            delivery=found.delivery,
             is_awaited=found.is_awaited,
-            session="" if found.peer is None else found.peer.session,
+            session=found.session,
             pause=found.pause,
             reached=reached,
         )
@@ -265,22 +264,20 @@ class Bus:
 
         Where this home has no link, `@` stands in no name. Raises InvalidRequest, and what `Database.read` raises.
         """
-        own = self.store.machine() if isinstance(to, str) and "@" in to.strip()[1:] else ""
-        if not own:
-            return address(to)
-        name, machine = split_address(str(to))
-        return name if machine == own else f"{name}@{machine}"
+        if isinstance(to, str) and "@" in to.strip()[1:] and (own := self.store.machine()):
+            name, machine = split_address(to)
+            return name if machine == own else f"{name}@{machine}"
+        return address(to)
 
     def recipient(self, to: object) -> str:
         """The same for a message that can go to a group too. [GROUP-3]"""
         return group_name(to) if is_group(to) else self.address(to)
 
     def _sent_far(self, row_id: int, to: Address, *, is_linked: bool) -> Sent:
-        mailbox, session = to.mailbox, "" if to.peer is None else to.peer.session
         is_online, far = False, "what is known there cannot be read now"
         with suppress(AgentbusError):  # the message is committed, as in _look_up
-            is_online, far = self.store.machines.whereabouts(mailbox, is_linked=is_linked, now=self.clock())
-        return Sent(row_id, mailbox, mailbox, is_online, is_known=True, session=session, far=far)
+            is_online, far = self.store.machines.whereabouts(to.mailbox, is_linked=is_linked, now=self.clock())
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, session=to.session, far=far)
 
     def _reach(self, row_id: int, name: str) -> str:
         """Post what waits for `name` to the one session that runs under it and has not joined. [REACH-2], [REACH-3]
@@ -337,12 +334,11 @@ class Bus:
         return GroupSent(wanted, tuple(sent), tuple(full))
 
     def _sent_to(self, row_id: int, to: Address) -> Sent:
-        """Wake whoever has the mailbox; return what there is to say about the message `row_id` in it."""
+        """Wake the peer of a mailbox; return what there is to say about the message `row_id` in it."""
         is_online = to.peer is not None and self._wake(to.peer)
         if machine_of(to.mailbox):
             return self._sent_far(row_id, to, is_linked=is_online)
-        delivery = "" if to.peer is None else to.peer.delivery
-        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, delivery=delivery, pause=to.pause)
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, delivery=to.delivery, pause=to.pause)
 
     def broadcast(
         self, sender: str, text: object, *, sender_session: str | None = None, everywhere: bool = False

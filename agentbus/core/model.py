@@ -213,6 +213,16 @@ class Address:
     is_awaited: bool = False
     pause: Pause | None = None
 
+    @property
+    def session(self) -> str:
+        """The session of the peer that is there; empty if none is."""
+        return "" if self.peer is None else self.peer.session
+
+    @property
+    def delivery(self) -> str:
+        """How the peer that is there receives; empty if none is."""
+        return "" if self.peer is None else self.peer.delivery
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:

@@ -116,7 +116,7 @@ class Argument:
     def schema(self, profile: Profile) -> dict[str, Any]:
         """Its JSON schema."""
         if self.is_flag:
-            return {"type": "boolean", "description": self.description}
+            return {"type": "boolean"}  # its name says it
         if self.low is None or self.high is None:
             return {"type": "string", "description": self.description}
         return {

@@ -216,9 +216,9 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "broadcast",
-        "Send a message to every peer that is online.",
+        "Send to all online peers.",
         _broadcast,
-        {"text": _TEXT, "everywhere": Argument("Also on other machines.", False, is_flag=True)},
+        {"text": _TEXT, "everywhere": Argument("", False, is_flag=True)},
         _broadcast_now,
     ),
     Tool(

@@ -394,7 +394,7 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
     sent: list[object] = []
 
     class Taker:
-        bus = SimpleNamespace(address=str)
+        bus = SimpleNamespace(recipient=str)
 
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             sent.append(text)
@@ -432,7 +432,7 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
 @pytest.mark.spec("ERR-2")
 def test_a_fault_of_ours_fails_one_call_and_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     class Faulty:
-        bus = SimpleNamespace(address=str)
+        bus = SimpleNamespace(recipient=str)
 
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             raise ZeroDivisionError("nobody saw this coming")
@@ -454,7 +454,7 @@ def test_a_fault_of_ours_fails_one_call_and_is_said(capfd: pytest.CaptureFixture
 async def test_a_send_that_has_to_wait_is_tried_again_and_then_waits_as_a_task() -> None:
     class Taker:
         is_busy = True
-        bus = SimpleNamespace(address=str)
+        bus = SimpleNamespace(recipient=str)
 
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             if self.is_busy:
