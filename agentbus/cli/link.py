@@ -173,7 +173,8 @@ def leave() -> None:
     with reported():
         print(f"removed: {', '.join(removed)}" if removed else "this home had no link")
         if waiting:
-            print(f"{waiting:,} messages for other machines stay here, and do not leave any more")
+            what = "1 message for another machine stays" if waiting == 1 else f"{waiting:,} messages for others stay"
+            print(f"{what} here, and will not leave any more")
 
 
 def status(*, as_json: bool) -> None:

@@ -219,7 +219,7 @@ def test_leave_removes_what_join_wrote_and_keeps_the_mail(joined: Path, capsys: 
     store.leave(claimed[0].session, claimed[0].process.pid, now=2)
     capsys.readouterr()
     link.leave()
-    assert "1 messages for other machines stay here" in capsys.readouterr().out
+    assert "1 message for another machine stays here" in capsys.readouterr().out
     assert not list(joined.glob("link*"))
     assert store.machine() == ""
     assert [one.text for one in store.queries.inbox("backend@beta", 9)] == ["x"]
