@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -240,6 +241,25 @@ async def test_what_others_are_told_is_what_is_shared(
         await alpha.sees("beta")
         there = next(one for one in alpha.bus.store.machines.all() if one.name == "beta")
         assert [peer.cwd for peer in there.peers] == ([] if shown is None else [shown])
+
+
+@pytest.mark.spec("LINK-7", "LSEC-2")
+async def test_a_machine_that_is_removed_is_out_at_the_next_reload(
+    machine: Callable[[str], Machine], nats: Server
+) -> None:
+    alpha, gamma = machine("alpha"), machine("gamma")
+    kept = {name: (nats.folder / name).read_text() for name in ("mesh.json", "machines.conf", "gamma.invite")}
+    try:
+        async with alpha.linked(), gamma.linked():
+            await alpha.sees("gamma")
+            admin.remove(nats.folder, ["gamma"])
+            assert nats.process is not None
+            nats.process.send_signal(signal.SIGHUP)
+            await until(lambda: any('refuses the key of "gamma"' in line for line in gamma.said))
+            await alpha.connected()
+    finally:
+        for name, text in kept.items():
+            (nats.folder / name).write_text(text)
 
 
 # -- the way to the server -----------------------------------------------------------------------------------
