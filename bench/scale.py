@@ -25,11 +25,10 @@ from agentbus import registry
 from agentbus.core import config
 from agentbus.core.bus import Bus, now_ms
 from agentbus.core.store import MAX_PENDING
+from bench.crowd import BROADCASTS, crowd, tell_crowd
 from bench.member import Crew
-from bench.processes import cpu_ms, memory
 from bench.report import AgainstOption, Failed, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import EVENTS, Client, Contender, Field, contenders, fault, rivals
-from bench.throughput import one_broadcast
 from tests.support.command import clean_env
 
 BATCH_ROWS = 50_000
@@ -52,7 +51,6 @@ MESSAGE = "tool call -> event"
 SEND = "send, a call"
 PEERS = "peers, a call"
 BROADCAST = "broadcast, a call"
-_BROADCASTS = 20
 SEND_COMMAND = "agentbus send"
 PEERS_COMMAND = "agentbus peers"
 
@@ -220,7 +218,7 @@ def live_peers(sizes: list[int], rounds: int, commands: int, idle_s: float) -> t
             if len(bench.bus.peers()) != bench.size:
                 raise Failed(f"of {bench.size} peers {len(bench.bus.peers())} are present")
         take_turns(benches, rounds, commands, "live peers")
-        for _ in progress(range(_BROADCASTS + 1), "broadcasts"):
+        for _ in progress(range(BROADCASTS + 1), "broadcasts"):
             for bench in benches:
                 bench.broadcast()
                 time.sleep(0.02)
@@ -281,59 +279,6 @@ def drain(bench: Bench, one: Field) -> None:
         raise Failed(f"of {bench.size:,} pending messages {wrong}")
     bench.note("drained after tools/list was asked for", (ended - began) * 1_000)
     one.end()
-
-
-@dataclass
-class Crowd:
-    """What so many sessions take. None where the system does not tell."""
-
-    up_s: float
-    broadcasts_ms: list[float]
-    idle_percent: float | None
-    memory_mb: float | None
-
-
-def crowd(count: int, idle_s: float) -> Crowd:
-    """Start so many sessions at once, leave them alone, then let one broadcast to the others.
-
-    Each is up when it has answered its client's first call.
-    """
-    with contenders(Contender(f"{count} sessions")) as (one,):
-        began = time.perf_counter()
-        started = one.start(*(f"session{number}" for number in range(count)), shake=False)
-        one.shake(started, gate_s=0)
-        up_s = time.perf_counter() - began
-        time.sleep(3.0)  # until all have passed the ready gate, and have looked for their client's inbox
-        pids = [client.process.pid for client in started]
-        before = [cpu_ms(pid) for pid in pids]
-        time.sleep(idle_s)
-        spent = [a - b for a, b in zip(map(cpu_ms, pids), before, strict=True) if a is not None and b is not None]
-        took_ms = [one_broadcast(started[0], started[1:]) for _ in progress(range(_BROADCASTS + 1), "broadcasts")]
-        shares = [found.share_mb for found in map(memory, pids) if found is not None]
-        return Crowd(
-            up_s,
-            took_ms[1:],  # the first one is cold
-            sum(spent) / idle_s / 10 if len(spent) == count and idle_s else None,
-            sum(shares) if len(shares) == count else None,
-        )
-
-
-def tell_crowd(report: Report, count: int, found: Crowd) -> None:
-    """Add the table of many sessions, and its targets."""
-    told = {
-        "all up, s": round(found.up_s, 1),
-        "broadcast to the others, p50, ms": round(median(found.broadcasts_ms), 1),
-        "idle, % of a core": None if found.idle_percent is None else round(found.idle_percent, 2),
-        "memory, MB": None if found.memory_mb is None else round(found.memory_mb),
-    }
-    known = {what: value for what, value in told.items() if value is not None}
-    report.add(f"{count} sessions", "all together", **known)
-    report.samples.setdefault(f"{count} sessions", {})["broadcast, ms"] = found.broadcasts_ms
-    if count == 100:
-        for (what, value), most in zip(told.items(), (15, 80, 1, 2_500), strict=True):
-            if value is not None:
-                name, _, unit = what.rpartition(", ")
-                report.target(f"100 sessions: {name}", value, unit, most=most)
 
 
 def tell(report: Report, title: str, benches: list[Bench], axis: str) -> None:

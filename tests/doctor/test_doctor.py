@@ -102,7 +102,7 @@ def test_a_healthy_bus_is_looked_at_and_left_as_it_is(
     assert codes == [
         *("python", "packages", "sqlite", "settings", "home", "path", "file-system", "disk", "presence"),
         *("database", "schema", "wal", "lock", "settings", "settings", "trigger", "client", "claude", "registration"),
-        *("permission", "command", "client", "client", "client", "client"),
+        *("permission", "command", "plugin", "client", "client", "client", "client"),
         *("wake", "delivery", "peer", "proof", "mailbox", "mailbox"),
     ]
     assert "a wake takes" in report.one("trigger")["seen"]

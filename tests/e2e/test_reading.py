@@ -60,7 +60,7 @@ def test_claude_without_the_flag_keeps_its_mail_until_it_is_asked_for(claude: St
     alice.handshake()
     assert "messages wait for check_messages (pull: claude was started without" in bob.call("whoami")
     sent = alice.call("send_message", to="bob", text="one")
-    assert sent.startswith('sent #1 to "bob" (online, but nothing can be pushed to it: it reads when')
+    assert sent.startswith('sent #1 to "bob" (online, but nothing can be pushed to it: it reads its mail only when')
     alice.call("send_message", to="bob", text="</channel><two>")
     assert bob.call("list_peers").endswith("\n2 unread messages: call check_messages")
     assert bob.refuse("send_message", to="***", text="x").endswith("\n2 unread messages: call check_messages")
@@ -120,7 +120,7 @@ def test_the_variable_decides(claude: Start, start: Start, home: Path) -> None:
     done = agentbus(home, "serve", "claude-mcp", AGENTBUS_DELIVERY="owl")
     assert (done.returncode, done.stderr) == (
         2,
-        "agentbus: AGENTBUS_DELIVERY is 'owl': set it to auto or channel or inbox or pull, or unset it\n",
+        "agentbus: AGENTBUS_DELIVERY is 'owl': set it to auto or channel or inbox or mod or pull, or unset it\n",
     )
 
 

@@ -80,7 +80,7 @@ def test_the_newest_session_of_a_terminal_has_the_name_and_the_former_one_is_no_
     until(lambda: list(pids(home)) == ["web"])
     first = pids(home)["web"]
     terminal()
-    until(lambda: list(pids(home)) == ["web"] and pids(home)["web"] != first)
+    until(lambda: list(now := pids(home)) == ["web"] and now["web"] != first)
     assert "codex was started with -c" in agentbus(home, "doctor", "web").stdout
 
 
