@@ -130,6 +130,8 @@ class _Link:
                     continue
             except* (RelayDown, RelayRefused) as group:
                 errors = _leaves(group)
+            if self._stopped.is_set():
+                return  # we have ended the line ourselves
             problem = str(errors[0])
             is_refused = any(isinstance(error, RelayRefused) for error in errors)
             if problem != said:

@@ -29,7 +29,7 @@ async def test_a_message_and_its_answer_cross_and_both_are_known_to_be_read(mach
         answer = alpha.bus.store.queries.inbox("frontend", 1)[0]
         assert (answer.sender, answer.reply_to) == ("backend@beta", sent.id)
         await until(lambda: alpha.bus.store.queries.status(sent.id).state is MessageState.READ)
-    assert alpha.said == beta.said == ["connected to 127.0.0.1"]
+    assert (alpha.said, beta.said) == (["connected to 127.0.0.1"], ["connected to 127.0.0.1"])
 
 
 @pytest.mark.spec("ADDR-3", "ASK-1")
