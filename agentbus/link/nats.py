@@ -73,6 +73,12 @@ class _Client(nats.aio.client.Client):
         writer = getattr(self._transport, "_io_writer", None)
         return writer is not None and writer.get_extra_info("ssl_object") is not None
 
+    async def _process_op_err(self, e: Exception) -> None:
+        # The connection is lost, and with it what was not sent yet. The library would try to send that, fail, and end
+        # its reader without telling anybody that the connection is closed.
+        self._pending, self._pending_data_size = [], 0
+        await super()._process_op_err(e)
+
     async def _process_headers(self, headers: Any) -> Any:
         # Whoever may send to us could otherwise end the library's reader with each attempt to take one message.
         try:
