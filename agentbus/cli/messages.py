@@ -21,7 +21,7 @@ from agentbus.core.bus import Bus, now_ms
 from agentbus.core.config import RETENTION, Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
-from agentbus.core.names import group_name, is_group, normalise_name
+from agentbus.core.names import group_name, is_group, shown_address
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
@@ -72,7 +72,7 @@ def parse_peer(text: str) -> str:
 
     Raises InvalidRequest.
     """
-    return group_name(text) if is_group(text) else normalise_name(text)
+    return group_name(text) if is_group(text) else shown_address(text)
 
 
 def _parse_grep(text: str) -> re.Pattern[str]:
@@ -86,7 +86,7 @@ def _parse_grep(text: str) -> re.Pattern[str]:
 
 def _mailbox(bus: Bus, settings: Settings, name: str | None) -> str:
     # Any mailbox can be looked into, also one whose name is no address any more.
-    return common.own_name(bus, settings, None) if name is None else normalise_name(name)
+    return common.own_name(bus, settings, None) if name is None else shown_address(name)
 
 
 def inbox(name: str | None, *, limit: int, as_json: bool) -> None:

@@ -11,7 +11,6 @@ from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult, b
 from agentbus.core.asking import CARRIER, DEFAULT_S
 from agentbus.core.errors import AgentbusError
 from agentbus.core.model import Unread
-from agentbus.core.names import recipient
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
 
@@ -22,7 +21,7 @@ async def ask(context: ToolContext, session: Session, arguments: Mapping[str, An
     """The answer, which is read once the client has it, or why there is none."""
     wait_s = min(arguments.get("wait_s", DEFAULT_S), context.profile.max_wait_s)
     # A group is refused by `ask`, which says better why.
-    with braked(context, session, recipient(arguments["to"])):
+    with braked(context, session, session.bus.recipient(arguments["to"])):
         sent = await session.ask(arguments["to"], arguments["text"], wait_s)
     ONLY_WAITS.get()()
     asked = await session.answer(sent, wait_s)
