@@ -330,6 +330,24 @@ def watch(as_json: _Json = False) -> None:
 
 
 @app.command()
+def console(
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Who you are. Default: AGENTBUS_NAME, else your login name."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bell when a message for you comes.")] = False,
+    notify: Annotated[bool, typer.Option("--notify", help="Show messages for you on the desktop too.")] = False,
+) -> None:
+    """Open one window on the bus: who is there, what was said, what waits for you. Answer it, or stop it.
+
+    Example: agentbus console
+    """
+    from agentbus import console
+
+    console.run(name, is_quiet=quiet, is_shown=notify)
+
+
+@app.command()
 def wait(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Join as NAME. Default: the name that `send` would use.")

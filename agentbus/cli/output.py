@@ -18,6 +18,7 @@ from rich.text import Text
 
 from agentbus.core import stderr
 from agentbus.core.model import Envelope, MessageState, Pause, Status, timestamp
+from agentbus.core.search import MATCH_BEGINS, MATCH_ENDS
 from agentbus.core.text import age, span
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "instant",
     "json_line",
     "line",
+    "marked",
     "named",
     "pause_row",
     "printable",
@@ -177,3 +179,15 @@ def contents(status: Status) -> Text:
     """The end of a message's line: the id of the message that it answers, and its text."""
     text = Text() if status.reply_to is None else Text(f"  (re #{status.reply_to})", "dim")
     return Text().append(text).append(f"  {printable(status.text, lines=False)}")
+
+
+def marked(snippet: str) -> Text:
+    """A snippet on one line, with the words that were searched for in bold."""
+    text = Text()
+    for part in snippet.split(MATCH_BEGINS):
+        found, ends, rest = part.partition(MATCH_ENDS)
+        if not ends:
+            found, rest = "", part
+        text.append(printable(found, lines=False), "bold magenta")
+        text.append(printable(rest, lines=False))
+    return text

@@ -566,9 +566,10 @@ class Store(Memberships):
             if not is_whole:
                 return row[0], []
             returned = execute(
-                "UPDATE messages SET delivered_at = NULL, carrier = NULL, delivered_to = NULL, recipient = ?"
+                "UPDATE messages SET delivered_at = NULL, carrier = NULL, delivered_to = NULL, recipient = ?,"
+                " returned_at = ?"
                 f" WHERE delivered_to = ? AND {_OPEN} RETURNING id",
-                (row[0], ended.session),
+                (row[0], now, ended.session),
             ).fetchall()
             return row[0], sorted(int(one[0]) for one in returned)
 
