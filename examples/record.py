@@ -1,8 +1,7 @@
-"""Draw the terminal pictures of the README: python examples/record.py
+"""Draw the terminal pictures of the README: python examples/record.py [demo] [watch] [console]
 
-It runs `agentbus demo` and `agentbus watch` in a real pseudo-terminal, on a separate bus. It reads what a terminal
-would show and draws it as examples/demo.svg and examples/watch.svg. Everything in the pictures really happened, times
-included.
+It runs `agentbus demo`, `agentbus watch` and `agentbus console` in a real pseudo-terminal, on separate buses. It reads
+what a terminal would show and draws it as examples/*.svg. Everything in the pictures really happened, times included.
 """
 
 from __future__ import annotations
@@ -64,6 +63,10 @@ class Terminal:
             self._stream.feed(drawn)
         return True
 
+    def press(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+        self.read(0.7)
+
     def until(self, text: str) -> None:
         give_up_at = time.monotonic() + PATIENCE_S
         while not any(text in line for line in self.screen.display):
@@ -78,7 +81,7 @@ class Terminal:
         self.process.wait(PATIENCE_S)
         os.close(self._ours)
 
-    def draw(self, title: str, typed: str, path: Path) -> None:
+    def draw(self, typed: str, path: Path) -> None:
         """Write a picture: the command that was typed, and below it what the screen shows."""
         rows = [_text(row, self.columns) for row in self.screen.history.top]
         rows += [_text(self.screen.buffer[number], self.columns) for number in range(self.screen.lines)]
@@ -89,7 +92,7 @@ class Terminal:
             console.print(Text.assemble(("$ ", "dim"), (typed, "bold")))
             for row in rows:
                 console.print(row, no_wrap=True, overflow="crop")
-            svg = console.export_svg(title=title, unique_id=path.stem)
+            svg = console.export_svg(title=typed, unique_id=path.stem)
         svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
         svg = re.sub(r"font-family: (Fira Code|arial)[^;]*;", f"font-family: {FONT};", svg)
         svg = svg.replace("<!-- Generated with Rich https://www.textualize.io -->\n", "")
@@ -105,11 +108,20 @@ def _text(row: Any, columns: int) -> Text:
             ["bold"] * cell.bold
             + ["italic"] * cell.italics
             + ["underline"] * cell.underscore
-            + ([cell.fg.replace("brown", "yellow")] if cell.fg != "default" else [])
+            + ["reverse"] * cell.reverse
+            + ([_colour(cell.fg)] if cell.fg != "default" else [])
+            + ([f"on {_colour(cell.bg)}"] if cell.bg != "default" else [])
         )
         text.append(cell.data, style or None)
     text.rstrip()
     return text
+
+
+def _colour(name: str) -> str:
+    """What rich calls a colour of pyte: a name, or six hex digits."""
+    if re.fullmatch("[0-9a-f]{6}", name):
+        return f"#{name}"
+    return re.sub(r"^bright(?=[a-z])", "bright_", name.replace("brown", "yellow"))
 
 
 class Session:
@@ -171,7 +183,7 @@ def record_demo(env: dict[str, str], cwd: Path) -> None:
         pass
     if terminal.process.wait(PATIENCE_S):
         raise SystemExit("record.py: the demo has failed:\n" + "\n".join(terminal.screen.display))
-    terminal.draw("agentbus demo", "agentbus demo", HERE / "demo.svg")
+    terminal.draw("agentbus demo", HERE / "demo.svg")
 
 
 def record_watch(env: dict[str, str], cwd: Path) -> None:
@@ -191,18 +203,59 @@ def record_watch(env: dict[str, str], cwd: Path) -> None:
     sessions["frontend"].call("check_messages")
     terminal.until("#3")
     terminal.read(0.7)
-    terminal.draw("agentbus watch", "agentbus watch", HERE / "watch.svg")
+    terminal.draw("agentbus watch", HERE / "watch.svg")
     for session in sessions.values():
         session.end()
     terminal.end()
 
 
+def record_console(env: dict[str, str], cwd: Path) -> None:
+    folders = {name: cwd / "work" / name for name in ("frontend", "backend", "tests", "docs")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    sessions = {name: Session(name, env, folder) for name, folder in folders.items()}
+    doing = {"frontend": "builds the login page", "backend": "moves the users to schema 12", "tests": "waits for CI"}
+    for name, status in doing.items():
+        sessions[name].call("set_status", text=status)
+    for name in ("backend", "tests"):
+        sessions[name].call("join_group", group="@review")
+    sessions["frontend"].call("send_message", to="backend", text="Which port does the API listen on?")
+    sessions["backend"].call("send_message", to="frontend", text="8080, and /health says ok.", reply_to=1)
+    sessions["frontend"].call("send_message", to="@review", text="The login page is on branch login: please look.")
+    command = [sys.executable, "-m", "agentbus", "send", "--from", "ci", "database", "migration 12 is on main"]
+    subprocess.run(command, env=env, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "agentbus", "console", "--as", "ann"]
+    terminal = Terminal(command, columns=118, lines=26, env=env, cwd=cwd)
+    terminal.until("you are ann")
+    terminal.until("migration 12")
+    sessions["docs"].call("set_status", text="writes the changelog")
+    question = "May I drop the table users_old? Nothing reads it any more, and the copy of last night is whole."
+    asking = threading.Thread(target=sessions["backend"].call, args=["ask"], kwargs={"to": "ann", "text": question})
+    asking.start()
+    terminal.until("May I drop")
+    terminal.press("r")
+    terminal.press("Yes, drop it. Tell @review when it is done.")
+    terminal.draw("agentbus console --as ann", HERE / "console.svg")
+    terminal.press("\r")
+    asking.join(PATIENCE_S)
+    terminal.until("answered")
+    terminal.press("\t")
+    terminal.press("\x1b[B")
+    terminal.press("\x1b[B")
+    terminal.press("p")
+    terminal.draw("agentbus console --as ann", HERE / "console-pause.svg")
+    terminal.press("n")
+    terminal.end()
+    for session in sessions.values():
+        session.end()
+
+
 def main() -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AGENTBUS_", "CLAUDE", "NO_COLOR"))}
     with tempfile.TemporaryDirectory(prefix="agentbus-", dir="/tmp") as folder:
-        env = {**kept, "AGENTBUS_HOME": f"{folder}/bus"}
-        record_demo(env, Path(folder))
-        record_watch(env, Path(folder))
+        wanted = {"demo": record_demo, "watch": record_watch, "console": record_console}
+        for name in sys.argv[1:] or wanted:
+            wanted[name]({**kept, "AGENTBUS_HOME": f"{folder}/{name}-bus"}, Path(folder))
 
 
 if __name__ == "__main__":

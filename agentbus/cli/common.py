@@ -63,11 +63,16 @@ SIGNALLED = 128
 
 
 @contextmanager
-def bus_and_settings(make_store: Callable[..., Store] = Store) -> Iterator[tuple[Bus, config.Settings]]:
-    """The bus of AGENTBUS_HOME, open until the block ends. Raises what `config.load` and `registry.open_bus` raise."""
+def bus_and_settings(
+    make_store: Callable[..., Store] = Store, *, busy_ms: int = _BUSY_MS
+) -> Iterator[tuple[Bus, config.Settings]]:
+    """The bus of AGENTBUS_HOME, open until the block ends. A busy database is waited for as long as `busy_ms`.
+
+    Raises what `config.load` and `registry.open_bus` raise.
+    """
     settings = config.load(is_person=True)
     try:
-        bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS, make_store=make_store)
+        bus, triggers = registry.open_bus(settings, busy_ms=busy_ms, make_store=make_store)
         try:
             yield bus, settings
         finally:

@@ -17,11 +17,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Footer, OptionList, Static
+from textual.worker import WorkerFailed
 
 from agentbus import doctor, registry
 from agentbus.cli import common
 from agentbus.console import look, person
-from agentbus.console.desk import EVERYTHING, Desk, Filter, person_name
+from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter, person_name
 from agentbus.console.dialogs import Choice, Question, Reading, Search
 from agentbus.console.feed import Feed
 from agentbus.console.panes import Composer, Details, Draft, PeerList
@@ -31,6 +32,7 @@ from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.findings import Level
 from agentbus.core.model import MessageState, Status
+from agentbus.core.names import is_group
 from agentbus.core.search import MOST_RANKED
 from agentbus.core.text import escaped
 
@@ -47,7 +49,20 @@ _WIDE, _WIDEST = 100, 150
 # So many steps back in the history are made for one request: of a filter that few messages meet, the rest comes later.
 _STEPS = 50
 # What a pause does.
-_PAUSING = "Its tools refuse to send, nothing is pushed to it, and its mail waits"
+_PAUSING = "Whoever is paused sends nothing and gets nothing: the mail waits until you resume"
+
+
+class _Main(Screen[None]):
+    """What is behind all windows. A wider one shows more."""
+
+    def on_resize(self) -> None:
+        """It is wider or narrower now."""
+        self.set_class(self.app.size.width >= _WIDE, "wide")
+        self.set_class(self.app.size.width >= _WIDEST, "widest")
+
+    def on_screen_resume(self) -> None:
+        """Behind an open window, one is not told of a new size."""
+        self.on_resize()
 
 
 class Console(App[None]):
@@ -64,6 +79,10 @@ class Console(App[None]):
     Details { display: none; }
     .wide PeerList { width: 34; }
     .widest Details { display: block; }
+    ModalScreen { background: transparent; }
+    /* Above: the newest message and what one writes are below. */
+    ToastRack { dock: top; align: right top; margin: 1 0 0 0; }
+    Toast { padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "reply", "Answer"),
@@ -81,7 +100,9 @@ class Console(App[None]):
         Binding("escape", "everything", "Back", show=False),
         Binding("tab", "app.focus_next", "Next part", show=False),
         Binding("question_mark", "help", "Keys", key_display="?"),
-        Binding("q,ctrl+c", "quit", "Quit"),
+        Binding("q", "quit", "Quit"),
+        # Also where one writes and in a window: there, Textual would copy a selection.
+        Binding("ctrl+c", "quit", priority=True, show=False),
     ]
 
     def __init__(self, desk: Desk, *, is_quiet: bool = False, is_shown: bool = False) -> None:
@@ -92,6 +113,8 @@ class Console(App[None]):
         self.is_quiet = is_quiet
         self.is_shown = is_shown
         self._is_loading = False
+        self._trouble = ""  # what the last look by itself could not do: it is said once
+        self.failure: BaseException | None = None  # what ended the console
         # Kept here, and not looked up: a window that is open over them hides them from a search.
         self.head = Static(id="head", markup=False)
         self.where = Static(id="where", markup=False)
@@ -99,6 +122,10 @@ class Console(App[None]):
         self.feed = Feed(desk.name)
         self.details = Details()
         self.composer = Composer(desk.names)
+
+    def get_default_screen(self) -> Screen[Any]:
+        """What is behind all windows."""
+        return _Main(id="_default")
 
     def compose(self) -> ComposeResult:
         """The head, the three columns, and where one writes."""
@@ -127,8 +154,19 @@ class Console(App[None]):
 
     def _tick(self) -> None:
         """Draw the ages anew, and see who has gone without a word."""
-        self._guarded(self.desk.look_at_peers)
+        self._by_itself(self.desk.look_at_peers)
         self._show_peers()
+
+    def _by_itself(self, call: Callable[[], None]) -> None:
+        """`call()`, which nobody asked for: what goes wrong is said once, and not at each look."""
+        trouble = ""
+        try:
+            call()
+        except AgentbusError as error:
+            trouble = str(error)
+            if trouble != self._trouble:
+                self._say(trouble)
+        self._trouble = trouble
 
     @work(group="follow")
     async def _follow(self) -> None:
@@ -138,7 +176,7 @@ class Console(App[None]):
             async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=self._say) as wakes:
                 # If the socket was removed while we listened, the outer loop arms it again. [WAKE-6]
                 while wakes.is_reachable():
-                    self._guarded(self._look)
+                    self._by_itself(self._look)
                     await anyio.sleep(_PAUSE_S)
                     await wakes.wait(SAFETY_S)
             await anyio.sleep(_PAUSE_S)
@@ -148,8 +186,11 @@ class Console(App[None]):
         if found.is_new_bus:
             config.prepare_home(self.desk.settings.home)
             self._say("the database was deleted or replaced: this is the new one")
+            self._load()
         if found.is_changed:
             self.desk.look_at_peers()
+            if self.feed.is_following:
+                self.desk.forget()
             self.feed.show(self.desk.threads)
             self._show_peers()
         if found.mine:
@@ -177,17 +218,31 @@ class Console(App[None]):
         while True:
             try:
                 async with person.joined(self.desk.settings, self.desk.name, self._say) as session:
-                    self.desk.session = session.peer.session
+                    self.desk.session = session
                     await session.ended.wait()
             except Refused as error:
                 if not told:
-                    self._say(f"another window is open: {error.args[0]}. Both show everything, and both can write")
+                    self._say(self._why_refused(error))
                 told = True
             except AgentbusError as error:
                 self._say(str(error))
             finally:
-                self.desk.session = ""
+                self.desk.session = None
             await anyio.sleep(_TICK_S)
+
+    def _why_refused(self, error: Refused) -> str:
+        self.desk.look_at_peers()
+        if not self.desk.is_taken:
+            return f"another window is open: {error.args[0]}. Both show everything, and both can write"
+        return f"{error.args[0]}: its mail is not yours to open. Another name: agentbus console --as NAME"
+
+    def _handle_exception(self, error: Exception) -> None:
+        self.failure = self.failure or (error.error if isinstance(error, WorkerFailed) else error)
+        super()._handle_exception(error)
+
+    def _fatal_error(self) -> None:
+        # Textual's own prints a traceback. Here `open_console` raises the failure.
+        self._close_messages_no_wait()
 
     # -- what is drawn ---------------------------------------------------------------------------------------
 
@@ -212,11 +267,11 @@ class Console(App[None]):
         lines += [(group, look.group_line(group, members)) for group, members in desk.groups.items()]
         lines += [(name, look.offline_line(name, count)) for name, count in desk.waiting.items() if name not in present]
         self.peer_list.show(lines)
-        unread = desk.count_unread()
+        unread = f"{desk.unread:,}" + ("+" if desk.unread == MOST_COUNTED else "")
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append(f"agentbus  {len(desk.peers)} online  you are {desk.name}  ")
-        if unread:
-            head.append(f" ✉ {unread:,} unread for you: u ", "reverse")
+        if desk.unread:
+            head.append(f" ✉ {unread} unread for you: u ", "reverse")
         self.head.update(head)
         back = "" if desk.shown == EVERYTHING else ", Esc shows all"
         self.where.update(f"showing {desk.shown}{back}")
@@ -227,11 +282,6 @@ class Console(App[None]):
 
     def _say(self, sentence: str) -> None:
         self.notify(escaped(sentence), markup=False, timeout=8)
-
-    def on_resize(self) -> None:
-        """A wider screen shows more."""
-        self.screen.set_class(self.size.width >= _WIDE, "wide")
-        self.screen.set_class(self.size.width >= _WIDEST, "widest")
 
     def on_feed_selected(self) -> None:
         """Show the details of what is selected now."""
@@ -294,7 +344,8 @@ class Console(App[None]):
         name = self.desk.name
         self._open(chosen)
         if name in (chosen.sender, chosen.recipient):
-            self._write(Draft("answer", self._other(chosen), reply_to=chosen.id))
+            to = chosen.to_group if chosen.sender == name and chosen.to_group else self._other(chosen)
+            self._write(Draft("answer", to, reply_to=chosen.id))
         else:
             # It is between others: who was not asked does not answer. [THREAD-2]
             self._write(Draft("send", chosen.sender))
@@ -318,6 +369,12 @@ class Console(App[None]):
     def _write(self, draft: Draft) -> None:
         self.composer.open(draft)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where one writes, a slash is a slash: Textual would show it as the key of the search."""
+        if action == "search" and self.composer.has_focus_within:
+            return False
+        return super().check_action(action, parameters)
+
     def on_composer_closed(self) -> None:
         """Back to the messages."""
         self.feed.focus()
@@ -326,58 +383,69 @@ class Console(App[None]):
     async def on_composer_finished(self, event: Composer.Finished) -> None:
         """Send what was written. If that fails, the draft stays, with the reason below it."""
         draft, desk = event.draft, self.desk
-        if draft.kind == "broadcast" and not await self._is_sure_of_broadcast():
-            return
         try:
+            if draft.kind == "broadcast":
+                await self._be_sure_of_broadcast()
             said = await retry_while_busy(partial(desk.send, draft.kind, draft.to, draft.text, draft.reply_to))
         except AgentbusError as error:
-            self.composer.failed(str(error))
+            if not self.composer.failed(draft, str(error)):
+                self._say(f"{draft.title}: not sent, the draft is kept: {error}")
             return
         self.composer.sent(draft)
         self._say(said)
         self.feed.is_following = True
         self._guarded(partial(self._look, thoroughly=True))
 
-    async def _is_sure_of_broadcast(self) -> bool:
+    async def _be_sure_of_broadcast(self) -> None:
         names = [peer.name for peer in self.desk.peers if peer.name != self.desk.name]
         if not names:
-            self.composer.failed("nobody else is online: there is nobody to send this to")
-            return False
+            raise Refused("nobody else is online: there is nobody to send this to")
         to = f"{len(names)} peers" if len(names) > 1 else "1 peer"
-        is_sure: bool = await self.push_screen_wait(Question(f"Send this to {to}: {', '.join(names)}?"))
-        return is_sure
+        if not await self.push_screen_wait(Question(f"Send this to {to}: {', '.join(names)}?")):
+            raise Refused("nothing was sent")
 
     @work(group="question")
     async def action_pause(self) -> None:
         """Pause the peer that is highlighted, or that the selected message concerns; or let it go on."""
         peers, chosen = self.peer_list, self.feed.selected
         name = peers.chosen if peers.has_focus or chosen is None else self._other(chosen)
-        if not name:
-            self._say("no peer is chosen: Tab goes to the list of peers")
+        if not name or is_group(name) or name == self.desk.name:
+            self._say("no session is chosen: Tab goes to the list of peers. You, and a group, are not paused")
             return
         if name in self.desk.pauses:
             question = f"Resume {name}? It gets the mail that has waited, and can send again."
             await self._brake(question, self.desk.resume, name)
         else:
-            await self._brake(f"Pause {name}? {_PAUSING} until you resume it.", self.desk.pause, name)
+            await self._brake(f"Pause {name}? {_PAUSING} {name}.", self.desk.pause, name)
 
     @work(group="question")
     async def action_pause_all(self) -> None:
-        """Pause everybody; or, if somebody is paused, let all go on."""
-        if self.desk.pauses:
-            names = ", ".join(self.desk.pauses)
-            await self._brake(f"Resume all that are paused ({names})?", self.desk.resume, None)
+        """Pause everybody, or let all go on; where some are paused and some are not, ask which."""
+        paused = ", ".join(self.desk.pauses)
+        running = [peer.name for peer in self.desk.peers if not (peer.is_person or peer.name in self.desk.pauses)]
+        pause = f"Pause {', '.join(running)}? {_PAUSING} them."
+        resume = f"Resume all that are paused ({paused})?"
+        if paused and running:
+            options = [("pause", pause), ("resume", resume)]
+            chosen = await self.push_screen_wait(Choice("Some are paused, and some run", options))
+            if chosen:
+                await self._act(partial(self.desk.pause if chosen == "pause" else self.desk.resume, None))
+        elif paused:
+            await self._brake(resume, self.desk.resume, None)
+        elif running:
+            await self._brake(pause, self.desk.pause, None)
         else:
-            count = sum(peer.name != self.desk.name for peer in self.desk.peers)
-            question = f"Pause all {count} sessions that are online? {_PAUSING} until you resume them."
-            await self._brake(question, self.desk.pause, None)
+            self._say("nobody else is online: there is nobody to pause")
 
     async def _brake(self, question: str, act: Callable[[str | None], str], name: str | None) -> None:
         if await self.push_screen_wait(Question(question)):
-            said = await self._done(partial(act, name))
-            if said:
-                self._say(said)
-            self._guarded(partial(self._look, thoroughly=True))
+            await self._act(partial(act, name))
+
+    async def _act(self, act: Callable[[], str]) -> None:
+        said = await self._done(act)
+        if said:
+            self._say(said)
+        self._guarded(partial(self._look, thoroughly=True))
 
     def _other(self, message: Status) -> str:
         return message.recipient if message.sender == self.desk.name else message.sender
@@ -385,16 +453,14 @@ class Console(App[None]):
     @work(group="question")
     async def action_cancel(self) -> None:
         """Take back the selected message, if it is still pending."""
-        chosen = self.feed.selected
-        if chosen is None or chosen.state is not MessageState.PENDING:
+        pending = {one.recipient: one.id for one in self.feed.copies if one.state is MessageState.PENDING}
+        if not pending:
             self._say("only a pending message can be taken back: select one")
             return
-        question = f"Take back #{chosen.id} to {chosen.recipient}? It is pending, and {chosen.recipient} never gets it."
+        ids, names = ", ".join(f"#{row_id}" for row_id in pending.values()), ", ".join(pending)
+        question = f"Take back {ids} to {names}? It is pending, and {names} never gets it."
         if await self.push_screen_wait(Question(question)):
-            taken = await self._done(partial(self.desk.bus.cancel, chosen.id))
-            if taken is not None:
-                self._say(f"#{taken.id} is taken back")
-            self._guarded(partial(self._look, thoroughly=True))
+            await self._act(partial(self.desk.take_back, pending.values()))
 
     @work(group="question")
     async def action_doctor(self) -> None:
@@ -405,7 +471,11 @@ class Console(App[None]):
             self._say("no peer is chosen: Tab goes to the list of peers")
             return
         # It tries the peer's wake and its files, which can take a second: not in the loop that takes the keys.
-        findings = await anyio.to_thread.run_sync(doctor.about, name)
+        try:
+            findings = await anyio.to_thread.run_sync(doctor.about, name)
+        except AgentbusError as error:
+            self._say(str(error))
+            return
         text = Text(f"Would a message to {name} reach its model?\n\n", "bold")
         for one in findings:
             style = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}[one.level]
@@ -479,7 +549,8 @@ class Console(App[None]):
             found = self._guarded(partial(self.desk.bus.store.queries.status, chosen))
             if found is not None:
                 self._show_only(Filter(thread=found.root))
-                self.feed.select(found.id)
+                if not self.feed.select(found.id):
+                    self._say(f"#{found.id} is far back: agentbus history --thread {found.root} shows it")
 
     @work(group="search", exclusive=True)
     async def _find(self, window: Search, words: str) -> None:
@@ -559,13 +630,22 @@ def _filter_of(name: str) -> Filter:
 
 def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
     """Open the console, and return when it was closed. Raises what opening the bus raises."""
-    with common.bus_and_settings() as (bus, settings):
+    # A database that is locked must not hold up the keys: it is waited for in the event loop. [STORE-4]
+    with common.bus_and_settings(busy_ms=0) as (bus, settings):
+        # Who reads the person's mail and answers as the person is believed as the person is. [CONSOLE-1]
+        common.person_here(bus, settings, "open the console")
         desk = Desk(bus, settings, person_name(asked, settings))
-        eventloop.run(_run, Console(desk, is_quiet=is_quiet, is_shown=is_shown))
+        app = Console(desk, is_quiet=is_quiet, is_shown=is_shown)
+        eventloop.run(_run, app)
+    if app.failure is not None:
+        raise app.failure
 
 
 async def _run(app: Console) -> None:
     async with anyio.create_task_group() as tasks:
         await tasks.start(common.when_signalled, lambda _number: app.exit())
-        await app.run_async()
+        try:
+            await app.run_async()
+        except Exception as error:  # noqa: BLE001 - `open_console` raises it: the group of tasks would wrap it
+            app.failure = error
         tasks.cancel_scope.cancel()

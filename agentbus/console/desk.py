@@ -6,26 +6,28 @@ Implements [CONSOLE-1] to [CONSOLE-4].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agentbus import registry
 from agentbus.core.asking import question
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings
-from agentbus.core.errors import Refused
+from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Pause, Peer, Status
 from agentbus.core.names import address, is_group, login_name
 from agentbus.core.search import Found
+from agentbus.core.session import Session
 
-__all__ = ["EVERYTHING", "Desk", "Filter", "Look", "Thread", "person_name"]
+__all__ = ["EVERYTHING", "MOST_COUNTED", "MOST_OF_THREAD", "Desk", "Filter", "Look", "Thread", "person_name"]
 
 # What one page of the history shows, and how far one read goes back to find it: a filter that few messages meet must
 # not keep a key waiting.
 PAGE = 100
 SPAN = 20_000
-# Of a thread, the newest so many messages are shown; all of them when it is shown alone.
+# Of a thread, the newest so many messages are shown; and so many when it is shown alone, which takes 0.1 s to draw.
 _TAIL = 20
+MOST_OF_THREAD = 1_000
 # Messages whose state is followed: those of the newest pages, which are on the screen or near it.
 _FOLLOWED = 500
 # A search waits so long for a busy database, as a command does.
@@ -102,8 +104,8 @@ class Desk:
         self.bus = bus
         self.settings = settings
         self.name = name
-        # The peer that the person is, in this console or in another one; None until a console has joined.
-        self.session = ""
+        # The peer that the person is in this console; None until it has joined, and while another console is that.
+        self.session: Session | None = None
         self.shown = EVERYTHING
         self.threads: list[Thread] = []
         self.peers: list[Peer] = []
@@ -111,6 +113,7 @@ class Desk:
         self.groups: dict[str, list[str]] = {}
         self.pauses: dict[str, Pause] = {}
         self.activity: dict[str, str] = {}
+        self.unread = 0  # messages to the person that are not opened yet; counting stops at MOST_COUNTED
         self._below: int | None = None  # where the next page begins; None when there is no older one
         self._newest = 0
         self._version = -1
@@ -160,7 +163,8 @@ class Desk:
         """The thread that `root` began: its end, or all of it where it is shown alone. `known`: read already."""
         queries = self.bus.store.queries
         if self.shown.thread:
-            return Thread(root, list(queries.thread(root))[::-1])
+            messages = list(queries.thread(root, MOST_OF_THREAD + 1))[::-1]
+            return Thread(root, messages[-MOST_OF_THREAD:], is_cut=len(messages) > MOST_OF_THREAD)
         # A reply from before threads were recorded is in no index, but it can be among those that were just read.
         found = {one.id: one for one in [*queries.newest_of(root, _TAIL + 1), *(o for o in known if o.root == root)]}
         messages = sorted(found.values(), key=lambda one: one.id)
@@ -178,26 +182,27 @@ class Desk:
         version = store.queries.version()
         if version == self._version and not thoroughly:
             return found
-        self._version = version
         found.is_changed = True
-        new = self._arrived()
-        found.mine = [one for one in new if one.recipient == self.name]
+        since = self._newest
+        newest = store.queries.newest_id()
+        new = self._arrived(newest)
+        unopened = [] if self.is_taken else store.queries.unopened(self.name, MOST_COUNTED, above=since)
+        found.mine = store.queries.among(unopened)
         self._follow(new)
+        # At the end: what could not be read is read by the next look.
+        self._newest, self._version = newest, version
         return found
 
-    def _arrived(self) -> list[Status]:
+    def _arrived(self, newest: int) -> list[Status]:
         """The messages since the last look: of a burst the newest only, as the page shows them."""
         queries = self.bus.store.queries
-        newest = queries.newest_id()
         if newest - self._newest > PAGE:
             # Too many to be put in one by one: the newest page is read anew, and the rest is there to scroll to.
             new, _next = queries.page(newest + 1, PAGE, newest - self._newest)
-            if not self.shown.thread:
-                self.open(self.shown)
-                self.more()
+            self.open(self.shown)
+            self.more()
         else:
             new = queries.after(self._newest, PAGE)
-        self._newest = newest
         return new
 
     def _follow(self, new: Sequence[Status]) -> None:
@@ -218,7 +223,11 @@ class Desk:
         touched = {one.root for one in new}
         known = {thread.root for thread in self.threads}
         if self.shown.thread:
-            fresh = touched & {self.shown.thread}
+            # It is not read as a whole again: that takes 0.1 s in a long history.
+            fresh = set()
+            for thread in self.threads:
+                there = {one.id for one in thread.messages}
+                thread.messages += [one for one in new if one.root == thread.root and one.id not in there]
         else:
             passed = queries.among([one.id for one in new], *self._condition())
             fresh = (touched & known) | {one.root for one in passed}
@@ -226,6 +235,16 @@ class Desk:
             kept = [thread for thread in self.threads if thread.root not in fresh]
             again = [self._thread(root, new) for root in fresh]
             self.threads = sorted([*kept, *again], key=lambda one: one.newest)
+
+    def forget(self) -> None:
+        """Drop the oldest messages of a long list, so that a look stays as quick. `more` reads them again."""
+        kept = 0
+        for number in range(len(self.threads) - 1, -1, -1):
+            kept += len(self.threads[number].messages)
+            if kept > _FOLLOWED and not self.shown.thread:
+                self._below = self.threads[number].newest + 1
+                del self.threads[: number + 1]
+                return
 
     def look_at_peers(self) -> None:
         """Read who is there, and for whom messages wait."""
@@ -235,10 +254,17 @@ class Desk:
         self.groups = queries.groups()
         self.pauses = queries.pauses(self.bus.clock())
         self.activity = {peer.name: self.bus.activity(peer) for peer in self.peers}
+        self.unread = 0 if self.is_taken else len(queries.unopened(self.name, MOST_COUNTED))
 
-    def count_unread(self) -> int:
-        """How many messages to the person are not opened yet; counting stops at MOST_COUNTED."""
-        return len(self.bus.store.queries.unopened(self.name, MOST_COUNTED))
+    @property
+    def seat(self) -> Peer | None:
+        """The peer that has the name of the person; None if there is none."""
+        return next((one for one in self.peers if one.name == self.name), None)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a session has the name, so that its mail is not the person's."""
+        return self.seat is not None and not self.seat.is_person
 
     def next_unread(self) -> Status | None:
         """The oldest message to the person that is not opened yet; None if there is none."""
@@ -269,7 +295,8 @@ class Desk:
 
     def send(self, kind: str, to: str, text: str, reply_to: int) -> str:
         """Send as the person; return what became of it, in a sentence."""
-        session, answered = self.session or None, reply_to or None
+        session = None if self.session is None else self.session.peer.session
+        answered = reply_to or None
         if kind == "broadcast":
             sent = self.bus.broadcast(self.name, text, sender_session=session)
             return f"sent to {len(sent)}: {', '.join(one.recipient for one in sent)}" if sent else "nobody is online"
@@ -290,9 +317,21 @@ class Desk:
         _meant, resumed = self.bus.resume(name, by=self.name)
         return f"resumed: {', '.join(resumed)}" if resumed else "nobody was paused"
 
+    def take_back(self, ids: Iterable[int]) -> str:
+        """Take back messages that are pending: those that are not so any more stay, which is said."""
+        said = []
+        for row_id in ids:
+            try:
+                said.append(f"#{self.bus.cancel(row_id).id} is taken back")
+            except (InvalidRequest, Refused) as error:
+                said.append(str(error))
+        return ". ".join(said)
+
     def read(self, row_id: int) -> None:
         """Note that the person has opened a message to them. Raises Refused while they are no peer, and Busy."""
-        peer = next((one for one in self.peers if one.name == self.name), None)
+        peer = self.seat
         if peer is None:
             raise Refused(f'nobody is on the bus as "{self.name}" yet, so #{row_id} stays unread', hint="try again")
+        if self.is_taken:
+            raise Refused(f'"{self.name}" is a session of {peer.runtime}, so #{row_id} is for that one to read')
         self.bus.mark_read(peer, [row_id], read_by=READ_BY, carrier=CARRIER)

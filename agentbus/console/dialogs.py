@@ -81,7 +81,7 @@ class Choice(ModalScreen[str | None]):
         """The title and the list."""
         with Vertical(classes="box"):
             yield Static(self._title, markup=False)
-            yield OptionList(*[Option(Text(label), id=key) for key, label in self._options])
+            yield OptionList(*[Option(Text(label), id=key) for key, label in self._options], compact=True)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Close with what was chosen."""
@@ -99,7 +99,7 @@ class Search(ModalScreen[int | None]):
         _BOX.format(name="Search")
         + """
     Search Input { border: none; height: 1; padding: 0; }
-    Search OptionList { height: auto; max-height: 30; border: none; }
+    Search OptionList { height: auto; max-height: 30; }
     """
     )
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -111,7 +111,7 @@ class Search(ModalScreen[int | None]):
         super().__init__()
         self._find = find
         self._state = Static(markup=False)
-        self._found = OptionList(id="found")
+        self._found = OptionList(id="found", compact=True)
 
     def compose(self) -> ComposeResult:
         """The words, what is going on, and what was found."""

@@ -18,7 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from agentbus.console import look
-from agentbus.console.desk import Thread
+from agentbus.console.desk import MOST_OF_THREAD, Thread
 from agentbus.core.model import Status
 
 __all__ = ["Feed"]
@@ -29,12 +29,20 @@ _SELECTED = Style(reverse=True)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Some lines of the list: a message (`message` is set), or a note above a thread."""
+    """Some lines of the list: a message with its copies in a group, or a note above a thread, which has none."""
 
     key: tuple[object, ...]  # what the lines depend on: equal keys look the same
-    gutter: str
-    message: Status | None
+    copies: tuple[Status, ...]
     lines: tuple[Strip, ...]
+
+    @property
+    def message(self) -> Status | None:
+        """The one of its copies that is shown; None for a note."""
+        return self.copies[0] if self.copies else None
+
+    def has(self, message_id: int) -> bool:
+        """Whether this is the message, or stands for it."""
+        return any(one.id == message_id for one in self.copies)
 
 
 def _entries(messages: Sequence[Status], name: str) -> list[list[Status]]:
@@ -110,9 +118,9 @@ class Feed(ScrollView, can_focus=True):
         rows: list[_Row] = []
         for thread in self._threads:
             answered = {one.reply_to for one in thread.messages if one.reply_to is not None}
-            note = Text("earlier messages: t shows the whole thread", "dim") if thread.is_cut else None
+            note = Text(self._earlier(thread), "dim") if thread.is_cut else None
             if note is not None:
-                rows.append(self._row((thread.root, width), "╭ ", None, [note], width))
+                rows.append(self._row((thread.root, width), "╭ ", (), [note], width))
             entries = _entries(thread.messages, self._person)
             last = len(entries) - 1
             for number, copies in enumerate(entries):
@@ -128,7 +136,7 @@ class Feed(ScrollView, can_focus=True):
                     room = width - _GUTTER
                     head = look.message_head(copies, self._person, answered, width=room)
                     texts = [head, *self._body(message, is_folded=is_folded, width=room)]
-                    row = self._row(key, gutter, message, texts, width)
+                    row = self._row(key, gutter, tuple(copies), texts, width)
                 rows.append(row)
         # Rows that are not shown any more are forgotten.
         self._cache = {row.key: row for row in rows}
@@ -140,6 +148,11 @@ class Feed(ScrollView, can_focus=True):
         self._starts = starts
         self.virtual_size = Size(width, line)
 
+    def _earlier(self, thread: Thread) -> str:
+        if len(thread.messages) < MOST_OF_THREAD:
+            return "earlier messages: t shows the whole thread"
+        return f"earlier messages: agentbus history --thread {thread.root}"
+
     def _body(self, message: Status, *, is_folded: bool, width: int) -> list[Text]:
         lines = list(look.message_text(message, is_folded=is_folded).wrap(self.app.console, width, tab_size=4))
         if is_folded and len(lines) > look.FOLDED_LINES:
@@ -148,14 +161,14 @@ class Feed(ScrollView, can_focus=True):
         return lines
 
     def _row(
-        self, key: tuple[object, ...], gutter: str, message: Status | None, texts: Sequence[Text], width: int
+        self, key: tuple[object, ...], gutter: str, copies: tuple[Status, ...], texts: Sequence[Text], width: int
     ) -> _Row:
         lines = []
         for number, text in enumerate(texts):
             before = gutter if number == 0 else "  " if gutter in ("  ", "╰ ") else "│ "
             segments = [Segment(before, Style(dim=True)), *text.render(self.app.console)]
             lines.append(Strip(segments).crop(0, width))
-        return _Row(key, gutter, message, tuple(lines))
+        return _Row(key, copies, tuple(lines))
 
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
@@ -189,9 +202,7 @@ class Feed(ScrollView, can_focus=True):
             self.scroll_to(y=self._starts[number] + offset, animate=False, immediate=True, force=True)
 
     def _number(self, message_id: int) -> int | None:
-        return next(
-            (at for at, row in enumerate(self._rows) if row.message is not None and row.message.id == message_id), None
-        )
+        return next((at for at, row in enumerate(self._rows) if row.has(message_id)), None)
 
     def _message(self, message_id: int) -> Status | None:
         number = self._number(message_id)
@@ -200,15 +211,21 @@ class Feed(ScrollView, can_focus=True):
     def _newest(self) -> Status | None:
         return next((row.message for row in reversed(self._rows) if row.message is not None), None)
 
+    @property
+    def copies(self) -> tuple[Status, ...]:
+        """The selected message, with its copies if it went to a group; empty if nothing is selected."""
+        number = None if self.selected is None else self._number(self.selected.id)
+        return () if number is None else self._rows[number].copies
+
     def has(self, message_id: int) -> bool:
         """Whether a message is among those that are shown."""
         return self._number(message_id) is not None
 
-    def select(self, message_id: int) -> None:
-        """Select a message that is shown, and bring it on the screen."""
+    def select(self, message_id: int) -> bool:
+        """Select a message that is shown, and bring it on the screen; False if it is not shown."""
         number = self._number(message_id)
         if number is None:
-            return
+            return False
         self.selected = self._rows[number].message
         self.is_following = number == len(self._rows) - 1
         start, height = self._starts[number], len(self._rows[number].lines)
@@ -218,6 +235,7 @@ class Feed(ScrollView, can_focus=True):
         self.refresh()
         self.post_message(self.Selected())
         self._ask_for_more()
+        return True
 
     def action_step(self, by: int) -> None:
         """Select the message before or after the selected one."""

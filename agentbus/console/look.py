@@ -48,7 +48,7 @@ def message_head(copies: Sequence[Status], name: str, answered: Collection[int],
     if message.to_group:
         head.append(escaped(message.to_group), "magenta")
         head.append(f" ({len(copies)})" if len(copies) > 1 else "", "dim")
-        head.append(", ", "dim")
+        head.append(", " if is_mine or len(copies) == 1 else "", "dim")
     if is_mine:
         head.append("you", "bold reverse" if is_unopened else "")
     elif len(copies) == 1:
@@ -97,8 +97,9 @@ def peer_lines(peer: Peer, pending: int, now: int, *, is_you: bool, activity: st
     text.append(f", {output.age(peer.last_seen, now)} ago" if now - peer.last_seen > _SILENT_MS else "", "dim")
     if pause is not None:
         text.append(f"\n  {pause}", "yellow")
-    doing = peer.doing(now)
-    text.append(f"\n  {doing}" if doing else "", "italic")
+    if peer.status and peer.status_at is not None:
+        # The age first: where the line is too long, its end is cut.
+        text.append(f"\n  {output.age(peer.status_at, now)}: {escaped(peer.status)}", "italic")
     return text
 
 

@@ -27,20 +27,33 @@ class PeerList(OptionList):
     """Who is there, and for whom mail waits. Enter shows the messages of that name alone, and all again."""
 
     DEFAULT_CSS = """
-    PeerList { width: 26; height: 1fr; border: none; padding: 0; background: ansi_default; }
+    PeerList { width: 26; height: 1fr; background: ansi_default; text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "cursor_down", show=False),
         Binding("k", "cursor_up", show=False),
     ]
 
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id, compact=True)
+        self._shown: list[tuple[str, Text]] = []
+
     def show(self, lines: Iterable[tuple[str, Text]]) -> None:
         """Show these names, each with its lines. The highlighted one stays so."""
+        lines = list(lines)
+        if lines == self._shown:
+            return
+        is_same = [name for name, _ in lines] == [name for name, _ in self._shown]
+        self._shown = lines
+        if is_same:
+            # It stays where it is scrolled to.
+            for name, text in lines:
+                self.replace_option_prompt(name, text)
+            return
         chosen = self.chosen
-        options = [Option(text, id=name) for name, text in lines]
         self.clear_options()
-        self.add_options(options)
-        if chosen and any(option.id == chosen for option in options):
+        self.add_options([Option(text, id=name) for name, text in lines])
+        if any(name == chosen for name, _ in lines):
             self.highlighted = self.get_option_index(chosen)
 
     @property
@@ -88,7 +101,7 @@ class Draft:
         """What this will be, for the person."""
         if self.kind == "answer":
             return f"Answer #{self.reply_to} to {escaped(self.to)}"
-        return {"ask": "Ask", "send": "Send to a peer or a group", "broadcast": "To everybody online"}[self.kind]
+        return {"ask": "Ask a peer", "send": "Send", "broadcast": "To everybody online"}[self.kind]
 
 
 class _Names(Suggester):
@@ -152,6 +165,7 @@ class Composer(Vertical):
         self._problem = Static(id="problem", markup=False)
         self._drafts: dict[tuple[str, int], Draft] = {}
         self._now = Draft("send")
+        self._is_sending = False  # a second Enter must not send it again
 
     def compose(self) -> ComposeResult:
         """The title, the name, the text, and a line for what is wrong."""
@@ -172,8 +186,7 @@ class Composer(Vertical):
         known = self._drafts.get(draft.key)
         self._now = draft if known is None else replace(known, to=draft.to or known.to)
         self.add_class("open")
-        hint = "Enter sends, Ctrl-J new line, Esc closes and keeps the draft"
-        self._title.update(f"{self._now.title}   ({hint})")
+        self._title.update(f"{self._now.title}   (Enter sends, Ctrl-J new line, Esc keeps it)")
         to, text = self._to, self._text
         to.display = self._now.kind in ("ask", "send")
         to.value = self._now.to
@@ -201,12 +214,17 @@ class Composer(Vertical):
         self._problem.update(problem)
         self._problem.display = bool(problem)
 
-    def failed(self, problem: str) -> None:
-        """What was to be sent could not be sent: say why, the draft stays."""
-        self._complain(problem)
+    def failed(self, draft: Draft, problem: str) -> bool:
+        """The draft, which stays, could not be sent: say why below it. False if it is not open any more."""
+        self._is_sending = False
+        is_shown = self.is_open and self._now.key == draft.key
+        if is_shown:
+            self._complain(problem)
+        return is_shown
 
     def sent(self, draft: Draft) -> None:
         """The draft was sent, and is gone."""
+        self._is_sending = False
         self._drafts.pop(draft.key, None)
         if self._now.key == draft.key:
             self.remove_class("open")
@@ -228,11 +246,14 @@ class Composer(Vertical):
         """Enter in the text sends it."""
         event.stop()
         draft = self._keep()
-        if not draft.text.strip():
+        if self._is_sending:
+            self._complain("wait: the message before is being sent")
+        elif not draft.text.strip():
             self._complain("the message is empty: write something, or Esc")
         elif draft.kind in ("ask", "send") and not draft.to:
             self._complain("to whom? Write a name above")
             self._to.focus()
         else:
             self._complain("")
+            self._is_sending = True
             self.post_message(self.Finished(draft))

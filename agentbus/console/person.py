@@ -16,14 +16,13 @@ import anyio
 
 from agentbus.console.desk import CARRIER
 from agentbus.core.config import Settings
-from agentbus.core.model import Envelope
+from agentbus.core.model import PERSON, Envelope
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Session
 from agentbus.member import peer_session
 
-__all__ = ["RUNTIME", "joined", "show_on_desktop"]
+__all__ = ["joined", "show_on_desktop"]
 
-RUNTIME = "person"
 _REASON = "a person reads it in agentbus console"
 # What the desktop shows of a message.
 _SHOWN_CHARS = 200
@@ -53,7 +52,7 @@ async def joined(settings: Settings, name: str, say: Callable[[str], None]) -> A
     """
     delivery: Delivery = _Shown()
     settings = replace(settings, name=name, name_note="")
-    async with peer_session(settings, delivery, runtime=RUNTIME, reason=_REASON, say=say, other_name=False) as session:
+    async with peer_session(settings, delivery, runtime=PERSON, reason=_REASON, say=say, other_name=False) as session:
         yield session
 
 

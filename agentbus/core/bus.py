@@ -125,7 +125,8 @@ class Sent:
         if self.reached:
             return self.reached
         if is_kept(self.recipient):
-            return f'queued #{self.id} for "{self.recipient}": a person reads it with agentbus inbox {self.recipient}'
+            how = f"agentbus inbox {self.recipient}, or agentbus console --as {self.recipient}"
+            return f'queued #{self.id} for "{self.recipient}": a person reads it with {how}'
         if self.is_known:
             return f'queued #{self.id} for "{self.recipient}"{moved}: offline, it is delivered when that peer is back'
         if not self.similar:

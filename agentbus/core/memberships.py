@@ -82,16 +82,19 @@ class Memberships(Peers):
     def pause(self, name: str | None, *, by: str, now: int, until: int | None) -> list[str]:
         """Pause the session that `name` leads to, or all that are there; return their names. [BRAKE-2]
 
-        Raises Refused when no session has or had that name, and when nobody is there.
+        Raises Refused when no session has or had that name, when a person has it, and when nobody is there.
         """
         with self._judging() as execute:
             if name is None:
                 self._end_ended(execute, now)
-                names = [peer.name for peer in self._present(execute) if peer.name != LINK_NAME]
+                present = self._present(execute)
+                names = [peer.name for peer in present if peer.name != LINK_NAME and not peer.is_person]
                 if not names:
                     raise Refused("nobody is online, and nobody was paused", hint="agentbus pause NAME pauses one")
             else:
                 names = [self._session_called(execute, name, "paused")]
+                if any(peer.is_person and peer.name in names for peer in self._present(execute)):
+                    raise Refused(f'"{names[0]}" is a person, and a person is not paused', hint="nobody was paused")
             brakes.pause(execute, names, by, now, until)
             return names
 

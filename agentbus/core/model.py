@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "MAX_STATUS_CHARS",
+    "PERSON",
     "Address",
     "Arrival",
     "Ended",
@@ -41,6 +42,8 @@ __all__ = [
 
 # What a peer is doing is one line in a list. [STATUS-1]
 MAX_STATUS_CHARS = 120
+# The runtime of a person in a console.
+PERSON = "person"
 
 
 class MessageState(Enum):
@@ -185,6 +188,11 @@ class Peer:
     domain: str = ""
     status: str = ""
     status_at: int | None = None
+
+    @property
+    def is_person(self) -> bool:
+        """Whether this is a person, in a console, and no session of an agent."""
+        return self.runtime == PERSON
 
     def doing(self, now: int) -> str:
         """What it says that it is doing, and how long ago it said so, as it is shown to a person or a model; or "".

@@ -177,16 +177,19 @@ class Queries:
                 return
             below = rows[-1][0]
 
-    def thread(self, root: int) -> Iterator[Status]:
-        """Every message of the thread that the message `root` began, newest first; `root` itself can be pruned."""
+    def thread(self, root: int, limit: int = -1) -> Iterator[Status]:
+        """The messages of the thread that the message `root` began, newest first; `root` itself can be pruned.
+
+        No more than `limit` of them, if that is not negative.
+        """
         # The replies from before schema 8 are in no index: reading the ids of all rows takes 0.1 s for 1,000,000.
         rows = self._read(
             f"SELECT {MESSAGE} FROM messages m WHERE m.id = ?1 OR m.thread = ?1 OR m.id IN"
             " (WITH RECURSIVE old(id, reply_to) AS MATERIALIZED (SELECT id, reply_to FROM messages"
             " WHERE thread IS NULL AND reply_to IS NOT NULL), down(id) AS (VALUES (?1) UNION"
             " SELECT old.id FROM down JOIN old ON old.reply_to = down.id) SELECT id FROM down)"
-            " ORDER BY m.id DESC",
-            root,
+            " ORDER BY m.id DESC LIMIT ?2",
+            *(root, limit),
         )
         return (Status.from_row(row) for row in rows)
 
@@ -372,15 +375,15 @@ class Queries:
         )
         return [Status.from_row(row) for row in reversed(rows)]
 
-    def unopened(self, mailbox: str, limit: int) -> list[int]:
-        """The ids of the oldest `limit` messages to `mailbox` that are not known to be read, ascending.
+    def unopened(self, mailbox: str, limit: int, *, above: int = 0) -> list[int]:
+        """The ids of the oldest `limit` messages to `mailbox`, above this id, that are not known to be read, ascending.
 
         By the indexes: those that are pending, and those that a session of that name took.
         """
         rows = self._read(
-            "SELECT id FROM messages WHERE recipient = ?1 AND delivered_at IS NULL UNION ALL"
+            "SELECT id FROM messages WHERE recipient = ?1 AND delivered_at IS NULL AND id > ?3 UNION ALL"
             " SELECT id FROM messages WHERE delivered_to IN (SELECT session FROM peers WHERE name = ?1)"
-            " AND delivered_at IS NOT NULL AND read_at IS NULL AND recipient = ?1 ORDER BY 1 LIMIT ?2",
-            *(mailbox, limit),
+            " AND delivered_at IS NOT NULL AND read_at IS NULL AND recipient = ?1 AND id > ?3 ORDER BY 1 LIMIT ?2",
+            *(mailbox, limit, above),
         )
         return [int(row[0]) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,17 +11,21 @@ from pathlib import Path
 import anyio
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static, TextArea
 
 import agentbus
 from agentbus import registry
 from agentbus.console import app as module
+from agentbus.console import desk as desk_module
+from agentbus.console import feed as feed_module
 from agentbus.console.app import ACTIONS, KEYS, Console
 from agentbus.console.desk import PAGE, Desk
 from agentbus.console.feed import Feed
 from agentbus.console.panes import PeerList
 from agentbus.core import config
+from agentbus.core.errors import Busy, Refused
 from agentbus.core.model import MessageState
+from agentbus.core.search import Found
 from agentbus.core.store import Store
 from agentbus.core.watchers import Watchers
 from tests.support.command import PATIENCE_S
@@ -84,7 +89,7 @@ async def console(
 ) -> AsyncIterator[Window]:
     """A console on the bus of `home`, that has joined it or was told why it could not."""
     settings = config.load(home=home, is_person=True)
-    bus, triggers = registry.open_bus(settings, busy_ms=1_000)
+    bus, triggers = registry.open_bus(settings, busy_ms=0)
     watchers = registry.watchers(settings)
     try:
         app = Console(Desk(bus, settings, name), is_quiet=is_quiet, is_shown=is_shown)
@@ -150,6 +155,7 @@ async def test_an_answer_and_a_message_go_out_and_a_draft_survives_errors_and_sw
         asked = await backend.send("ann", "which port?")
         await window.shows("which port?")
         await window.press("r")
+        assert "/ Search" not in window.screen
         await window.type("8080")
         await window.press("ctrl+j")
         await window.type("or 80")
@@ -204,7 +210,7 @@ async def test_pause_resume_and_take_back_say_first_what_they_do(home: Path, sto
     async with console(home) as window, agentbus.join("backend", home=home) as backend:
         await window.go_to("backend")
         await window.press("p")
-        await window.shows("Pause backend? Its tools refuse to send")
+        await window.shows("Pause backend? Whoever is paused sends nothing")
         await window.press("y")
         await window.shows("paused")
         row_id = send_and_tell(window, store, "wait with this", to="backend")
@@ -477,6 +483,235 @@ async def test_where_nothing_shows_notifications_that_is_said_once(home: Path, m
     async with console(home, is_shown=True) as window, agentbus.join("backend", home=home) as backend:
         await backend.send("ann", "one")
         await window.until(lambda: "nothing here shows notifications" in window.said)
+
+
+# -- what goes wrong, and what happens in between -------------------------------------------------------------
+
+
+@pytest.mark.spec("CONSOLE-3", "STORE-4")
+async def test_while_the_database_is_busy_a_message_waits_and_a_second_enter_does_not_send_it_twice(
+    home: Path, store: Store
+) -> None:
+    async with console(home) as window:
+        with store._writing():
+            await window.press("s")
+            await window.type("backend")
+            await window.press("enter")
+            await window.type("once")
+            await window.press("enter", "enter")
+            await window.shows("wait: the message before is being sent")
+        await window.until(lambda: not window.app.composer.is_open)
+        assert store.queries.waiting() == {"backend": 1}
+
+
+@pytest.mark.spec("CONSOLE-3")
+async def test_what_fails_after_the_composer_was_closed_is_said_and_the_draft_is_kept(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with console(home) as window:
+        with store._writing():
+            await window.press("s")
+            await window.type("backend")
+            await window.press("enter")
+            await window.type("x")
+            await window.press("enter", "escape")
+            monkeypatch.setattr(window.app.desk.bus, "send", raising(Refused("no room")))
+        await window.until(lambda: "not sent, the draft is kept: no room" in window.said)
+        await window.press("s")
+        assert window.app.composer.query_one("#text", TextArea).text == "x"
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    def call(*_arguments: object, **_named: object) -> object:
+        raise error
+
+    return call
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_what_a_look_could_not_read_is_read_by_the_next_and_the_reason_is_said_once(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with console(home) as window:
+        queries = type(store.queries)
+        with monkeypatch.context() as patch:
+            for method in ("groups", "newest_of", "unopened"):
+                patch.setattr(queries, method, raising(Busy("it is held")))
+            send_and_tell(window, store, "to you", to="ann")
+            await window.until(lambda: "it is held" in window.said)
+            send_and_tell(window, store, "more")
+            window.app._tick()
+            await window.pilot.pause(0.1)
+            assert window.said.count("it is held") == 1
+        window.watchers.tell()
+        await window.shows("to you")
+        await window.shows("1 unread for you")
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_database_that_was_replaced_is_shown_from_its_newest_message(home: Path, tmp_path: Path) -> None:
+    other = Store(config.prepare_home(tmp_path / "other"), busy_ms=1_000)
+    other.send("a", "b", "elsewhere", now=1)
+    other.close()
+    async with console(home) as window:
+        for suffix in ("-wal", "-shm"):
+            (home / f"bus.db{suffix}").unlink(missing_ok=True)
+        (tmp_path / "other" / "bus.db").replace(home / "bus.db")
+        window.watchers.tell()
+        await window.shows("elsewhere")
+        assert "deleted or replaced" in window.said
+
+
+@pytest.mark.spec("CONSOLE-1", "CONSOLE-7")
+async def test_under_the_name_of_a_session_its_mail_stays_its_own(home: Path, store: Store) -> None:
+    async with agentbus.join("backend", home=home) as backend, console(home, "backend") as window:
+        await window.until(lambda: "its mail is not yours to open" in window.said)
+        row_id = send_and_tell(window, store, "for it", to="backend")
+        await window.shows("for it")
+        assert "unread for you" not in window.screen
+        await window.press("enter")
+        await window.until(lambda: f"#{row_id} is for that one to read" in window.said)
+        assert store.queries.status(row_id).read_at is None
+        assert (await receive(backend)).id == row_id
+
+
+@pytest.mark.spec("CONSOLE-4", "BRAKE-2")
+async def test_the_person_is_never_paused_and_where_some_are_the_rest_can_be(home: Path) -> None:
+    async with AsyncExitStack() as stack:
+        window = await stack.enter_async_context(console(home))
+        for name in ("one", "two"):
+            await stack.enter_async_context(agentbus.join(name, home=home))
+        desk = window.app.desk
+        await window.until(lambda: len(desk.peers) == 3)
+        await window.go_to("ann")
+        await window.press("p")
+        await window.until(lambda: "You, and a group, are not paused" in window.said)
+        await window.go_to("one")
+        await window.press("p", "y")
+        await window.until(lambda: list(desk.pauses) == ["one"])
+        await window.press("P")
+        await window.shows("Pause two?")
+        await window.press("enter")
+        await window.until(lambda: list(desk.pauses) == ["one", "two"])
+        await window.press("P", "y")
+        await window.until(lambda: not desk.pauses)
+
+
+@pytest.mark.spec("CONSOLE-3", "CONSOLE-4")
+async def test_one_goes_on_in_a_group_and_takes_back_what_is_pending_of_its_message(home: Path, store: Store) -> None:
+    async with console(home) as window, agentbus.join("alpha", home=home) as alpha:
+        for name in ("alpha", "beta", "gamma"):
+            store.join_group("@review", name, now=1)
+        window.app.desk.bus.send_group("ann", "@review", "look at this")
+        await receive(alpha)
+        window.watchers.tell()
+        await window.shows("2 pending")
+        await window.press("r")
+        await window.shows("to @review")
+        await window.press("escape", "x")
+        await window.shows("Take back #2, #3 to beta, gamma?")
+        await window.press("y")
+        await window.until(lambda: store.queries.waiting() == {})
+
+
+@pytest.mark.spec("CONSOLE-6")
+async def test_a_terminal_that_grows_while_a_window_is_open_shows_more(home: Path) -> None:
+    async with console(home, size=(80, 24)) as window:
+        await window.press("question_mark")
+        await window.pilot.resize_terminal(180, 50)
+        await window.press("escape")
+        await window.until(lambda: window.app.details.display)
+
+
+@pytest.mark.spec("CONSOLE-9")
+async def test_ctrl_c_ends_it_where_one_writes_and_in_a_window(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[object] = []
+    async with console(home) as window:
+        monkeypatch.setattr(window.app, "exit", lambda *_: ended.append(None))
+        for keys in (["s", "ctrl+c", "escape"], ["question_mark", "ctrl+c", "escape"], ["slash", "ctrl+c", "escape"]):
+            await window.press(*keys)
+        assert len(ended) == 3
+        monkeypatch.undo()
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_search_goes_on_behind_a_window_that_was_closed_and_disturbs_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def search(words: str, tell: Callable[[int, int], None]) -> Found:
+        began.set()
+        go_on.wait(PATIENCE_S)
+        tell(1, 2)
+        return Found([], is_cut=False)
+
+    async with console(home) as window:
+        monkeypatch.setattr(window.app.desk, "search", search)
+        await window.press("slash", "x", "enter")
+        await window.until(began.is_set)
+        await window.press("escape")
+        go_on.set()
+        await window.until(lambda: not [one for one in window.app.workers if one.group == "search"])
+        await window.press("s")
+        assert window.app.composer.is_open
+
+
+@pytest.mark.spec("CONSOLE-6")
+async def test_the_list_of_peers_stays_where_it_is_scrolled_to(home: Path, store: Store) -> None:
+    for number in range(30):
+        store.send("a", f"absent-{number:02}", "x", now=1)
+    async with console(home, size=(80, 24)) as window:
+        await window.shows("absent-01")
+        peers = window.app.peer_list
+        peers.scroll_end(animate=False, immediate=True)
+        at = peers.scroll_offset.y
+        assert at > 0
+        send_and_tell(window, store, "y", to="absent-29")
+        await window.shows("✉ 2")
+        assert peers.scroll_offset.y == at
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_list_that_is_followed_stays_short_and_what_it_forgot_pages_in_again(home: Path, store: Store) -> None:
+    async with console(home, size=(80, 24)) as window:
+        desk = window.app.desk
+        for number in range(7 * PAGE):
+            store.send("a", "b", f"message number {number}", now=1)
+            if number % (PAGE // 2) == 0:
+                desk.look()
+                desk.forget()
+        window.app._look()
+        assert len(desk.threads) <= 5 * PAGE
+        while desk.has_more:
+            desk.more()
+        assert [one.root for one in desk.threads] == list(range(1, 7 * PAGE + 1))
+
+
+@pytest.mark.spec("CONSOLE-5")
+async def test_a_thread_that_is_shown_alone_is_followed_and_its_newest_part_suffices(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "MOST_OF_THREAD", 5)
+    monkeypatch.setattr(feed_module, "MOST_OF_THREAD", 5)
+    root, _ = store.send("a", "b", "zebra", now=1)
+    for number in range(8):
+        store.send("b", "a", f"reply {number}", now=2, reply_to=root)
+    async with console(home) as window:
+        await window.shows("reply 7")
+        await window.press("t")
+        await window.shows(f"earlier messages: agentbus history --thread {root}")
+        store.send("b", "a", "one more reply", now=3, reply_to=root)
+        store.send("x", "y", "another thread", now=3)
+        window.watchers.tell()
+        await window.shows("one more reply")
+        assert "another thread" not in window.screen
+        await window.press("escape", "slash")
+        await window.type("zebra")
+        await window.press("enter")
+        await window.shows("1 found")
+        await window.press("enter")
+        await window.until(lambda: f"#{root} is far back: agentbus history --thread {root}" in window.said)
 
 
 def test_the_names_of_the_parts_are_those_that_the_module_exports() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from agentbus import registry
 from agentbus.core.store import Store
 from tests.support.command import PATIENCE_S, agentbus, clean_env, until
 
@@ -68,10 +69,18 @@ class Terminal:
             assert time.monotonic() < give_up_at, self.output
         return int(self.process.returncode)
 
+    def hang_up(self) -> None:
+        """Close the window: the kernel sends SIGHUP, and nothing can be read or written any more."""
+        os.close(self._master)
+        self._master = -1
+        # The kernel does it where the terminal is the controlling one.
+        self.process.send_signal(signal.SIGHUP)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._master)
+        if self._master != -1:
+            os.close(self._master)
 
 
 @contextmanager
@@ -124,3 +133,41 @@ def test_without_a_terminal_or_textual_one_sentence_says_so(home: Path, tmp_path
         opened.read()
     assert b"pip install 'agentbus-local[console]'" in opened.output
     assert b"Traceback" not in opened.output
+
+
+@pytest.mark.spec("CONSOLE-9", "ERR-2")
+def test_a_failure_within_ends_it_with_one_sentence(home: Path, tmp_path: Path) -> None:
+    # As a fault of ours, or of Textual, would: in a task that nobody awaits.
+    tmp_path.joinpath("sitecustomize.py").write_text(
+        "from agentbus.console.desk import Desk\n"
+        "def look(self, *, thoroughly=False):\n"
+        "    if self.session is not None: raise ValueError('a fault within')\n"
+        "    return found(self, thoroughly=thoroughly)\n"
+        "found, Desk.look = Desk.look, look\n"
+    )
+    # Before the code under test, which this interpreter may know by this variable alone.
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    with terminal(home, PYTHONPATH=path) as opened:
+        assert opened.ended() == 1
+        opened.read()
+    assert b"agentbus: internal error" in opened.output
+    assert b"a fault within" in opened.output
+    assert b"Traceback" not in opened.output
+    assert list((home / "sock").glob("*")) == []
+
+
+@pytest.mark.spec("CONSOLE-1", "BRAKE-5")
+def test_an_agent_cannot_open_it_and_pose_as_the_person(home: Path) -> None:
+    with terminal(home, **{registry.CONVERSATIONS[0]: "of-an-agent"}) as opened:
+        assert opened.ended() == 1
+        opened.read()
+    assert b"this shell belongs to an agent, and only a person can open the console" in opened.output
+
+
+@pytest.mark.spec("CONSOLE-9")
+def test_it_ends_with_its_terminal(home: Path, store: Store) -> None:
+    with terminal(home, "--as", "ann") as opened:
+        until(lambda: any(peer.name == "ann" for peer in store.live()) or not opened.read())
+        opened.hang_up()
+        assert opened.process.wait(PATIENCE_S) is not None
+    assert [path for folder in ("sock", "watch", "live") for path in (home / folder).glob("*")] == []

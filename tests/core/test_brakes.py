@@ -13,6 +13,7 @@ from agentbus.adapters.mcp.rate_limit import HourlyLimit
 from agentbus.adapters.mcp.reading import check_messages
 from agentbus.core.config import prepare_home
 from agentbus.core.errors import InvalidRequest, Refused
+from agentbus.core.model import PERSON
 from agentbus.core.names import BUS_NAME
 from agentbus.core.pump import BATCH
 from agentbus.core.session import Session
@@ -102,6 +103,17 @@ def test_all_that_are_online_are_paused_one_by_one(town: Town) -> None:
     assert [one.name for one in town.bus.pause(None, by="root")] == ["alice", "bob"]
     town.bus.resume("bob", by="root")
     assert list(town.store.queries.pauses(town.clock.now)) == ["alice"]
+
+
+@pytest.mark.spec("BRAKE-2")
+def test_a_person_is_not_paused_by_name_nor_with_all(town: Town) -> None:
+    town.claim("ann", runtime=PERSON)
+    with pytest.raises(Refused, match='"ann" is a person, and a person is not paused'):
+        town.bus.pause("ann", by="root")
+    with pytest.raises(Refused, match="nobody is online"):
+        town.bus.pause(None, by="root")
+    town.claim("alice")
+    assert [one.name for one in town.bus.pause(None, by="root")] == ["alice"]
 
 
 @pytest.mark.spec("BRAKE-2", "ERR-1")

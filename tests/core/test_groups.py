@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ class Town:
         self.bus = Bus(self.store, {"fake": self.trigger}, max_bytes=1_000, clock=self.clock)
         self.held: dict[str, Held] = {}
 
-    def claim(self, name: str) -> Peer:
-        claimed = self.bus.claim(arrival(name), str, join_crowd=True)
+    def claim(self, name: str, runtime: str = "test") -> Peer:
+        claimed = self.bus.claim(replace(arrival(name), runtime=runtime), str, join_crowd=True)
         assert claimed is not None
         assert claimed.held is not None
         self.held[claimed.peer.session] = claimed.held
