@@ -1,9 +1,8 @@
 """The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers, groups, brakes.
 
-A send has succeeded when its row is committed. The wake that follows is only a hint, sent with the recipient's own
-trigger. Knows no trigger by name and nothing about MCP. Synchronous: in an event loop, wrap a call that writes in
-`retry_while_busy`. Implements [SEND-1] to [SEND-5], [GROUP-2] to [GROUP-5], [BRAKE-1] to [BRAKE-4], [NAME-4],
-[PRES-2].
+A send has succeeded when its row is committed. The wake that follows is only a hint. Knows no trigger by name and
+nothing about MCP. Synchronous: in an event loop, wrap a call that writes in `retry_while_busy`. Implements [SEND-1] to
+[SEND-5], [GROUP-2] to [GROUP-5], [BRAKE-1] to [BRAKE-4], [NAME-4], [PRES-2].
 """
 
 from __future__ import annotations
