@@ -1,9 +1,8 @@
 """The operations of the bus, for peers and people: send, broadcast, claim, rename, list the peers, groups, brakes.
 
-A send has succeeded when its row is committed. The wake that follows is only a hint, sent with the recipient's own
-trigger. Knows no trigger by name and nothing about MCP. Synchronous: in an event loop, wrap a call that writes in
-`retry_while_busy`. Implements [SEND-1] to [SEND-5], [GROUP-2] to [GROUP-5], [BRAKE-1] to [BRAKE-4], [NAME-4],
-[PRES-2].
+A send has succeeded when its row is committed. The wake that follows is only a hint. Knows no trigger by name and
+nothing about MCP. Synchronous: in an event loop, wrap a call that writes in `retry_while_busy`. Implements [SEND-1] to
+[SEND-5], [GROUP-2] to [GROUP-5], [BRAKE-1] to [BRAKE-4], [NAME-4], [PRES-2].
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ from contextlib import suppress
 from agentbus.core.config import MEMBER_DAYS
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import (
+    Address,
     Arrival,
     Ended,
     Envelope,
+    MessageState,
     Pause,
     Peer,
     Renamed,
@@ -27,7 +28,7 @@ from agentbus.core.model import (
     check_body,
     check_status,
 )
-from agentbus.core.names import address, group_name, is_group, is_kept, session_name
+from agentbus.core.names import address, group_name, is_group, is_kept, machine_of, session_name, split_address
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from agentbus.core.adapter import Reachable
+    from agentbus.core.machines import Machine
 
     _T = TypeVar("_T")
 
@@ -75,7 +77,10 @@ _WAITS = {
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in."""
+    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in.
+
+    `far` says, for a mailbox on another machine, what is known about it there.
+    """
 
     id: int
     asked: str
@@ -92,13 +97,22 @@ class Sent:
     pause: Pause | None = None
     # What is to be said where a session of that name runs and has not joined; empty if none does. [REACH-2]
     reached: str = ""
+    far: str = ""
 
     @property
     def waits(self) -> str:
         """When the recipient gets it, in a clause without a subject, if that is not at once; else empty."""
         return _WAITS.get(self.delivery, ("", ""))[1]
 
+    @property
+    def brief(self) -> str:
+        """What became of it, as one of several messages."""
+        return f"{self.recipient} (#{self.id}{', paused' if self.pause else '' if self.is_online else ', offline'})"
+
     def __str__(self) -> str:
+        if self.far:
+            there = f'"{self.recipient}" ({self.far})' if self.is_online else f'"{self.recipient}": {self.far}'
+            return f"{'sent' if self.is_online else 'queued'} #{self.id} {'to' if self.is_online else 'for'} {there}"
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_awaited:
             return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
@@ -117,7 +131,8 @@ class Sent:
         if not self.similar:
             return f'queued #{self.id} for "{self.recipient}": no such peer yet, it is delivered when one starts'
         meant = " or ".join(f'"{name}" (online)' for name in self.similar)
-        return f'queued #{self.id} for "{self.recipient}": no such peer yet. Did you mean {meant}?'
+        where = "here" if any(map(machine_of, self.similar)) else "yet"
+        return f'queued #{self.id} for "{self.recipient}": no such peer {where}. Did you mean {meant}?'
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +144,8 @@ class GroupSent:
     full: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = ", ".join(f"{one.recipient} (#{one.id}{_note(one)})" for one in self.sent)
         missed = f"; not to {', '.join(self.full)}: the mailbox is full" if self.full else ""
-        return f"sent to {self.group}: {said}{missed}"
-
-
-def _note(sent: Sent) -> str:
-    if sent.pause is not None:
-        return ", paused"
-    return "" if sent.is_online else ", offline"
+        return f"sent to {self.group}: {', '.join(one.brief for one in self.sent)}{missed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +225,7 @@ class Bus:
         Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Refused when `sender_session` is paused,
         Busy; then nothing was sent.
         """
-        asked = address(to)
+        asked = self.address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
@@ -231,7 +239,10 @@ class Bus:
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
-        reached = "" if is_online or found.is_awaited else self._reach(row_id, found.mailbox)
+        if machine_of(asked):
+            return self._sent_far(row_id, found, is_linked=is_online)
+        is_done = is_online or found.is_awaited or found.pause  # [BRAKE-1]
+        reached = "" if is_done else self._reach(row_id, found.mailbox)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(
             row_id,
@@ -240,12 +251,32 @@ class Bus:
             is_online,
             is_known,
             similar,
-            delivery="" if found.peer is None else found.peer.delivery,
+            delivery=found.delivery,
             is_awaited=found.is_awaited,
-            session="" if found.peer is None else found.peer.session,
+            session=found.session,
             pause=found.pause,
             reached=reached,
         )
+
+    def address(self, to: object) -> str:
+        """The one form of what a message goes to: `NAME`, or `NAME@MACHINE` for another machine. [ADDR-1]
+
+        Where this home has no link, `@` stands in no name. Raises InvalidRequest, and what `Database.read` raises.
+        """
+        if isinstance(to, str) and "@" in to.strip()[1:] and (own := self.store.machine()):
+            name, machine = split_address(to)
+            return name if machine == own else f"{name}@{machine}"
+        return address(to)
+
+    def recipient(self, to: object) -> str:
+        """The same for a message that can go to a group too. [GROUP-3]"""
+        return group_name(to) if is_group(to) else self.address(to)
+
+    def _sent_far(self, row_id: int, to: Address, *, is_linked: bool) -> Sent:
+        is_online, far = False, "what is known there cannot be read now"
+        with suppress(AgentbusError):  # the message is committed, as in _look_up
+            is_online, far = self.store.machines.whereabouts(to.mailbox, is_linked=is_linked, now=self.clock())
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, session=to.session, far=far)
 
     def _reach(self, row_id: int, name: str) -> str:
         """Post what waits for `name` to the one session that runs under it and has not joined. [REACH-2], [REACH-3]
@@ -297,27 +328,31 @@ class Bus:
         rows, full = self.store.send_group(
             sender, wanted, body, now=self.clock(), reply_to=answered, sender_session=sender_session
         )
-        sent = []
-        for row_id, found in rows:
-            is_online = found.peer is not None and self._wake(found.peer)
-            name = found.mailbox
-            delivery = "" if found.peer is None else found.peer.delivery
-            sent.append(Sent(row_id, name, name, is_online, is_known=True, delivery=delivery, pause=found.pause))
+        sent = [self._sent_to(row_id, found) for row_id, found in rows]
         self._tell()
         return GroupSent(wanted, tuple(sent), tuple(full))
 
-    def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
+    def _sent_to(self, row_id: int, to: Address) -> Sent:
+        """Wake the peer of a mailbox; return what there is to say about the message `row_id` in it."""
+        is_online = to.peer is not None and self._wake(to.peer)
+        if machine_of(to.mailbox):
+            return self._sent_far(row_id, to, is_linked=is_online)
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, delivery=to.delivery, pause=to.pause)
+
+    def broadcast(
+        self, sender: str, text: object, *, sender_session: str | None = None, everywhere: bool = False
+    ) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
+
+        With `everywhere` also for each machine that is there; its link hands it to the peers there. [ADDR-6]
 
         Raises InvalidRequest for a bad text, MailboxFull, Refused when `sender_session` is paused, Busy; then nothing
         was sent.
         """
         body = check_body(text, self._max_bytes)
-        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
-        sent = [
-            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, delivery=peer.delivery)
-            for row_id, peer in rows
-        ]
+        far = [one.name for one in self.machines() if one.is_there] if everywhere else []
+        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session, machines=far)
+        sent = [self._sent_to(row_id, to) for row_id, to in rows]
         self._tell()
         return sent
 
@@ -326,7 +361,8 @@ class Bus:
         try:
             if self.store.queries.was_peer(asked):
                 return True, ()
-            return False, self._similar(asked, sender)
+            far = self.store.machines.similar(asked) if self.store.machine() else ()
+            return False, far or self._similar(asked, sender)
         except AgentbusError:
             # The message is committed. A sender that sees an error would send it again.
             return False, ()
@@ -352,6 +388,10 @@ class Bus:
         with suppress(AgentbusError):
             self.store.end(peer, now=self.clock())
         return False
+
+    def machines(self) -> list[Machine]:
+        """The other machines that were heard of; none if this home has no link. [MACH-2]"""
+        return self.store.machines.all() if self.store.machine() else []
 
     def reap(self, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, and of the `silent` sessions. See Store.reap. Raises Busy."""
@@ -445,8 +485,8 @@ class Bus:
     def prune(self, before: int, *, peer: str | None = None, with_pending: bool = False) -> list[bool]:
         """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
 
-        Only messages to or from `peer`, if it is given. `with_pending`: also what is pending and was sent before the
-        instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        Only messages to or from `peer`, a name or a group, if it is given. `with_pending`: also what is pending and was
+        sent before the instant. In batches: others write in between. Raises Busy; what was deleted then stays so.
         """
         removed: list[bool] = []
         above = 0
@@ -467,6 +507,11 @@ class Bus:
         """
         found = self.store.queries.status(row_id)
         if not self.store.cancel(row_id):
+            if found.relayed_at is not None and found.state is MessageState.PENDING:
+                raise Refused(
+                    f'#{row_id} to "{found.recipient}" has left this machine, nothing was taken back',
+                    hint=f"agentbus status {row_id} shows where it is",
+                )
             raise Refused(
                 f'#{row_id} to "{found.recipient}" is not pending any more, nothing was taken back',
                 hint=f"agentbus status {row_id} shows where it is",
@@ -579,6 +624,8 @@ class Bus:
             for peer in self.store.present():
                 if peer.name in resumed:
                     self._wake(peer)
+            for one in resumed:
+                self._reach(0, one)  # for a session that has not joined, of no message in particular [REACH-2]
         return names, resumed
 
     def pause_of(self, peer: Peer) -> Pause | None:

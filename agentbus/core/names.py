@@ -13,6 +13,8 @@ from agentbus.core.text import one_line
 
 __all__ = [
     "BUS_NAME",
+    "EVERYBODY_THERE",
+    "LINK_NAME",
     "MAX_NAME_CHARS",
     "NAME_RULE",
     "address",
@@ -23,11 +25,15 @@ __all__ = [
     "is_group",
     "is_kept",
     "login_name",
+    "machine_name",
+    "machine_of",
     "normalise_name",
     "numbered_name",
     "recipient",
     "session_name",
     "session_wish",
+    "shown_address",
+    "split_address",
 ]
 
 # Long enough for a project's folder, short enough for a table and for a model to copy without a mistake.
@@ -36,6 +42,10 @@ NAME_RULE = f"use 1 to {MAX_NAME_CHARS} letters and digits, with _ - . between t
 
 # The sender of what the bus itself has to say to a session. [PRES-5]
 BUS_NAME = "agentbus"
+# The link is a peer under this name: no name has its form, so nobody else can have it, or send to it. [LINK-1]
+LINK_NAME = "*link"
+# The name in `NAME@MACHINE` that stands for all who are present there. [ADDR-6]
+EVERYBODY_THERE = "*"
 # What a model would take for its user, its client or the bus. The login name belongs here too: a person sends under it.
 _KEPT = frozenset(("user", "human", "system", "assistant", BUS_NAME, "claude"))
 # A model that writes these wants all peers, and not one of that name.
@@ -49,6 +59,8 @@ _MAX_QUOTED_CHARS = 48
 # A text of more characters than this is refused unread. Decomposed, a letter has up to 4.
 _MAX_RAW_CHARS = 4 * MAX_NAME_CHARS
 
+# The name of a machine stands in the configuration of a server, in subjects and in file names.
+_MACHINE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 _ASCII = "abcdefghijklmnopqrstuvwxyz0123456789_.-"
 _OTHER_ASCII = {code: "-" for code in range(128) if chr(code) not in _ASCII}
 # What follows a name in a list or a remark: `back, ci`, `back (online)`, `back: hello`.
@@ -89,6 +101,38 @@ def address(raw: object) -> str:
     if name in _EVERYBODY:
         raise _everybody(raw)
     return name
+
+
+def machine_name(raw: object, what: str = "machine") -> str:
+    """The one form of the name of a machine (or of `what` else). Raises InvalidRequest. [ADDR-1]"""
+    name = raw.strip().lower() if isinstance(raw, str) else ""
+    if not name or len(name) > MAX_NAME_CHARS or not _MACHINE.issuperset(name) or {name[0], name[-1]} & {"-", "_"}:
+        raise InvalidRequest(
+            f"{_quoted(str(raw))} is not the name of a {what}",
+            hint=f"use 1 to {MAX_NAME_CHARS} of a-z and 0-9, with - and _ between them",
+        )
+    return name
+
+
+def split_address(raw: str) -> tuple[str, str]:
+    """The name and the machine in `NAME@MACHINE`, each in its one form. Raises InvalidRequest. [ADDR-1]"""
+    name, _, machine = raw.rpartition("@")
+    return address(name), machine_name(machine)
+
+
+def machine_of(shown: str) -> str:
+    """The machine in an address in its one form; "" if it names none. What begins with @ is no address."""
+    name, _, machine = shown.partition("@")
+    return machine if name else ""
+
+
+def shown_address(raw: str) -> str:
+    """The one form of a name, with or without a machine, whose mail is looked at. Raises InvalidRequest."""
+    name, at, machine = raw.rpartition("@")
+    if not at:
+        return normalise_name(raw)
+    is_all = name.strip() == EVERYBODY_THERE
+    return f"{EVERYBODY_THERE if is_all else normalise_name(name)}@{machine_name(machine)}"
 
 
 def session_name(raw: object) -> str:
