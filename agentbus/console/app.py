@@ -233,7 +233,7 @@ class Console(App[None]):
             await anyio.sleep(_TICK_S)
 
     def _why_refused(self, error: Refused) -> str:
-        self.desk.look_at_peers()
+        self._guarded(self.desk.look_at_peers)
         if not self.desk.is_taken:
             return f"another window is open: {error.args[0]}. Both show everything, and both can write"
         return f"{error.args[0]}: its mail is not yours to open. Another name: agentbus console --as NAME"
@@ -462,7 +462,8 @@ class Console(App[None]):
         ids, names = ", ".join(f"#{row_id}" for row_id in pending.values()), ", ".join(pending)
         question = f"Take back {ids} to {names}? It is pending, and {names} never gets it."
         if await self.push_screen_wait(Question(question)):
-            await self._act(partial(self.desk.take_back, pending.values()))
+            for row_id in pending.values():
+                await self._act(partial(self.desk.take_back, row_id))
 
     @work(group="question")
     async def action_doctor(self) -> None:
