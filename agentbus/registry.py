@@ -15,7 +15,7 @@ from agentbus.core import config
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings, prepare_home
 from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
-from agentbus.core.ports import Shown, Trigger
+from agentbus.core.ports import ListeningTrigger, Shown, Trigger
 from agentbus.core.presence import FOLDER
 from agentbus.core.shadows import explain
 from agentbus.core.store import Store
@@ -112,8 +112,8 @@ class Triggers(Mapping[str, Trigger]):
 def watchers(settings: Settings) -> Watchers:
     """The watchers of the home. Sockets wake them; if a watcher cannot have a socket, it polls. [WATCH-1]"""
 
-    def make() -> Trigger:
-        trigger: Trigger = _load(TRIGGERS["socket"])(settings, folder=config.WATCH_FOLDER)
+    def make() -> ListeningTrigger:
+        trigger: ListeningTrigger = _load(TRIGGERS["socket"])(settings, folder=config.WATCH_FOLDER)
         return trigger
 
     return Watchers(f"{settings.root}/{config.WATCH_FOLDER}", make)

@@ -1,22 +1,25 @@
 """The command `ask`: sends a question, waits for the answer, prints its text. Implements [ASK-5], [ASK-7].
 
-Loads little before the question is sent: what only the output needs is imported while the answer is waited for.
+Loads little, and no event loop: it waits for a socket, and for signals, with poll(2).
 """
 
 from __future__ import annotations
 
-import anyio
+import os
+import signal
 
 from agentbus import registry
 from agentbus.cli import common
-from agentbus.core import eventloop, stderr
-from agentbus.core.asking import DEFAULT_S, Asked, NoAnswer, question, wait_for_answer
+from agentbus.core import stderr
+from agentbus.core.asking import DEFAULT_S, AnswerWait, Asked, NoAnswer, question
 from agentbus.core.bus import Bus
-from agentbus.core.changes import watching
-from agentbus.core.config import Settings
-from agentbus.core.errors import AgentbusError, DeliveryClosed
+from agentbus.core.errors import AgentbusError, BrokenSetup, DeliveryClosed
 from agentbus.core.model import Envelope
 from agentbus.core.stdout import OutputFailed
+
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus ask` 6 ms
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["ask"]
 
@@ -29,103 +32,90 @@ def ask(to: str, text: str | None, *, sender: str | None, timeout: str | None, a
     """
     wait_s = DEFAULT_S if timeout is None else common.parse_seconds("--timeout", timeout)
     body = common.text_or_stdin(text)
+
+    def stays(ended: Asked) -> bool:
+        if timeout is not None:
+            stderr.line(f"{ended}; waiting all the same, for {wait_s:g} s in all")
+        return timeout is not None
+
     with common.bus_and_settings() as (bus, settings):
-        return eventloop.run(_Ask(bus, settings, to, body, sender, wait_s, timeout is not None, as_json).run)
-
-
-class _Ask:
-    def __init__(
-        self,
-        bus: Bus,
-        settings: Settings,
-        to: str,
-        body: str,
-        sender: str | None,
-        wait_s: float,
-        is_patient: bool,
-        as_json: bool,
-    ) -> None:
-        self._bus = bus
-        self._settings = settings
-        self._to = to
-        self._body = body
-        self._sender = sender
-        self._wait_s = wait_s
-        self._is_patient = is_patient
-        self._as_json = as_json
-        self._code = 0
-
-    async def run(self) -> int:
-        """Ask and wait; a signal ends the wait as it ends `wait`."""
-        asked: Asked | None = None
-        failure: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-
-            def end_by(number: int) -> None:
-                self._code = common.SIGNALLED + number
-                tasks.cancel_scope.cancel()
-
-            await tasks.start(common.when_signalled, end_by)
+        name, session = common.sending_as(bus, settings, sender)
+        with (
+            _Signals() as signals,
+            # Before the question is sent: its answer must not come unheard, nor go to the peer of that name.
+            registry.watchers(settings).listening(poll_ms=settings.poll_ms, say=stderr.say) as wait_for_change,
+            bus.store.waiting() as waiter,
+        ):
+            asks = question(to, wait_s, bus.clock(), waiter)
+            sent = bus.send(name, to, body, sender_session=session, question=asks)
+            answer: Envelope | None = None
             try:
-                asked = await self._ask()
-            except Exception as error:  # noqa: BLE001 - raised below: here it would become a group
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        if asked is not None and asked.answer is None:
-            raise NoAnswer(asked)
-        return self._code
+                if sent.waits:
+                    stderr.line(str(sent))
+                wait = AnswerWait(bus, sent, wait_s, look=lambda: bus.store.queries.answer(sent.id), stays=stays)
+                while not isinstance(asked := wait.step(), Asked):
+                    wait_for_change(asked, signals.fd)
+                    if signals.code:
+                        return signals.code
+                if asked.answer is None:
+                    raise NoAnswer(asked)
+                _show(asked.answer, as_json=as_json)
+                answer = asked.answer
+            finally:
+                _end(bus, sent.id, answer)
+    return 0
 
-    async def _ask(self) -> Asked:
-        bus, settings = self._bus, self._settings
-        name, session = common.sending_as(bus, settings, self._sender)
-        # Before the question is sent: its answer must not come unheard, nor go to the peer of that name.
-        async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=stderr.say) as wakes:
-            with bus.store.waiting() as waiter:
-                asks = question(self._to, self._wait_s, bus.clock(), waiter)
-                sent = bus.send(name, self._to, self._body, sender_session=session, question=asks)
-                answer: Envelope | None = None
-                try:
-                    if sent.waits:
-                        stderr.line(str(sent))
-                    from agentbus.cli import output  # noqa: F401 - so that the answer does not wait for it
 
-                    asked = await wait_for_answer(
-                        bus,
-                        sent,
-                        self._wait_s,
-                        look=lambda: bus.store.queries.answer(sent.id),
-                        woken=wakes.wait,
-                        stays=self._stays,
-                    )
-                    if asked.answer is not None:
-                        self._show(asked.answer)
-                    answer = asked.answer
-                finally:
-                    self._end(sent.id, answer)
-        return asked
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP end the wait, and nothing else: what is under way is finished.
 
-    def _stays(self, asked: Asked) -> bool:
-        if self._is_patient:
-            stderr.line(f"{asked}; waiting all the same, for {self._wait_s:g} s in all")
-        return self._is_patient
+    `code` is the exit code of the latest one, 0 before there is one. `fd` is readable from then on.
+    """
 
-    def _show(self, answer: Envelope) -> None:
-        from agentbus.cli import output
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+    def __init__(self) -> None:
+        self.code = 0
+
+    def __enter__(self) -> _Signals:
         try:
-            if self._as_json:
-                output.json_line(output.envelope_row(answer))
-            else:
-                # Only the text goes to stdout, so that ANSWER=$(agentbus ask ...) is the text alone.
-                output.exactly(answer.text)
-        except OutputFailed as error:
-            raise DeliveryClosed(str(error), hint="the answer is still pending") from error
+            self.fd, self._written = os.pipe()
+        except OSError as error:
+            raise BrokenSetup(
+                f"nothing can wait here: the system gives this process no pipe ({error.strerror})"
+            ) from error
+        os.set_blocking(self._written, False)
+        signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._note) for number in self._NUMBERS}
+        return self
 
-    def _end(self, question_id: int, answer: Envelope | None) -> None:
-        try:
-            self._bus.end_ask(question_id, answer)
-        except AgentbusError as error:
-            # It is printed, or not there. If it stays unmarked, it comes again: the lock of this command is free soon.
-            stderr.say(f"the answer could not be marked as read: {error}")
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+        os.close(self._written)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.code = common.SIGNALLED + number
+
+
+def _show(answer: Envelope, *, as_json: bool) -> None:
+    from agentbus.cli import output
+
+    try:
+        if as_json:
+            output.json_line(output.envelope_row(answer))
+        else:
+            # Only the text goes to stdout, so that ANSWER=$(agentbus ask ...) is the text alone.
+            output.exactly(answer.text)
+    except OutputFailed as error:
+        raise DeliveryClosed(str(error), hint="the answer is still pending") from error
+
+
+def _end(bus: Bus, question_id: int, answer: Envelope | None) -> None:
+    try:
+        bus.end_ask(question_id, answer)
+    except AgentbusError as error:
+        # It is printed, or not there. If it stays unmarked, it comes again: the lock of this command is free soon.
+        stderr.say(f"the answer could not be marked as read: {error}")
