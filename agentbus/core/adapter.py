@@ -70,8 +70,6 @@ class Manifest:
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
     that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
-    `sessions`, as `module:function`, gets the id of the adapter and the home, and returns the sessions of its client
-    that run (see Reachable); empty if its client does not say which these are.
     `activity`, as `module:function`, gets the agent process of a session and returns "busy" or "idle" as the client
     itself tells it just now, or "" if it does not; empty if the client never does.
     """
@@ -90,7 +88,6 @@ class Manifest:
     variables: Mapping[str, Variable]
     record: str = ""
     leftovers: str = ""
-    sessions: str = ""
     activity: str = ""
 
     @property
@@ -127,6 +124,7 @@ class Manifest:
 class Reachable:
     """A session that its client runs, with its name there, and how it takes a post without a server of ours.
 
+    An adapter whose client says which sessions run has a `reach.py`; `sessions(home)` in it returns them.
     `session` is what its client calls it, and `place` where the client records what its model was given; "" if nowhere.
     `held` says why its client would not give a post to its model just now; "" if it would. `post` posts the first of a
     batch once and returns how many; it raises DeliveryFailed, and then nothing was posted. Neither waits.

@@ -51,6 +51,8 @@ HOOK = "hook"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
+# How similar to a name that nobody has a name has to be, to be said: the ratio of difflib.
+_SIMILAR = 0.6
 # So many messages go into a session that has not joined, with one post.
 _MOST_POSTED = 20
 # A send or a mark holds the lock for 0.1 ms. If it is held for longer, the pauses between two tries grow.
@@ -150,6 +152,15 @@ class Claimed:
     wished_holder: Peer | None
     held: Held | None = None
     note: str = ""
+
+
+def _have_letters_in_common(one: str, other: str) -> bool:
+    """Whether two names can be similar: difflib wants as many letters of both in one order, here any order counts."""
+    left = list(other)
+    for letter in one:
+        if letter in left:
+            left.remove(letter)
+    return 2 * (len(other) - len(left)) >= _SIMILAR * (len(one) + len(other))
 
 
 def _check_reply(reply_to: object) -> int | None:
@@ -332,12 +343,12 @@ class Bus:
 
     def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
         names = [peer.name for peer in self.store.live() if peer.name != sender]
-        if not names:
-            return ()
         # The import takes 8 ms. Only a sender that mistypes a name waits for it.
+        if not any(_have_letters_in_common(asked, name) for name in names):
+            return ()
         from difflib import get_close_matches
 
-        return tuple(get_close_matches(asked, names, n=3, cutoff=0.6))
+        return tuple(get_close_matches(asked, names, n=3, cutoff=_SIMILAR))
 
     def _wake(self, peer: Peer) -> bool:
         """Nudge `peer` and return whether it is there. If it has ended, end its presence. Never raises. [SEND-5]"""

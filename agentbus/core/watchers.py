@@ -1,12 +1,11 @@
 """The watchers of a home: each binds a socket in `watch/`, and every process that commits a change nudges all of them.
 
-Knows no trigger by name: it is given one. Loaded by every send, so it imports no event loop: a watcher that has one uses
-`changes.watching`. Implements [WATCH-1].
+Knows no trigger by name: it is given one. Loaded by every send, so it imports no event loop: a watcher that has one
+uses `changes.watching`. Implements [WATCH-1].
 """
 
 from __future__ import annotations
 
-import math
 import os
 import select
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ class ChangeWait:
             timeout_s = min(timeout_s, self._poll_s)
         else:
             poller.register(self._nudges, select.POLLIN)
-        poller.poll(math.ceil(timeout_s * 1_000))
+        poller.poll(int(timeout_s * 1_000) + 1)
         if self._nudges is not None:
             self._nudges.empty()
 
