@@ -8,33 +8,14 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from agentbus.core.errors import BrokenSetup
-from agentbus.core.ports import ListeningTrigger, Nudges, Wake
+from agentbus.core.ports import ListeningTrigger, Wake
 
-__all__ = ["ChangeWait", "Watchers"]
-
-
-class ChangeWait:
-    """Waits for the next change. Without `nudges`, it looks every `poll_s` seconds."""
-
-    def __init__(self, nudges: Nudges | None, poll_s: float) -> None:
-        self._nudges = nudges
-        self._poll_s = poll_s
-
-    def __call__(self, timeout_s: float, fd: int) -> None:
-        """Return when something has changed, when `fd` is readable, or after `timeout_s` seconds. It can be sooner."""
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        if self._nudges is None:
-            timeout_s = min(timeout_s, self._poll_s)
-        else:
-            poller.register(self._nudges, select.POLLIN)
-        poller.poll(int(timeout_s * 1_000) + 1)
-        if self._nudges is not None:
-            self._nudges.empty()
+__all__ = ["Watchers"]
 
 
 class Watchers:
@@ -57,16 +38,29 @@ class Watchers:
         return self.trigger().endpoint(os.urandom(6).hex())
 
     @contextmanager
-    def listening(self, *, poll_ms: int, say: Callable[[str], None]) -> Iterator[ChangeWait]:
-        """What `changes.watching` is with an event loop: yields a function that waits for the next change. [WATCH-1]"""
+    def listening(self, *, poll_ms: int, say: Callable[[str], None]) -> Iterator[Callable[[float], None]]:
+        """What `changes.watching` is with an event loop: yields a function that waits for the next change. [WATCH-1]
+
+        It returns after so many seconds at the latest, and can return sooner for no reason.
+        """
         with ExitStack() as stack:
             stack.callback(self.close)
+            poller = select.poll()
             nudges = None
             try:
                 nudges = stack.enter_context(self.trigger().listen(self.endpoint()))
+                poller.register(nudges, select.POLLIN)
             except BrokenSetup as error:
                 say(self.unwoken(poll_ms, error))
-            yield ChangeWait(nudges, poll_ms / 1_000)
+
+            def wait(timeout_s: float) -> None:
+                if nudges is None:
+                    time.sleep(min(timeout_s, poll_ms / 1_000))
+                else:
+                    poller.poll(int(timeout_s * 1_000) + 1)  # rounded up: the last ms is not spent on looks
+                    nudges.empty()
+
+            yield wait
 
     @staticmethod
     def unwoken(poll_ms: int, error: BrokenSetup) -> str:

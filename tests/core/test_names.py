@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import unicodedata
+from difflib import get_close_matches
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentbus.core import names
+from agentbus.core import bus, names
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.names import (
     MAX_NAME_CHARS,
@@ -246,3 +247,17 @@ def test_a_folder_in_ascii_makes_the_name_that_it_always_made(raw: str) -> None:
 @pytest.mark.spec("NAME-1")
 def test_folding_twice_changes_nothing_for_every_character() -> None:
     assert [one for one in map(chr, range(0x110000)) if folded(folded(one)) != folded(one)] == []
+
+
+@pytest.mark.spec("SEND-5")
+@given(st.text("abn-ü", min_size=1, max_size=9), st.text("abn-ü", min_size=1, max_size=9))
+@PATIENT
+def test_difflib_is_asked_about_every_name_that_it_calls_similar(asked: str, name: str) -> None:
+    if get_close_matches(asked, [name], cutoff=bus._SIMILAR):
+        assert bus._have_letters_in_common(asked, name)
+
+
+@pytest.mark.spec("SEND-5", "CLI-1")
+def test_difflib_is_not_asked_about_a_name_that_has_little_in_common() -> None:
+    assert bus._have_letters_in_common("backnd", "backend")
+    assert not bus._have_letters_in_common("ci", "backend")
