@@ -131,21 +131,21 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
     store = Store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
     bus = Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
     bus.recorded = _recorded
-    bus.running = lambda: running(settings)
+    bus.running = lambda name: running(settings, name)
     bus.activity = _Activities(store)
     return bus, triggers
 
 
-def running(settings: Settings) -> list[Reachable]:
-    """The sessions that the clients of this machine run, joined or not, as far as their adapters know. [REACH-1]
+def running(settings: Settings, name: str | None = None) -> list[Reachable]:
+    """The sessions that the clients of this machine run, joined or not, all or those called `name`. [REACH-1]
 
     Raises BrokenSetup when an adapter does not match its manifest.
     """
-    return [found for sessions in _session_lists() for found in sessions(settings.root)]
+    return [found for sessions in _session_lists() for found in sessions(settings.root, name)]
 
 
 @cache
-def _session_lists() -> list[Callable[[str], list[Reachable]]]:
+def _session_lists() -> list[Callable[[str, str | None], list[Reachable]]]:
     """What lists the running sessions, of each adapter that can. Kept: a program can send often to who is not there.
 
     Found by the name of its file: to read the manifests takes 10 ms, and `agentbus send` would wait for it.

@@ -131,7 +131,8 @@ class Manifest:
 class Reachable:
     """A session that its client runs, with its name there, and how it takes a post without a server of ours.
 
-    An adapter whose client says which sessions run has a `reach.py`; `sessions(home)` in it returns them.
+    An adapter whose client says which sessions run has a `reach.py`. In it, `sessions(home, name)` returns them, or
+    those called `name` if that is not None.
     `session` is what its client calls it, and `place` where the client records what its model was given; "" if nowhere.
     `held` says why its client would not give a post to its model just now; "" if it would. `post` posts the first of a
     batch once and returns how many; it raises DeliveryFailed, and then nothing was posted. Neither waits.

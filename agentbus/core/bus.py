@@ -196,8 +196,9 @@ class Bus:
         # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
         # opens the bus, which knows the adapters.
         self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
-        # The sessions that the clients of this machine run. Set by what opens the bus, which knows the adapters.
-        self.running: Callable[[], list[Reachable]] = list
+        # The sessions that the clients of this machine run, all or those of a name. Set by what opens the bus, which
+        # knows the adapters.
+        self.running: Callable[[str | None], list[Reachable]] = lambda _name: []
         # Whether the client of a peer is "busy" or "idle" just now; "" where it does not tell. Set in the same way.
         self.activity: Callable[[Peer], str] = lambda _peer: ""
         store.refuses = self._refuses
@@ -281,7 +282,7 @@ class Bus:
 
         Raises what the adapters raise for a broken installation.
         """
-        found = [one for one in self.running() if name in (None, one.name)]
+        found = self.running(name)
         joined = {peer.host for peer in self.store.live()} if found else set()
         return sorted((one for one in found if one.host not in joined), key=lambda one: one.name)
 

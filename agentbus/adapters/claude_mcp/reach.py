@@ -33,10 +33,10 @@ _MOST_DIGITS = 10
 _RUNTIME = "claude-mcp"
 
 
-def sessions(home: str) -> list[Reachable]:
-    """The live sessions that have a name and an inbox, whoever has started them. `home` is that of the bus. [REACH-1]
+def sessions(home: str, wanted: str | None) -> list[Reachable]:
+    """The live sessions that have a name and an inbox, or those called `wanted`. [REACH-1]
 
-    Without the client's records there are none.
+    Whoever has started them. `home` is that of the bus. Without the client's records there are none.
     """
     try:
         names = os.listdir(records.registry())
@@ -45,17 +45,17 @@ def sessions(home: str) -> list[Reachable]:
     pids = [int(pid) for pid, _, kind in (name.partition(".") for name in names) if kind == "json" and _is_pid(pid)]
     with process.one_look():
         hosts = [host for pid in sorted(pids) if (host := process.look_up(pid)) is not None]
-    return [found for host in hosts if (found := _session(home, host)) is not None]
+    return [found for host in hosts if (found := _session(home, host, wanted)) is not None]
 
 
 def _is_pid(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
-def _session(home: str, host: Process) -> Reachable | None:
+def _session(home: str, host: Process, wanted: str | None) -> Reachable | None:
     entry = records.entry(host)
     name = session_wish(entry.name) if entry is not None else None
-    if entry is None or name is None or not entry.inbox:
+    if entry is None or name is None or not entry.inbox or wanted not in (None, name):
         return None
     from agentbus.core.adapter import Reachable
 
