@@ -49,6 +49,8 @@ def ask(to: str, text: str | None, *, sender: str | None, timeout: str | None, a
             try:
                 if sent.waits:
                     stderr.line(str(sent))
+                from agentbus.cli import output  # noqa: F401 - so that the answer does not wait for it
+
                 wait = AnswerWait(bus, sent, wait_s, look=lambda: bus.store.queries.answer(sent.id), stays=stays)
                 while not isinstance(asked := wait.step(), Asked):
                     wait_for_change(asked)
