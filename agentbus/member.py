@@ -20,12 +20,13 @@ import anyio.lowlevel
 from agentbus import registry
 from agentbus.core import config, process
 from agentbus.core.asking import CARRIER, DEFAULT_S, NoAnswer
-from agentbus.core.bus import GroupSent, Sent, retry_while_busy
+from agentbus.core.bus import Bus, GroupSent, Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.model import Arrival, Envelope, Peer
-from agentbus.core.names import address, group_name, session_name
+from agentbus.core.names import group_name, session_name
 from agentbus.core.ports import Delivery, Receipt, Settled
 from agentbus.core.session import Checkpoints, Session
+from agentbus.core.store import Store
 from agentbus.core.text import one_line
 
 __all__ = ["Member", "join", "peer_session"]
@@ -89,7 +90,7 @@ class Member:
         Raises InvalidRequest for a bad name, text or id, Refused when a person has paused this program, MailboxFull and
         TryAgain; then nothing was sent.
         """
-        sent = await self._session.send(address(to), text, reply_to=reply_to)
+        sent = await self._session.send(self._session.bus.address(to), text, reply_to=reply_to)
         assert isinstance(sent, Sent), "a name is no group"
         await self._yield_turn()
         return sent
@@ -135,9 +136,12 @@ class Member:
         await self._session.checked([asked.answer.id], reached=True, carrier=CARRIER)
         return asked.answer
 
-    async def broadcast(self, text: str) -> list[Sent]:
-        """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does."""
-        return await self._session.broadcast(text)
+    async def broadcast(self, text: str, *, everywhere: bool = False) -> list[Sent]:
+        """Send `text` to every other online peer: to all, or (with an error) to none. Raises as `send` does.
+
+        With `everywhere` also to those on the other machines that are there.
+        """
+        return await self._session.broadcast(text, everywhere=everywhere)
 
     async def peers(self) -> list[Peer]:
         """The online peers, this program included."""
@@ -200,15 +204,19 @@ async def peer_session(
     reason: str,
     say: Callable[[str], None],
     other_name: bool = True,
+    make_store: Callable[..., Store] = Store,
+    make_bus: Callable[..., Bus] = Bus,
+    make_session: Callable[..., Session] = Session,
 ) -> AsyncIterator[Session]:
     """Be a peer whose mail goes into `delivery`, until the block ends. This process is its own host.
 
     `runtime` and `reason` are shown to others. If `other_name` is false, only the exact name in `settings` is accepted.
+    The link has a session of its own kind.
 
     Raises what `join` raises. If `other_name` is false and the name is in use, raises Refused.
     """
     checkpoints = Checkpoints(settings.home / "bus.db")
-    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints)
+    bus, triggers = registry.open_bus(settings, busy_ms=0, on_wal=checkpoints, make_store=make_store, make_bus=make_bus)
     try:
         preferred = triggers.preferred()
         here = process.current()
@@ -226,7 +234,7 @@ async def peer_session(
             is_asked=settings.name_was_asked or not other_name,
             folder=settings.folder,
         )
-        session = Session(
+        session = make_session(
             bus,
             arrival,
             triggers=preferred,

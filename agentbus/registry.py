@@ -36,6 +36,7 @@ __all__ = [
     "Triggers",
     "folders",
     "leftovers",
+    "link",
     "manifest",
     "manifests",
     "open_bus",
@@ -119,7 +120,14 @@ def watchers(settings: Settings) -> Watchers:
     return Watchers(f"{settings.root}/{config.WATCH_FOLDER}", make)
 
 
-def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] | None = None) -> tuple[Bus, Triggers]:
+def open_bus(
+    settings: Settings,
+    *,
+    busy_ms: int,
+    on_wal: Callable[[int], None] | None = None,
+    make_store: Callable[..., Store] = Store,
+    make_bus: Callable[..., Bus] = Bus,
+) -> tuple[Bus, Triggers]:
     """The bus of `settings.home`, created as needed, and its triggers.
 
     `busy_ms` is how long a call waits inline for another writer: 0 in an event loop.
@@ -128,8 +136,8 @@ def open_bus(settings: Settings, *, busy_ms: int, on_wal: Callable[[int], None] 
     """
     path = prepare_home(settings.root)
     triggers = Triggers(settings)
-    store = Store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
-    bus = Bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
+    store = make_store(path, busy_ms=busy_ms, sync=settings.sync, on_wal=on_wal)
+    bus = make_bus(store, triggers, max_bytes=settings.max_bytes, tell=triggers.watchers.tell)
     bus.recorded = _recorded
     bus.running = lambda name: running(settings, name)
     bus.activity = _Activities(store)
@@ -266,6 +274,20 @@ def _part(module: str, dotted: str) -> Any:
         if shadow:
             raise BrokenSetup(shadow) from error
         raise BrokenSetup(f"the module {module} cannot be loaded ({error})", hint="reinstall agentbus") from error
+
+
+def link(function: str) -> Any:
+    """A part of the link, as `module:name`. Raises BrokenSetup where what it needs is not installed. [LINK-9]"""
+    try:
+        return _load(f"agentbus.link.{function}")
+    except ImportError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("nats", "nkeys"):
+            raise
+        raise BrokenSetup(
+            f"{missing} is not installed, which a link to other machines needs",
+            hint="pipx install --force 'agentbus-local[link]', or pip install 'agentbus-local[link]'",
+        ) from error
 
 
 def serve(module: str) -> None:

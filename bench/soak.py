@@ -6,7 +6,7 @@ pending, and if it is delivered, a client must have read it. No session may be r
 message may be received twice unless a session that had it was killed.
 
 With `--unseen` every other session runs in a pid namespace of its own, with `--stop` sessions are stopped for so long,
-and with `--clock` the wall clock of all of them jumps.
+and with `--clock` the wall clock of all of them jumps. With `--link` it is about two machines instead: link_soak.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import apsw
 import typer
 
+from bench import link_soak
 from tests.support.client import INITIALIZE, RawClient
 from tests.support.command import agentbus
 
@@ -301,12 +302,17 @@ def main(
     ] = False,
     stop: Annotated[float, typer.Option(help="Stop sessions for so many seconds; 0: none.", min=0)] = 0.0,
     clock: Annotated[bool, typer.Option("--clock", help="Make the wall clock jump.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Two machines instead, whose links, server and cables fail at random.")
+    ] = False,
 ) -> None:
     """Send, ask, rename, join groups, pause, kill and restart at random, then audit every message.
 
     Example: python -m bench.soak --seconds 600 --seed 7
     """
     with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
+        if link:
+            _tell(*link_soak.soak(Path(folder), seconds, seed), "every message arrived, once and in order")
         soak = Soak(Path(folder, "bus"), sessions, seed, unseen=unseen, stop_s=stop, clock=clock)
         end_at = time.monotonic() + seconds
         try:
@@ -315,9 +321,13 @@ def main(
         finally:
             soak.finish(patience_s=60)
         wrong = soak.audit()
-    for what, count in soak.counts.items():
+    _tell(soak.counts, wrong, "accepted = delivered + pending, for every message; what is delivered was read")
+
+
+def _tell(counts: Counter[str], wrong: list[str], well: str) -> NoReturn:
+    for what, count in counts.items():
         print(f"{count:9,}  {what}")
-    print("\n".join(wrong) or "audit: accepted = delivered + pending, for every message; what is delivered was read")
+    print("\n".join(wrong) or f"audit: {well}")
     raise typer.Exit(1 if wrong else 0)
 
 

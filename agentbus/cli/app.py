@@ -142,12 +142,16 @@ def ask(
 
 
 @app.command()
-def broadcast(text: _Text = None, sender: _From = None) -> None:
-    """Send a message to every peer that is online.
+def broadcast(
+    text: _Text = None,
+    sender: _From = None,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="Also to those on other machines.")] = False,
+) -> None:
+    """Send a message to every peer that is online on this machine.
 
     Example: agentbus broadcast --from ci "main is frozen until noon"
     """
-    common.broadcast(text, sender=sender)
+    common.broadcast(text, sender=sender, everywhere=everywhere)
 
 
 @app.command()
@@ -521,6 +525,110 @@ def config(
     from agentbus.cli import config
 
     config.config(key, value, as_json=as_json)
+
+
+_link = typer.Typer(
+    help="Carry mail to sessions on other machines, NAME@MACHINE, by a NATS server.\n\nExample: agentbus link status",
+    no_args_is_help=True,
+)
+app.add_typer(_link, name="link", rich_help_panel=_SETUP)
+_Machines = Annotated[list[str], typer.Argument(metavar="MACHINE...", help="The names of machines.")]
+_In = Annotated[str, typer.Option("--in", metavar="FOLDER", help="The folder that `link init` wrote.")]
+
+
+@_link.command("init")
+def link_init(
+    machines: _Machines,
+    at: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="Where the machines reach the server.")],
+    mesh: Annotated[str, typer.Option(metavar="NAME", help="What the machines are called together.")] = "team",
+    folder: Annotated[str | None, typer.Option("--in", metavar="FOLDER", help="Default: the name of the mesh.")] = None,
+) -> None:
+    """Write the configuration of a NATS server, and an invite for each machine. Starts nothing.
+
+    Example: agentbus link init --at nats.example.net laptop buildbox
+    """
+    from agentbus.cli import link
+
+    link.init(machines, mesh=mesh, at=at, folder=folder)
+
+
+@_link.command("add")
+def link_add(machines: _Machines, folder: _In = "team") -> None:
+    """Let more machines in: write an invite for each.
+
+    Example: agentbus link add tablet --in team
+    """
+    from agentbus.cli import link
+
+    link.add(machines, folder=folder)
+
+
+@_link.command("remove")
+def link_remove(machines: _Machines, folder: _In = "team") -> None:
+    """Let machines in no more.
+
+    Example: agentbus link remove ci --in team
+    """
+    from agentbus.cli import link
+
+    link.remove(machines, folder=folder)
+
+
+@_link.command("join")
+def link_join(
+    invite: Annotated[str, typer.Argument(metavar="INVITE", help="The file that `link init` or `link add` wrote.")],
+) -> None:
+    """Make this home the machine that an invite is for.
+
+    Example: agentbus link join laptop.invite
+    """
+    from agentbus.cli import link
+
+    link.join(invite)
+
+
+@_link.command("run")
+def link_run() -> None:
+    """Carry mail between this home and the other machines, until Ctrl-C.
+
+    Example: agentbus link run
+    """
+    from agentbus.cli import link
+
+    link.run()
+
+
+@_link.command("service")
+def link_service() -> None:
+    """Print what makes the system start the link by itself.
+
+    Example: agentbus link service > ~/.config/systemd/user/agentbus-link.service
+    """
+    from agentbus.cli import link
+
+    link.service()
+
+
+@_link.command("status")
+def link_status(as_json: _Json = False) -> None:
+    """Show how the link is, and the machines that it knows.
+
+    Example: agentbus link status
+    """
+    from agentbus.cli import link
+
+    link.status(as_json=as_json)
+
+
+@_link.command("leave")
+def link_leave() -> None:
+    """Be no machine of the mesh any more. The mail stays.
+
+    Example: agentbus link leave
+    """
+    from agentbus.cli import link
+
+    link.leave()
 
 
 @app.command(rich_help_panel=_SETUP)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agentbus import registry
@@ -16,10 +16,12 @@ from agentbus.core import config, process
 from agentbus.core.bus import HOOK, PULL, Bus, GroupSent, Sent, now_ms
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
-from agentbus.core.names import address, folded, is_group, is_kept, login_name
+from agentbus.core.names import LINK_NAME, address, folded, is_group, is_kept, login_name, machine_of
+from agentbus.core.process import Life
 from agentbus.core.stderr import say
 from agentbus.core.stdout import reported
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
+from agentbus.core.store import Store
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
 if TYPE_CHECKING:
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from agentbus.core.adapter import Reachable
+    from agentbus.core.machines import Machine
 
 __all__ = [
     "SIGNALLED",
     "broadcast",
     "bus_and_settings",
     "known_names",
+    "link_line",
+    "link_peer",
     "own",
     "own_name",
     "parse_seconds",
@@ -58,11 +63,11 @@ SIGNALLED = 128
 
 
 @contextmanager
-def bus_and_settings() -> Iterator[tuple[Bus, config.Settings]]:
+def bus_and_settings(make_store: Callable[..., Store] = Store) -> Iterator[tuple[Bus, config.Settings]]:
     """The bus of AGENTBUS_HOME, open until the block ends. Raises what `config.load` and `registry.open_bus` raise."""
     settings = config.load(is_person=True)
     try:
-        bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS)
+        bus, triggers = registry.open_bus(settings, busy_ms=_BUSY_MS, make_store=make_store)
         try:
             yield bus, settings
         finally:
@@ -214,12 +219,12 @@ def send(
             then(bus, settings, done)
 
 
-def broadcast(text: str | None, *, sender: str | None) -> None:
-    """Send one message to every peer that is online, and print to which."""
+def broadcast(text: str | None, *, sender: str | None, everywhere: bool = False) -> None:
+    """Send one message to every peer that is online, here or on every machine, and print to which."""
     body = text_or_stdin(text)
     with bus_and_settings() as (bus, settings):
         name, session = sending_as(bus, settings, sender)
-        sent = bus.broadcast(name, body, sender_session=session)
+        sent = bus.broadcast(name, body, sender_session=session, everywhere=everywhere)
     with reported():
         if not sent:
             print("nobody is online; nothing was sent")
@@ -231,10 +236,13 @@ def peers(*, as_json: bool) -> None:
     """Show which peers are online, and for which names messages wait."""
     with bus_and_settings() as (bus, _settings):
         present = bus.peers()
-        queries = bus.store.queries
-        waiting, groups, pauses = queries.waiting(), queries.groups_of(), queries.pauses(bus.clock())
+        queries, now = bus.store.queries, bus.clock()
+        waiting, groups, pauses = queries.waiting(), queries.groups_of(), queries.pauses(now)
         reachable = bus.reachable()
         activity = {peer.session: bus.activity(peer) for peer in present}
+        far = bus.machines()
+        link = _Link(bus) if bus.store.machine() else None
+    there = [one for one in far if one.is_there and link is not None and link.is_running]
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
@@ -244,9 +252,11 @@ def peers(*, as_json: bool) -> None:
             output.json_line(
                 {**row, "groups": groups.get(row["name"], []), "paused": pause and output.pause_row(pause)}
             )
+        for row in far_rows(there):
+            output.json_line(row)
         return
-    if present:
-        _print_table(present, waiting, groups, activity)
+    if present or any(one.peers for one in there):
+        _print_table(present, waiting, groups, activity, there)
     else:
         print("nobody is online")
     for name, pause in pauses.items():
@@ -256,7 +266,60 @@ def peers(*, as_json: bool) -> None:
         why = f", and not posted to: {one_line(held, MAX_REASON_CHARS)}" if held else ""
         print(f"{one.name}: {word(one.runtime)} in {one_line(one.cwd)}, reachable, not joined{why}")
     for name, count in offline.items():
-        print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
+        if link is None or not machine_of(name):  # what waits for other machines is in the line of the link
+            print(f'{count:,} {"message waits" if count == 1 else "messages wait"} for "{name}" (offline)')
+    if link is not None:
+        print(link_line(link.facts, far, link.waiting, now, is_running=link.is_running))
+
+
+def far_rows(machines: Sequence[Machine]) -> Iterator[dict[str, Any]]:
+    """The peers of other machines, as JSON."""
+    for machine in machines:
+        for peer in machine.peers:
+            yield {
+                "name": f"{peer.name}@{machine.name}",
+                "online": True,
+                "machine": machine.name,
+                "runtime": peer.runtime,
+                "delivery": peer.delivery,
+                "cwd": peer.cwd or None,
+                "last_seen": timestamp(machine.seen_at),
+            }
+
+
+class _Link:
+    """What is known about the link of a bus at one moment."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.facts, self.waiting = bus.store.machines.facts(), bus.store.machines.waiting()
+        self.is_running = link_peer(bus) is not None
+
+
+def link_peer(bus: Bus) -> Peer | None:
+    """The link of this home, if it runs."""
+    found = [peer for peer in bus.store.present() if peer.name == LINK_NAME]
+    return found[0] if found and bus.store.life(found[0]) is not Life.ENDED else None
+
+
+def link_line(
+    facts: Mapping[str, str], machines: Sequence[Machine], waiting: Mapping[str, int], now: int, *, is_running: bool
+) -> str:
+    """The link and the other machines, on one line for people. [MACH-2]"""
+    own = facts.get("machine", "?")
+    if not is_running:
+        how = f"{own}: the link is not running: agentbus link run"
+    elif "since" in facts:
+        how = f"{own} -> {facts.get('server', '?')} connected {age(int(facts['since']), now)}"
+    else:
+        how = f"{own}: not connected ({facts.get('trouble') or 'not yet'})"
+    parts = []
+    for one in machines:
+        count = waiting.get(one.name, 0)
+        is_there = one.is_there and is_running
+        state = f"{len(one.peers)} online" if is_there else f"last heard of {age(one.seen_at, now)} ago"
+        waits = f", {count:,} {'message waits' if count == 1 else 'messages wait'} for it" if count else ""
+        parts.append(f"{one.name}: {state}{waits}")
+    return "; ".join([how, *parts])
 
 
 def _json_rows(
@@ -299,7 +362,11 @@ def _json_rows(
 
 
 def _print_table(
-    present: list[Peer], waiting: dict[str, int], groups: dict[str, list[str]], activity: dict[str, str]
+    present: list[Peer],
+    waiting: dict[str, int],
+    groups: dict[str, list[str]],
+    activity: dict[str, str],
+    machines: Sequence[Machine],
 ) -> None:
     rows = [("NAME", "RUNTIME", "DELIVERY", "TRIGGER", "PENDING", "PID", "FOLDER", "GROUPS", "IS", "STATUS")]
     now = now_ms()
@@ -310,6 +377,11 @@ def _print_table(
         its = one_line(" ".join(groups.get(peer.name, ())))
         doing = (activity[peer.session], peer.doing(now))
         rows.append((peer.name, runtime, delivery, trigger, pending, *process_and_folder, its, *doing))
+    for machine in machines:
+        for far in machine.peers:
+            seen = f"{one_line(far.cwd)} " if far.cwd else ""
+            name, how = f"{far.name}@{machine.name}", f"{seen}seen {age(machine.seen_at, now)} ago"
+            rows.append((name, far.runtime, far.delivery, "", str(waiting.get(name, 0)), "", how, "", "", ""))
     from rich.cells import cell_len, set_cell_size  # takes 5 ms, which a send must not pay for
 
     # A column that says nothing is left out: many clients do not tell, and many sessions say nothing.

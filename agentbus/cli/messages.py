@@ -21,7 +21,7 @@ from agentbus.core.bus import Bus, now_ms
 from agentbus.core.config import RETENTION, Settings
 from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState, Status, timestamp
-from agentbus.core.names import group_name, is_group, normalise_name
+from agentbus.core.names import group_name, is_group, shown_address
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
@@ -67,7 +67,7 @@ def _parse_grep(text: str) -> re.Pattern[str]:
 
 def _mailbox(bus: Bus, settings: Settings, name: str | None) -> str:
     # Any mailbox can be looked into, also one whose name is no address any more.
-    return common.own_name(bus, settings, None) if name is None else normalise_name(name)
+    return common.own_name(bus, settings, None) if name is None else shown_address(name)
 
 
 def inbox(name: str | None, *, limit: int, as_json: bool) -> None:
@@ -148,7 +148,7 @@ def prune(*, before: str | None, peer: str | None, with_pending: bool) -> None:
     """Remove what was delivered, and print how many messages that were. Raises InvalidRequest. [KEEP-1]"""
     if with_pending and before is None and peer is None:
         raise InvalidRequest("--pending needs to know which mail", hint="add --before WHEN or --peer NAME")
-    name = None if peer is None else normalise_name(peer)
+    name = None if peer is None else shown_address(peer)
     instant = None if before is None else parse_since(before, now_ms(), "--before")
     with common.bus_and_settings() as (bus, _settings):
         hours = bus.store.queries.setting(RETENTION)
@@ -200,7 +200,7 @@ def history(
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
         raise InvalidRequest("--json and --a2a cannot be used together", hint="choose one")
-    name = None if peer is None else group_name(peer) if is_group(peer) else normalise_name(peer)
+    name = None if peer is None else group_name(peer) if is_group(peer) else shown_address(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agentbus import registry
 from agentbus.cli import output
-from agentbus.cli.common import bus_and_settings
+from agentbus.cli.common import bus_and_settings, link_peer
 from agentbus.core import config, files
 from agentbus.core.adapter import Manifest, Reachable, Registration, Standing
 from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
@@ -233,7 +233,8 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
         return [], 0
     try:
         with bus_and_settings() as (bus, _settings):
-            return bus.peers(), sum(bus.store.queries.waiting().values())
+            link = link_peer(bus)
+            return [*bus.peers(), *([link] if link else [])], sum(bus.store.queries.waiting().values())
     except AgentbusError as error:
         # The database is broken, newer, or belongs to another program, so the online peers are not known. Go on: this
         # database can be the very thing that the user wants to remove.
@@ -261,6 +262,8 @@ def _remove(settings: config.Settings, *, keep_mail: bool) -> Iterator[Path]:
         database = home / config.HOME_FILES[0]
         for path in (*(home / name for name in (*config.HOME_FILES, _JOURNAL)), *files.leftovers(database)):
             yield from _unlink(path)
+    for name in config.LINK_FILES:
+        yield from _unlink(home / name)
     for folder, names in _folders(settings):
         # Do not follow a symlink: the files behind it are not ours.
         if folder.is_symlink() or not folder.is_dir():

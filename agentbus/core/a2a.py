@@ -13,7 +13,7 @@ from typing import Any
 
 from agentbus.core.errors import InvalidRequest
 from agentbus.core.model import Envelope, check_body
-from agentbus.core.names import NAME_RULE, group_name, normalise_name
+from agentbus.core.names import NAME_RULE, group_name, shown_address
 from agentbus.core.text import one_line
 
 __all__ = ["METADATA_KEY", "from_a2a", "message_id", "split_id", "to_a2a"]
@@ -42,20 +42,26 @@ def split_id(text: object) -> tuple[str, int]:
     return found[1] or "", int(found[2])
 
 
-def to_a2a(envelope: Envelope, *, bus: str = "") -> dict[str, Any]:
-    """`envelope` as a `Message`, ready for `json.dumps`. `bus` is the identity of the bus of the ids. [ENV-1]"""
+def to_a2a(envelope: Envelope, *, bus: str = "", answers: str | None = None) -> dict[str, Any]:
+    """`envelope` as a `Message`, ready for `json.dumps`. `bus` is the identity of the bus of the ids. [ENV-1]
+
+    `answers` is the id of what it answers, in the form of `message_id`, where that is of another bus. It is then taken
+    for the beginning of the thread, too.
+    """
+    root = answers or message_id(envelope.root, bus)
+    if answers is None and envelope.reply_to is not None:
+        answers = message_id(envelope.reply_to, bus)
     more: dict[str, Any] = {"from": envelope.sender, "to": envelope.recipient, "sentAt": envelope.sent_at}
     message: dict[str, Any] = {
         "messageId": message_id(envelope.id, bus),
-        "contextId": message_id(envelope.root, bus),
+        "contextId": root,
         "role": _ROLE,
         "parts": [{"text": envelope.text}],
         "metadata": {METADATA_KEY: more},
     }
-    if envelope.reply_to is not None:
-        answered = message_id(envelope.reply_to, bus)
-        message["referenceTaskIds"] = [answered]
-        more["replyTo"] = answered
+    if answers is not None:
+        message["referenceTaskIds"] = [answers]
+        more["replyTo"] = answers
     if envelope.to_group is not None:
         more["toGroup"] = envelope.to_group
     if envelope.answer_by is not None:
@@ -104,7 +110,7 @@ def _object(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _name(value: object, what: str, form: Callable[[object], str] = normalise_name) -> str:
+def _name(value: object, what: str, form: Callable[[str], str] = shown_address) -> str:
     # Not normalised here: a bus gives out names only in their one form.
     with suppress(InvalidRequest):
         if isinstance(value, str) and form(value) == value:

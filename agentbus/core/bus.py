@@ -16,9 +16,11 @@ from contextlib import suppress
 from agentbus.core.config import MEMBER_DAYS
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import (
+    Address,
     Arrival,
     Ended,
     Envelope,
+    MessageState,
     Pause,
     Peer,
     Renamed,
@@ -27,7 +29,7 @@ from agentbus.core.model import (
     check_body,
     check_status,
 )
-from agentbus.core.names import address, group_name, is_group, is_kept, session_name
+from agentbus.core.names import address, group_name, is_group, is_kept, machine_of, session_name, similar, split_address
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from agentbus.core.adapter import Reachable
+    from agentbus.core.machines import Machine
 
     _T = TypeVar("_T")
 
@@ -51,8 +54,6 @@ HOOK = "hook"
 
 # How long a session waits for a busy database in total. The command line waits as long, inline. [STORE-4]
 BUSY_PATIENCE_S = 10.0
-# How similar to a name that nobody has a name has to be, to be said: the ratio of difflib.
-_SIMILAR = 0.6
 # So many messages go into a session that has not joined, with one post.
 _MOST_POSTED = 20
 # A send or a mark holds the lock for 0.1 ms. If it is held for longer, the pauses between two tries grow.
@@ -77,7 +78,10 @@ _WAITS = {
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in."""
+    """A committed message. `asked` is the name that it was sent to, `recipient` is the mailbox that it is in.
+
+    `far` says, for a mailbox on another machine, what is known about it there.
+    """
 
     id: int
     asked: str
@@ -94,6 +98,7 @@ class Sent:
     pause: Pause | None = None
     # What is to be said where a session of that name runs and has not joined; empty if none does. [REACH-2]
     reached: str = ""
+    far: str = ""
 
     @property
     def waits(self) -> str:
@@ -101,6 +106,9 @@ class Sent:
         return _WAITS.get(self.delivery, ("", ""))[1]
 
     def __str__(self) -> str:
+        if self.far:
+            there = f'"{self.recipient}" ({self.far})' if self.is_online else f'"{self.recipient}": {self.far}'
+            return f"{'sent' if self.is_online else 'queued'} #{self.id} {'to' if self.is_online else 'for'} {there}"
         moved = "" if self.recipient == self.asked else f', as "{self.asked}" is called now'
         if self.is_awaited:
             return f'sent #{self.id} to "{self.recipient}"{moved}, which waits for this answer'
@@ -118,7 +126,8 @@ class Sent:
         if not self.similar:
             return f'queued #{self.id} for "{self.recipient}": no such peer yet, it is delivered when one starts'
         meant = " or ".join(f'"{name}" (online)' for name in self.similar)
-        return f'queued #{self.id} for "{self.recipient}": no such peer yet. Did you mean {meant}?'
+        where = "here" if any(map(machine_of, self.similar)) else "yet"
+        return f'queued #{self.id} for "{self.recipient}": no such peer {where}. Did you mean {meant}?'
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +161,6 @@ class Claimed:
     wished_holder: Peer | None
     held: Held | None = None
     note: str = ""
-
-
-def _have_letters_in_common(one: str, other: str) -> bool:
-    """Whether two names can be similar: difflib wants as many letters of both in one order, here any order counts."""
-    left = list(other)
-    for letter in one:
-        if letter in left:
-            left.remove(letter)
-    return 2 * (len(other) - len(left)) >= _SIMILAR * (len(one) + len(other))
 
 
 def _check_reply(reply_to: object) -> int | None:
@@ -228,7 +228,7 @@ class Bus:
         Raises InvalidRequest for a bad name, text or `reply_to`, MailboxFull, Refused when `sender_session` is paused,
         Busy; then nothing was sent.
         """
-        asked = address(to)
+        asked = self.address(to)
         body = check_body(text, self._max_bytes)
         answered = _check_reply(reply_to)
         row_id, found = self.store.send(
@@ -242,6 +242,8 @@ class Bus:
         )
         is_online = found.peer is not None and self._wake(found.peer)
         self._tell()
+        if machine_of(asked):
+            return self._sent_far(row_id, found, is_linked=is_online)
         reached = "" if is_online or found.is_awaited else self._reach(row_id, found.mailbox)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(
@@ -251,12 +253,32 @@ class Bus:
             is_online,
             is_known,
             similar,
-            delivery="" if found.peer is None else found.peer.delivery,
+            delivery=found.delivery,
             is_awaited=found.is_awaited,
-            session="" if found.peer is None else found.peer.session,
+            session=found.session,
             pause=found.pause,
             reached=reached,
         )
+
+    def address(self, to: object) -> str:
+        """The one form of what a message goes to: `NAME`, or `NAME@MACHINE` for another machine. [ADDR-1]
+
+        Where this home has no link, `@` stands in no name. Raises InvalidRequest, and what `Database.read` raises.
+        """
+        if isinstance(to, str) and "@" in to.strip()[1:] and (own := self.store.machine()):
+            name, machine = split_address(to)
+            return name if machine == own else f"{name}@{machine}"
+        return address(to)
+
+    def recipient(self, to: object) -> str:
+        """The same for a message that can go to a group too. [GROUP-3]"""
+        return group_name(to) if is_group(to) else self.address(to)
+
+    def _sent_far(self, row_id: int, to: Address, *, is_linked: bool) -> Sent:
+        is_online, far = False, "what is known there cannot be read now"
+        with suppress(AgentbusError):  # the message is committed, as in _look_up
+            is_online, far = self.store.machines.whereabouts(to.mailbox, is_linked=is_linked, now=self.clock())
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, session=to.session, far=far)
 
     def _reach(self, row_id: int, name: str) -> str:
         """Post what waits for `name` to the one session that runs under it and has not joined. [REACH-2], [REACH-3]
@@ -308,27 +330,31 @@ class Bus:
         rows, full = self.store.send_group(
             sender, wanted, body, now=self.clock(), reply_to=answered, sender_session=sender_session
         )
-        sent = []
-        for row_id, found in rows:
-            is_online = found.peer is not None and self._wake(found.peer)
-            name = found.mailbox
-            delivery = "" if found.peer is None else found.peer.delivery
-            sent.append(Sent(row_id, name, name, is_online, is_known=True, delivery=delivery, pause=found.pause))
+        sent = [self._sent_to(row_id, found) for row_id, found in rows]
         self._tell()
         return GroupSent(wanted, tuple(sent), tuple(full))
 
-    def broadcast(self, sender: str, text: object, *, sender_session: str | None = None) -> list[Sent]:
+    def _sent_to(self, row_id: int, to: Address) -> Sent:
+        """Wake the peer of a mailbox; return what there is to say about the message `row_id` in it."""
+        is_online = to.peer is not None and self._wake(to.peer)
+        if machine_of(to.mailbox):
+            return self._sent_far(row_id, to, is_linked=is_online)
+        return Sent(row_id, to.mailbox, to.mailbox, is_online, is_known=True, delivery=to.delivery, pause=to.pause)
+
+    def broadcast(
+        self, sender: str, text: object, *, sender_session: str | None = None, everywhere: bool = False
+    ) -> list[Sent]:
         """Commit `text` for every present peer except `sender`, for all or for none, then wake them. [SEND-4]
+
+        With `everywhere` also for each machine that is there; its link hands it to the peers there. [ADDR-6]
 
         Raises InvalidRequest for a bad text, MailboxFull, Refused when `sender_session` is paused, Busy; then nothing
         was sent.
         """
         body = check_body(text, self._max_bytes)
-        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session)
-        sent = [
-            Sent(row_id, peer.name, peer.name, self._wake(peer), is_known=True, delivery=peer.delivery)
-            for row_id, peer in rows
-        ]
+        far = [one.name for one in self.machines() if one.is_there] if everywhere else []
+        rows = self.store.broadcast(sender, body, now=self.clock(), sender_session=sender_session, machines=far)
+        sent = [self._sent_to(row_id, to) for row_id, to in rows]
         self._tell()
         return sent
 
@@ -337,19 +363,11 @@ class Bus:
         try:
             if self.store.queries.was_peer(asked):
                 return True, ()
-            return False, self._similar(asked, sender)
+            far = self.store.machines.similar(asked) if self.store.machine() else ()
+            return False, far or similar(asked, [peer.name for peer in self.store.live() if peer.name != sender])
         except AgentbusError:
             # The message is committed. A sender that sees an error would send it again.
             return False, ()
-
-    def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
-        names = [peer.name for peer in self.store.live() if peer.name != sender]
-        # The import takes 8 ms. Only a sender that mistypes a name waits for it.
-        if not any(_have_letters_in_common(asked, name) for name in names):
-            return ()
-        from difflib import get_close_matches
-
-        return tuple(get_close_matches(asked, names, n=3, cutoff=_SIMILAR))
 
     def _wake(self, peer: Peer) -> bool:
         """Nudge `peer` and return whether it is there. If it has ended, end its presence. Never raises. [SEND-5]"""
@@ -363,6 +381,10 @@ class Bus:
         with suppress(AgentbusError):
             self.store.end(peer, now=self.clock())
         return False
+
+    def machines(self) -> list[Machine]:
+        """The other machines that were heard of; none if this home has no link. [MACH-2]"""
+        return self.store.machines.all() if self.store.machine() else []
 
     def reap(self, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, and of the `silent` sessions. See Store.reap. Raises Busy."""
@@ -478,6 +500,11 @@ class Bus:
         """
         found = self.store.queries.status(row_id)
         if not self.store.cancel(row_id):
+            if found.relayed_at is not None and found.state is MessageState.PENDING:
+                raise Refused(
+                    f'#{row_id} to "{found.recipient}" has left this machine, nothing was taken back',
+                    hint=f"agentbus status {row_id} shows where it is",
+                )
             raise Refused(
                 f'#{row_id} to "{found.recipient}" is not pending any more, nothing was taken back',
                 hint=f"agentbus status {row_id} shows where it is",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOME_FILES",
+    "LINK_FILES",
     "MEMBER_DAYS",
     "RETENTION",
     "SHARED",
@@ -54,6 +55,8 @@ SYNC_MODES = ("normal", "full")
 # The database, and the files that SQLite puts beside it. The folders of the home belong to triggers, watchers and
 # adapters.
 HOME_FILES = ("bus.db", "bus.db-wal", "bus.db-shm", "bus.db-owner")
+# The settings of the link to other machines, its key, and the certificate of its server's authority. [LINK-7]
+LINK_FILES = ("link.toml", "link.key", "link-ca.pem")
 # Where watchers bind their sockets. [WATCH-1]
 WATCH_FOLDER = "watch"
 VARIABLES = (

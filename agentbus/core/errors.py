@@ -17,6 +17,8 @@ __all__ = [
     "InvalidRequest",
     "MailboxFull",
     "Refused",
+    "RelayDown",
+    "RelayRefused",
     "TryAgain",
 ]
 
@@ -65,6 +67,14 @@ class Busy(TryAgain):
 
 class MailboxFull(TryAgain):
     """The recipient has too many pending messages."""
+
+
+class RelayDown(TryAgain):
+    """The line to other machines is not there now; it is worth trying again."""
+
+
+class RelayRefused(Refused):
+    """What carries messages to other machines does not let this one in; a person has to do something."""
 
 
 class DeliveryFailed(AgentbusError):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from agentbus.core import brakes, groups
 from agentbus.core.errors import Refused
 from agentbus.core.model import Address, Pause
+from agentbus.core.names import LINK_NAME, machine_of
 from agentbus.core.peers import LEFT_AT, PEER, Peers, peer_of
 from agentbus.core.process import Life, Process, one_look
 
@@ -38,7 +39,13 @@ class Memberships(Peers):
             yield
 
     def _resolve(self, execute: Callable[..., Any], to: str) -> Address:
-        row = execute(f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (to,)).fetchone()
+        # It goes to the link; whether it is known there is not for this machine to say. [ADDR-1]
+        is_far = bool(machine_of(to))
+        row = execute(
+            f"SELECT {PEER} FROM peers WHERE name = ? AND left_at IS NULL", (LINK_NAME if is_far else to,)
+        ).fetchone()
+        if is_far:
+            return Address(to, peer_of(row) if row else None, is_known=True)
         if row:
             return Address(to, peer_of(row), is_known=True)
         row = execute(
@@ -80,7 +87,7 @@ class Memberships(Peers):
         with self._judging() as execute:
             if name is None:
                 self._end_ended(execute, now)
-                names = [peer.name for peer in self._present(execute)]
+                names = [peer.name for peer in self._present(execute) if peer.name != LINK_NAME]
                 if not names:
                     raise Refused("nobody is online, and nobody was paused", hint="agentbus pause NAME pauses one")
             else:

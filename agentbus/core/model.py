@@ -9,6 +9,7 @@ import time
 from enum import Enum
 
 from agentbus.core.errors import InvalidRequest
+from agentbus.core.names import machine_of
 from agentbus.core.process import Process
 from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
 from agentbus.core.values import dataclass
@@ -55,6 +56,7 @@ class MessageState(Enum):
 COLUMNS = (
     *("id", "sender", "recipient", "body", "sent_at", "reply_to", "thread", "answer_by", "to_group"),
     *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
+    *("relayed_at", "arrived_at", "refused"),
 )
 
 
@@ -111,6 +113,10 @@ class Status(Envelope):
     read_at: int | None = None
     sender_session: str | None = None
     read_by: str | None = None
+    # Of a message for another machine: when it left, when it was committed there, by whom and why it was refused.
+    relayed_at: int | None = None
+    arrived_at: int | None = None
+    refused: str | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Status:
@@ -134,8 +140,14 @@ class Status(Envelope):
 
     def __str__(self) -> str:
         group = f" (by {self.to_group})" if self.to_group is not None else ""
-        line = f'#{self.id} from "{self.sender}" to "{self.recipient}"{group} is {self.state.value}: '
-        line += f"sent {timestamp(self.sent_at)}"
+        who = f'#{self.id} from "{self.sender}" to "{self.recipient}"{group} is'
+        if self.refused is not None:
+            return f"{who} refused {one_line(self.refused, MAX_REASON_CHARS)}"
+        line = f"{who} {self.state.value}: sent {timestamp(self.sent_at)}"
+        if self.relayed_at is not None:
+            line += f", on the way since {timestamp(self.relayed_at)}"
+        if self.arrived_at is not None:
+            line += f", arrived at {machine_of(self.recipient)} {timestamp(self.arrived_at)}"
         if self.delivered_at is not None:
             line += f", delivered {timestamp(self.delivered_at)} by {word(self.carrier)}"
         if self.read_at is not None:
@@ -191,7 +203,8 @@ class Peer:
 class Address:
     """Where a name leads: the mailbox, its peer if one is present, and whether a peer ever had the name.
 
-    `is_awaited`: a command waits for the message that was sent there, because it answers its question. [ASK-5]
+    For a mailbox on another machine, the peer is the link. `is_awaited`: a command waits for the message that was sent
+    there, because it answers its question. [ASK-5]
     """
 
     mailbox: str
@@ -199,6 +212,16 @@ class Address:
     is_known: bool
     is_awaited: bool = False
     pause: Pause | None = None
+
+    @property
+    def session(self) -> str:
+        """The session of the peer that is there; empty if none is."""
+        return "" if self.peer is None else self.peer.session
+
+    @property
+    def delivery(self) -> str:
+        """How the peer that is there receives; empty if none is."""
+        return "" if self.peer is None else self.peer.delivery
 
 
 @dataclass(frozen=True, slots=True)

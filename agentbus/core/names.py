@@ -6,6 +6,7 @@ Knows nothing about SQL, sockets or MCP. Implements [NAME-1] to [NAME-4], [NAME-
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 
 from agentbus.core.errors import InvalidRequest
@@ -13,6 +14,8 @@ from agentbus.core.text import one_line
 
 __all__ = [
     "BUS_NAME",
+    "EVERYBODY_THERE",
+    "LINK_NAME",
     "MAX_NAME_CHARS",
     "NAME_RULE",
     "address",
@@ -23,19 +26,30 @@ __all__ = [
     "is_group",
     "is_kept",
     "login_name",
+    "machine_name",
+    "machine_of",
     "normalise_name",
     "numbered_name",
     "recipient",
     "session_name",
     "session_wish",
+    "shown_address",
+    "similar",
+    "split_address",
 ]
 
+# How much of two names is the same, as difflib counts it, if one can be a slip for the other.
+_SIMILAR = 0.6
 # Long enough for a project's folder, short enough for a table and for a model to copy without a mistake.
 MAX_NAME_CHARS = 32
 NAME_RULE = f"use 1 to {MAX_NAME_CHARS} letters and digits, with _ - . between them, for example backend"
 
 # The sender of what the bus itself has to say to a session. [PRES-5]
 BUS_NAME = "agentbus"
+# The link is a peer under this name: no name has its form, so nobody else can have it, or send to it. [LINK-1]
+LINK_NAME = "*link"
+# The name in `NAME@MACHINE` that stands for all who are present there. [ADDR-6]
+EVERYBODY_THERE = "*"
 # What a model would take for its user, its client or the bus. The login name belongs here too: a person sends under it.
 _KEPT = frozenset(("user", "human", "system", "assistant", BUS_NAME, "claude"))
 # A model that writes these wants all peers, and not one of that name.
@@ -49,6 +63,8 @@ _MAX_QUOTED_CHARS = 48
 # A text of more characters than this is refused unread. Decomposed, a letter has up to 4.
 _MAX_RAW_CHARS = 4 * MAX_NAME_CHARS
 
+# The name of a machine stands in the configuration of a server, in subjects and in file names.
+_MACHINE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 _ASCII = "abcdefghijklmnopqrstuvwxyz0123456789_.-"
 _OTHER_ASCII = {code: "-" for code in range(128) if chr(code) not in _ASCII}
 # What follows a name in a list or a remark: `back, ci`, `back (online)`, `back: hello`.
@@ -89,6 +105,38 @@ def address(raw: object) -> str:
     if name in _EVERYBODY:
         raise _everybody(raw)
     return name
+
+
+def machine_name(raw: object, what: str = "machine") -> str:
+    """The one form of the name of a machine (or of `what` else). Raises InvalidRequest. [ADDR-1]"""
+    name = raw.strip().lower() if isinstance(raw, str) else ""
+    if not name or len(name) > MAX_NAME_CHARS or not _MACHINE.issuperset(name) or {name[0], name[-1]} & {"-", "_"}:
+        raise InvalidRequest(
+            f"{_quoted(str(raw))} is not the name of a {what}",
+            hint=f"use 1 to {MAX_NAME_CHARS} of a-z and 0-9, with - and _ between them",
+        )
+    return name
+
+
+def split_address(raw: str) -> tuple[str, str]:
+    """The name and the machine in `NAME@MACHINE`, each in its one form. Raises InvalidRequest. [ADDR-1]"""
+    name, _, machine = raw.rpartition("@")
+    return address(name), machine_name(machine)
+
+
+def machine_of(shown: str) -> str:
+    """The machine in an address in its one form; "" if it names none. What begins with @ is no address."""
+    name, _, machine = shown.partition("@")
+    return machine if name else ""
+
+
+def shown_address(raw: str) -> str:
+    """The one form of a name, with or without a machine, whose mail is looked at. Raises InvalidRequest."""
+    name, at, machine = raw.rpartition("@")
+    if not at:
+        return normalise_name(raw)
+    is_all = name.strip() == EVERYBODY_THERE
+    return f"{EVERYBODY_THERE if is_all else normalise_name(name)}@{machine_name(machine)}"
 
 
 def session_name(raw: object) -> str:
@@ -163,6 +211,25 @@ def numbered_name(name: str, number: int) -> str:
     """`name-2`, `name-3`, ...: cut so that it stays a name. [NAME-4]"""
     suffix = f"-{number}"
     return name[: MAX_NAME_CHARS - len(suffix)].rstrip("-.") + suffix
+
+
+def similar(asked: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `names`, three at most, that somebody who asked for `asked` can have meant; the nearest first."""
+    near = [name for name in names if _have_letters_in_common(asked, name)]
+    if not near:
+        return ()
+    from difflib import get_close_matches  # takes 8 ms: only a sender that mistypes a name waits for it
+
+    return tuple(get_close_matches(asked, near, n=3, cutoff=_SIMILAR))
+
+
+def _have_letters_in_common(one: str, other: str) -> bool:
+    """Whether difflib may call two names similar. It counts what is in the same order, this counts every letter."""
+    left = list(other)
+    for letter in one:
+        if letter in left:
+            left.remove(letter)
+    return 2 * (len(other) - len(left)) >= _SIMILAR * (len(one) + len(other))
 
 
 def folded(text: str) -> str:

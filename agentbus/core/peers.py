@@ -16,7 +16,7 @@ from agentbus.core import brakes, database, groups
 from agentbus.core.config import UNKNOWN_FOLDER, unwritable
 from agentbus.core.errors import BrokenSetup, Refused
 from agentbus.core.model import Arrival, Peer, Renamed, storable
-from agentbus.core.names import is_kept, numbered_name
+from agentbus.core.names import LINK_NAME, is_kept, numbered_name
 from agentbus.core.presence import BEAT, LOCK, Held, Presence
 from agentbus.core.process import IS_SLOW, Life, Process, domain, one_look
 from agentbus.core.process import life as process_life
@@ -27,6 +27,8 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Literal
+
+    from agentbus.core.machines import Machines
 
 __all__ = [
     "LEFT_AT",
@@ -539,9 +541,24 @@ class Peers:
         return [peer_of(row) for row in rows] if conversation else []
 
     def live(self) -> list[Peer]:
-        """The peers that are present and have not ended, as far as can be told. Writes nothing. [PRES-4]"""
+        """The peers that are present and have not ended, as far as can be told. Writes nothing. [PRES-4]
+
+        Without the link, which receives nothing that is for itself.
+        """
         with one_look():
-            return [peer for peer in self.present() if self._life(peer) is not Life.ENDED]
+            return [peer for peer in self.present() if peer.name != LINK_NAME and self._life(peer) is not Life.ENDED]
+
+    def machine(self) -> str:
+        """What this machine is called on the others; "" if this home has no link. [ADDR-1]"""
+        rows = self._read("SELECT value FROM link WHERE key = 'machine'")
+        return str(rows[0][0]) if rows else ""
+
+    @property
+    def machines(self) -> Machines:
+        """What is known about other machines."""
+        from agentbus.core.machines import Machines  # with json, which only an address with a machine needs
+
+        return Machines(self._read)
 
     @staticmethod
     def _present(execute: Callable[..., Any]) -> list[Peer]:

@@ -1,9 +1,9 @@
-"""The two ports: how a peer is woken, and how a message enters a live session.
+"""The three ports: how a peer is woken, how a message enters a live session, what carries it to another machine.
 
 The docstrings here are the whole contract: an implementation is right when it keeps them. Every implementation,
 including the fakes of the tests, runs through tests/triggers/test_contract.py or
-tests/adapters/test_delivery_contract.py. Knows no implementation. Implements [WAKE-1] to [WAKE-7], [DELIV-1] to
-[DELIV-3].
+tests/adapters/test_delivery_contract.py or tests/link/test_relay_contract.py. Knows no implementation. Implements
+[WAKE-1] to [WAKE-7], [DELIV-1] to [DELIV-3], [RELAY-1] to [RELAY-4].
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ else:
 
 __all__ = [
     "Delivery",
+    "Line",
     "ListeningTrigger",
     "Nudges",
+    "Parcel",
     "Receipt",
     "Record",
+    "Relay",
     "Settled",
     "Shown",
+    "Stored",
     "Trigger",
     "Wake",
     "Wakes",
@@ -190,4 +194,85 @@ class Record(Protocol):
         """The messages that `place` shows as given to the model from `offset` on, and the offset to go on from.
 
         Returns the same `offset` when there is nothing new. A long record is returned in several pieces.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What goes from one machine to another. Its body means nothing to a relay.
+
+    `machine` is the one that it goes to; of one that has come, the one that sent it, which the relay has proven. `kind`
+    and `name` are for the receiver; an empty `kind`: it could not be read. Of two with one `key`, sent within minutes,
+    the second may be left out. `mark` is the relay's own, on one that has come.
+    """
+
+    machine: str
+    kind: str
+    name: str
+    body: bytes
+    key: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How many of the first parcels are stored, and the highest number that one got; `trouble`: why not all are."""
+
+    count: int
+    sequence: int = 0
+    trouble: str = ""
+
+
+class Line(Protocol):
+    """One connection of this machine to what carries parcels. Every method raises RelayDown once it is lost."""
+
+    @property
+    def limit(self) -> int:
+        """The longest body, in bytes."""
+
+    @property
+    def sequence(self) -> int:
+        """The highest number that was given to a parcel of anybody when this line was made. It never falls, unless what
+        was stored is lost."""
+
+    @property
+    def waiting(self) -> int:
+        """How many parcels for this machine are stored and not acknowledged, as far as is known."""
+
+    async def publish(self, parcels: Sequence[Parcel]) -> Stored:
+        """Store parcels for other machines, in order. What is stored outlives this process. [RELAY-1]
+
+        Of parcels that are not reported as stored, any can be stored all the same. If nothing fails, all are.
+        """
+
+    async def take(self) -> list[Parcel]:
+        """Wait for parcels for this machine; return some of them, oldest first, each once on this line. [RELAY-2]
+
+        A new line begins with the oldest that was not acknowledged.
+        """
+
+    async def ack(self, parcels: Sequence[Parcel]) -> None:
+        """Let parcels that were taken be forgotten. If that is lost, they come again, on a later line. [RELAY-2]"""
+
+    async def announce(self, body: bytes) -> None:
+        """Tell `body` to all machines that have a line now. Nothing is stored. [RELAY-3]"""
+
+    async def ask(self) -> None:
+        """Ask all machines that have a line now to announce themselves."""
+
+    async def hear(self) -> tuple[str, bytes]:
+        """Wait for what a machine announces, proven to be that machine; or for a question, with an empty name."""
+
+
+class Relay(Protocol):
+    """What carries parcels between machines. A hint of nothing: a parcel that is stored can still be lost. [RELAY-4]"""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+
+    def connect(self) -> AbstractAsyncContextManager[Line]:
+        """Be this machine, until the context ends. Two lines of one machine are never used at once by one home.
+
+        Raises RelayDown if a later try can succeed without anybody doing anything, and RelayRefused if not.
         """

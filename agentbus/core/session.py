@@ -344,10 +344,7 @@ class Session:
         return envelope.id not in self._checked and envelope.thread not in self._asking
 
     def _is_another_file(self) -> bool:
-        """Whether the store has turned to another file, and this session has not joined it yet. [STORE-6]
-
-        The ids that this session knows mean other messages there: nothing may be marked.
-        """
+        """Whether the store has another file, not joined yet: known ids mean other messages there. [STORE-6]"""
         return self.bus.store.generation != self._generation
 
     def _mark(self, ids: Iterable[int], carrier: str) -> None:
@@ -578,13 +575,16 @@ class Session:
             self._proofs.drop([reply_to])
         return sent
 
-    async def broadcast(self, text: object) -> list[Sent]:
+    async def broadcast(self, text: object, *, everywhere: bool = False) -> list[Sent]:
         """Send to every other peer that is present. Raises what `Bus.broadcast` raises."""
-        return await self._in_turn(lambda: self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session))
+        return await self._in_turn(lambda: self._broadcast(text, everywhere=everywhere))
 
-    def broadcast_now(self, text: object) -> list[Sent]:
+    def broadcast_now(self, text: object, *, everywhere: bool = False) -> list[Sent]:
         """The same, without waiting. Raises what `Bus.broadcast` raises, and Busy if it would have to wait."""
-        return self._at_once(lambda: self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session))
+        return self._at_once(lambda: self._broadcast(text, everywhere=everywhere))
+
+    def _broadcast(self, text: object, *, everywhere: bool) -> list[Sent]:
+        return self.bus.broadcast(self.peer.name, text, sender_session=self.peer.session, everywhere=everywhere)
 
     def _at_once(self, call: Callable[[], _T]) -> _T:
         store = self.bus.store

@@ -17,6 +17,7 @@ from agentbus.core.config import Shared
 from agentbus.core.errors import AgentbusError, InvalidRequest, MailboxFull
 from agentbus.core.memberships import Memberships
 from agentbus.core.model import Address, Ended, Envelope, Peer, Status, Unread, storable
+from agentbus.core.names import EVERYBODY_THERE, LINK_NAME, machine_of
 from agentbus.core.peers import LEFT_AT, PEER, remember
 from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
@@ -57,6 +58,8 @@ _MARK_READ = (
 )
 # A message is on its way to the model: its client took it, and nothing shows that the model has it.
 _OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
+# The mark of a message for another machine, and its name in the world. [ADDR-1]
+_TO_MACHINE = "UPDATE messages SET host = ?, bus = (SELECT value FROM link WHERE key = 'bus') WHERE id = ?"
 # The unread messages of a present session: pending under its name, pushed to it, or pushed to the sessions in the list
 # ?4; and not known to be read. In parts, so that each stops at its limit, however many there are: an index has them in
 # the order of their ids.
@@ -280,17 +283,22 @@ class Store(Memberships):
         return int(row[0])
 
     def broadcast(
-        self, sender: str, body: str, *, now: int, sender_session: str | None = None
-    ) -> list[tuple[int, Peer]]:
-        """Commit one message for each peer that is there but `sender`, in one transaction. [SEND-4]
+        self, sender: str, body: str, *, now: int, sender_session: str | None = None, machines: Iterable[str] = ()
+    ) -> list[tuple[int, Address]]:
+        """Commit one message for each peer that is there but `sender`, and for each of `machines`. [SEND-4], [ADDR-6]
+
+        In one transaction. Returns the ids, and where each is.
 
         Raises MailboxFull, and Refused when `sender_session` is paused; then nothing was sent to anybody.
         """
         with self._judging() as execute:
             brakes.check(execute, sender_session, now)
             self._end_ended(execute, now)
-            peers = [peer for peer in self._present(execute) if peer.name != sender]
-            return [(self._insert(execute, sender, peer.name, body, None, now, sender_session), peer) for peer in peers]
+            peers = {peer.name: peer for peer in self._present(execute)}
+            link = peers.pop(LINK_NAME, None)
+            rooms = [Address(name, peer, is_known=True) for name, peer in peers.items() if name != sender]
+            rooms += [Address(f"{EVERYBODY_THERE}@{machine}", link, is_known=True) for machine in machines]
+            return [(self._insert(execute, sender, to.mailbox, body, None, now, sender_session), to) for to in rooms]
 
     def _insert(
         self,
@@ -320,6 +328,8 @@ class Store(Memberships):
             execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
         if question is not None and question.waiter is not None:
             execute("INSERT INTO asks (question, waiter) VALUES (?, ?)", (row[0], question.waiter))
+        if machine_of(recipient):
+            execute(_TO_MACHINE, (machine_of(recipient), row[0]))
         self._check_room(execute, recipient, row[0])
         return int(row[0])
 
@@ -639,5 +649,10 @@ class Store(Memberships):
     def cancel(self, row_id: int) -> bool:
         """Delete a message that is still pending; whether it was. [OLD-3]"""
         with self._writing() as execute:
-            execute("DELETE FROM messages WHERE id = ? AND delivered_at IS NULL", (row_id,))
+            # What is on the way to another machine can be delivered there at any moment.
+            execute(
+                "DELETE FROM messages WHERE id = ? AND delivered_at IS NULL"
+                " AND (relayed_at IS NULL OR refused IS NOT NULL)",
+                (row_id,),
+            )
             return bool(self._database.changes())

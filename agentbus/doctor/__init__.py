@@ -27,7 +27,7 @@ from agentbus.core.adapter import Manifest
 from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError, BrokenSetup
 from agentbus.core.findings import Finding, Level, from_error
-from agentbus.core.names import normalise_name
+from agentbus.core.names import shown_address
 from agentbus.core.ports import Trigger, Wake
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life, one_look
@@ -45,6 +45,7 @@ from agentbus.doctor.environment import (
     check_sqlite,
     settings,
 )
+from agentbus.doctor.link import check_far, check_link
 from agentbus.doctor.peers import check_mailboxes, check_one, check_peers
 from agentbus.registry import Triggers
 
@@ -59,7 +60,7 @@ _PING_PATIENCE_S = 2.0
 
 def run(peer: str | None, *, as_json: bool) -> int:
     """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
-    name = None if peer is None else normalise_name(peer)
+    name = None if peer is None else shown_address(peer)
     with one_look():
         if name is None:
             here = None
@@ -139,6 +140,7 @@ def _examine(here: Settings | None) -> Iterator[Finding]:
     yield from _check_modules()
     yield from safely("peer", lambda: check_peers(here))
     yield from safely("mailbox", lambda: check_mailboxes(here.home))
+    yield from safely("link", lambda: check_link(here.home))
 
 
 # -- triggers and adapters ---------------------------------------------------------------------------------
@@ -210,13 +212,15 @@ def _examine_peer(here: Settings, name: str) -> Iterator[Finding]:
     ]
     found = [one for one in around if one.level is Level.WRONG]
     if not found:
-        found = list(safely("peer", lambda: check_one(here, name)))
+        found = list(safely("peer", lambda: check_far(here.home, name) if "@" in name else check_one(here, name)))
     wrong = next((one for one in found if one.level is Level.WRONG), None)
     notes = {one.code for one in found if one.level is Level.NOTE}
     if wrong is None and "delivery" in notes:
         is_pull = any("check_messages" in one.seen for one in found if one.code == "delivery")
         until = "its model calls check_messages" if is_pull else "its user prompts it"
         yield Finding("verdict", Level.NOTE, f'a message to "{name}" may wait until {until}: see delivery')
+    elif wrong is None and "@" in name:
+        yield Finding("verdict", Level.OK, f'a message to "{name}" goes to its machine, where that peer is online')
     elif wrong is None:
         unsure = ", if its account has channels" if "gate" in notes else ""
         yield Finding("verdict", Level.OK, f'a message to "{name}" is pushed into its session{unsure}')

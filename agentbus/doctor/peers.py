@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from agentbus import registry
@@ -19,7 +18,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Pause, Peer
-from agentbus.core.names import is_kept
+from agentbus.core.names import LINK_NAME, is_kept, similar
 from agentbus.core.peers import judge
 from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
@@ -47,7 +46,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
     triggers = Triggers(here)
     try:
         with ReadOnlyDatabase(path) as readonly:
-            peers = readonly.present()
+            peers = [peer for peer in readonly.present() if peer.name != LINK_NAME]
             counts = {one.mailbox: one for one in readonly.queries.counts()}
             pauses = readonly.queries.pauses(now_ms())
             if not peers:
@@ -60,7 +59,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
                 yield from _check_proof(peer, readonly.proof(peer.session))
             yield from (_paused(one, Level.NOTE) for one in pauses.values())
             yield from _check_groups(readonly, {one.name for one in peers if not _has_ended(here.home, one)})
-        endpoints = {peer.endpoint for peer in peers}
+            endpoints = {peer.endpoint for peer in readonly.present()}
         for trigger in triggers.values():
             for endpoint in trigger.leftovers():
                 if endpoint not in endpoints and trigger.notify(endpoint) is Wake.STALE:
@@ -218,7 +217,7 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
 
 def _similar(name: str, online: Iterable[str]) -> str:
     """Suggest similar names for a name that no peer has; empty if no name is similar."""
-    found = get_close_matches(name, list(online), n=3, cutoff=0.6)
+    found = similar(name, online)
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 

@@ -18,6 +18,7 @@ import apsw
 
 from agentbus.core import database, files
 from agentbus.core.errors import BrokenSetup
+from agentbus.core.machines import Machines
 from agentbus.core.model import Peer
 from agentbus.core.peers import peer_rows
 from agentbus.core.queries import Queries
@@ -141,6 +142,11 @@ class ReadOnlyDatabase:
         finally:
             self._connection.set_progress_handler(None)
         return [str(row[0]) for row in rows if row[0] != "ok"]
+
+    @property
+    def machines(self) -> Machines:
+        """What is known about other machines."""
+        return Machines(self._read)
 
     def present(self) -> list[Peer]:
         """The peers whose rows say that they are present, by name."""

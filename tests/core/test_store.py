@@ -157,7 +157,7 @@ def test_a_full_mailbox_refuses_one_more_and_takes_again_when_drained(bench: Ben
 def test_a_broadcast_reaches_all_or_nobody(bench: Bench) -> None:
     for name in ("a", "b", "c"):
         bench.claim(name)
-    assert [peer.name for _, peer in bench.store.broadcast("a", "x", now=0)] == ["b", "c"]
+    assert [to.mailbox for _, to in bench.store.broadcast("a", "x", now=0)] == ["b", "c"]
     for _ in range(4):
         bench.store.send("a", "c", "x", now=0)
     with pytest.raises(MailboxFull):

@@ -71,7 +71,7 @@ def test_what_a_client_does_first(start: Start, adapter: str) -> None:
     assert {tool["name"]: list(tool["inputSchema"]["properties"]) for tool in tools} == {
         "send_message": ["to", "text", "reply_to"],
         "ask": ["to", "text", "wait_s"],
-        "broadcast": ["text"],
+        "broadcast": ["text", "everywhere"],
         "list_peers": [],
         "whoami": [],
         "set_name": ["name", "status"],

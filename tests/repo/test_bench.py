@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import nats
+
 pytestmark = pytest.mark.timeout(120)  # a dozen processes each, on a loaded machine
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +65,8 @@ def rows(tables: dict[str, list[dict[str, Any]]], start: str) -> set[str]:
 
 
 def test_the_commands_are_known() -> None:
-    assert {"delivery_latency", "throughput", "scale", "search", "startup", "asking", "soak"} <= set(COMMANDS)
+    known = {"delivery_latency", "throughput", "scale", "search", "startup", "asking", "link_latency", "soak"}
+    assert known <= set(COMMANDS)
     about = ROOT.joinpath("bench", "README.md").read_text()
     assert all(f"`python -m bench.{name}`" in about for name in COMMANDS)
 
@@ -90,6 +93,15 @@ def test_delivery_latency(tmp_path: Path) -> None:
     steps = rows(tables, "where it goes: socket")
     assert steps == {"request", "send", "wake", "read", "push", "client", "total, traced", "total, not traced"}
     assert len(tables["targets"]) == 4
+
+
+def test_link_latency(tmp_path: Path) -> None:
+    nats.binary()
+    options = ("--rounds", "2", "--pause-ms", "1", "--count", "20", "--idle", "0.2")
+    tables = measured(tmp_path, "link_latency", *options)
+    expected = {"one machine, after 1 ms", "one machine, with a link, after 1 ms", "two machines, after 1 ms"}
+    assert rows(tables, "tool call written") == expected
+    assert rows(tables, "messages a second") == {"received in order", "known to be delivered"}
 
 
 def test_throughput(tmp_path: Path) -> None:

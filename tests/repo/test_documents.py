@@ -31,7 +31,8 @@ COMMANDS: dict[str, Any] = root.commands
 
 
 def options(command: Any) -> set[str]:
-    return {one for param in command.params for one in param.opts if one.startswith("-")} - COMMON
+    own = {one for param in command.params for one in param.opts if one.startswith("-")} - COMMON
+    return own.union(*map(options, getattr(command, "commands", {}).values()))
 
 
 def arguments(command: Any) -> list[str]:
@@ -54,7 +55,7 @@ def test_spec_has_each_command_with_just_its_options() -> None:
             word = argument.strip("[]")
             assert word in rows[name] or name == "serve", f"{name}: {argument}"
     reading = {"peers", "groups", "inbox", "history", "search", "status", "watch", "wait", "ask", "list", "doctor"}
-    reading.add("config")
+    reading |= {"config", "link"}
     assert {name for name, command in COMMANDS.items() if "--json" in options(command)} == reading
 
 

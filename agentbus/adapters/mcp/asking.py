@@ -10,7 +10,6 @@ from agentbus.adapters.mcp.toolkit import ONLY_WAITS, ToolContext, ToolResult, b
 from agentbus.core.asking import CARRIER, DEFAULT_S
 from agentbus.core.errors import AgentbusError
 from agentbus.core.model import Unread
-from agentbus.core.names import address
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
 
@@ -20,7 +19,7 @@ __all__ = ["ask", "status_line"]
 async def ask(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> ToolResult:
     """The answer, which is read once the client has it, or why there is none."""
     wait_s = min(arguments.get("wait_s", DEFAULT_S), context.profile.max_wait_s)
-    with braked(context, session, address(arguments["to"])):
+    with braked(context, session, session.bus.address(arguments["to"])):
         sent = await session.ask(arguments["to"], arguments["text"], wait_s)
     ONLY_WAITS.get()()
     asked = await session.answer(sent, wait_s)

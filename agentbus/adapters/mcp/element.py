@@ -1,7 +1,7 @@
 """The element that the model gets for a message. It is the same for channel, inbox and check_messages.
 
 Pure. Knows no client: an adapter says with which tags its client frames texts. Implements [CHAN-2], [CHAN-4],
-[GROUP-3], [INBOX-7], [TRUST-2], [TRUST-4], [READ-4].
+[GROUP-3], [INBOX-7], [ADDR-3], [TRUST-2], [TRUST-4], [READ-4].
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from agentbus.core.model import Envelope, timestamp
+from agentbus.core.names import machine_of
 
 __all__ = ["CHANNEL", "Frames", "attributes", "client_chars", "element", "parts"]
 
@@ -55,8 +56,11 @@ CHANNEL = Frames()
 
 def attributes(envelope: Envelope, now: int | None = None) -> dict[str, str]:
     """What the element says about a message besides its text, at `now` (ms). No value needs escaping. [CHAN-2]"""
-    # Names consist of letters, digits and _ - . alone, groups of an @ too; the others are numbers, a time and an age.
+    # Names consist of letters, digits and _ - . @ alone; the others are numbers, a time and an age.
     found = {"from": envelope.sender, "msg_id": str(envelope.id)}
+    machine = machine_of(envelope.sender)
+    if machine:
+        found["machine"] = machine
     if envelope.reply_to is not None:
         found["reply_to"] = str(envelope.reply_to)
     if envelope.to_group is not None:

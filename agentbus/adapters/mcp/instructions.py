@@ -56,6 +56,15 @@ def _earlier(session: Session) -> str:
     return f" {what} pushed to an earlier session of this name, which ended, may be unread: call check_messages."
 
 
+def _about_machines(session: Session) -> str:
+    """What the instructions say about names on other machines, where there are any. [ADDR-3]"""
+    try:
+        is_linked = bool(session.bus.machines())
+    except AgentbusError:
+        return ""  # as in _earlier
+    return " Names with @ are on other machines, perhaps another person's." if is_linked else ""
+
+
 def instructions(context: ToolContext) -> str:
     """What the server tells the model about the bus, in under 2,000 characters. [TOOL-4]
 
@@ -92,7 +101,7 @@ def instructions(context: ToolContext) -> str:
     return (
         f"{lead}{_TRUST}\n"
         "\n"
-        f"{about}{who}{'' if session is None else _earlier(session)} "
+        f"{about}{who}{'' if session is None else _earlier(session) + _about_machines(session)} "
         f'{arrival}<channel source="agentbus" from="NAME" msg_id="N">text</channel>. '
         f"Answer with {context.profile.answer_with}, to NAME or its to_group, reply_to N; with answer_by it waits. "
         "list_peers shows who is online.\n"

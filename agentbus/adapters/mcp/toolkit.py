@@ -105,15 +105,18 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a tool: text, or a whole number from `low` to what `high` returns, if those are set."""
+    """One argument of a tool: text; a whole number from `low` to what `high` returns, if those are set; or a flag."""
 
     description: str
     is_required: bool = True
     low: int | None = None
     high: Callable[[Profile], int] | None = None
+    is_flag: bool = False
 
     def schema(self, profile: Profile) -> dict[str, Any]:
         """Its JSON schema."""
+        if self.is_flag:
+            return {"type": "boolean"}  # its name says it
         if self.low is None or self.high is None:
             return {"type": "string", "description": self.description}
         return {
@@ -125,6 +128,11 @@ class Argument:
 
     def check(self, name: str, value: Any, profile: Profile) -> Any:
         """`value`, if it fits. Raises InvalidRequest."""
+        if self.is_flag:
+            if isinstance(value, bool):
+                return value
+            shown = one_line(str(value), MAX_QUOTED_CHARS)
+            raise InvalidRequest(f"{name!r} is true or false, not {type(value).__name__} ({shown})")
         given = value
         if self.low is not None and isinstance(value, str):
             # Models write ids as they see them: "1", "#1". [ARG-1]

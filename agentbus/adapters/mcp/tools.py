@@ -31,32 +31,35 @@ from agentbus.core.asking import DEFAULT_S
 from agentbus.core.bus import Sent, retry_while_busy
 from agentbus.core.errors import AgentbusError, Busy, InvalidRequest, Refused
 from agentbus.core.model import MAX_STATUS_CHARS, Pause, Peer, Renamed, check_status
-from agentbus.core.names import recipient
 from agentbus.core.session import Session
 from agentbus.core.stderr import say
-from agentbus.core.text import MAX_REASON_CHARS, one_line, word
+from agentbus.core.text import MAX_REASON_CHARS, age, one_line, word
 
 __all__ = ["TOOLS", "call", "call_now", "listing"]
 
+# The list of peers names so many on other machines. There can be thousands.
+_MAX_FAR_NAMES = 50
+
 
 async def _send_message(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with braked(context, session, recipient(arguments["to"])):
+    with braked(context, session, session.bus.recipient(arguments["to"])):
         return str(await session.send(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 def _send_message_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
-    with braked(context, session, recipient(arguments["to"])):
+    with braked(context, session, session.bus.recipient(arguments["to"])):
         return str(session.send_now(arguments["to"], arguments["text"], reply_to=arguments.get("reply_to")))
 
 
 async def _broadcast(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     with braked(context, session, None):
-        return _sent_line(await session.broadcast(arguments["text"]))
+        sent = await session.broadcast(arguments["text"], everywhere=arguments.get("everywhere", False))
+        return _sent_line(sent)
 
 
 def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[str, Any]) -> str:
     with braked(context, session, None):
-        return _sent_line(session.broadcast_now(arguments["text"]))
+        return _sent_line(session.broadcast_now(arguments["text"], everywhere=arguments.get("everywhere", False)))
 
 
 def _sent_line(sent: Sequence[Sent]) -> str:
@@ -96,7 +99,22 @@ async def _list_peers(context: ToolContext, session: Session, _arguments: Mappin
     lines += others
     if not others and all(peer.session == own.session for peer in peers):
         lines.append("nobody else is online; a message to any name waits until a session of that name starts")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_far_lines(session)])
+
+
+def _far_lines(session: Session) -> list[str]:
+    """The other machines, one a line. [MACH-2]"""
+    room, lines, now = _MAX_FAR_NAMES, [], session.bus.clock()
+    for machine in session.bus.machines():
+        if not machine.is_there:
+            lines.append(f"machine {machine.name}: last heard of {age(machine.seen_at, now)} ago")
+            continue
+        names = [f"{peer.name}@{machine.name}" for peer in machine.peers]
+        shown = names[:room]
+        room -= len(shown)
+        more = [f"{len(names) - len(shown)} more"] if len(names) > len(shown) else []
+        lines.append(f"machine {machine.name}: {', '.join([*shown, *more]) or 'nobody, as far as it says'}")
+    return lines
 
 
 async def _whoami(context: ToolContext, session: Session, _arguments: Mapping[str, Any]) -> str:
@@ -198,9 +216,9 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "broadcast",
-        "Send a message to every peer that is online.",
+        "Send to all online peers.",
         _broadcast,
-        {"text": _TEXT},
+        {"text": _TEXT, "everywhere": Argument("", False, is_flag=True)},
         _broadcast_now,
     ),
     Tool(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -393,6 +394,8 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
     sent: list[object] = []
 
     class Taker:
+        bus = SimpleNamespace(recipient=str)
+
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             sent.append(text)
             return "sent"
@@ -429,6 +432,8 @@ async def test_the_desk_sends_nothing_while_an_earlier_call_is_with_the_sdk() ->
 @pytest.mark.spec("ERR-2")
 def test_a_fault_of_ours_fails_one_call_and_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     class Faulty:
+        bus = SimpleNamespace(recipient=str)
+
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             raise ZeroDivisionError("nobody saw this coming")
 
@@ -449,6 +454,7 @@ def test_a_fault_of_ours_fails_one_call_and_is_said(capfd: pytest.CaptureFixture
 async def test_a_send_that_has_to_wait_is_tried_again_and_then_waits_as_a_task() -> None:
     class Taker:
         is_busy = True
+        bus = SimpleNamespace(recipient=str)
 
         def send_now(self, to: object, text: object, *, reply_to: int | None = None) -> object:
             if self.is_busy:

@@ -36,7 +36,11 @@ WORST = [
 def context(text: str, mode: Mode, lead: str = "", aside: str = "") -> ToolContext:
     holder = SimpleNamespace(name="語" * 32, cwd=text)
     session = SimpleNamespace(
-        peer=SimpleNamespace(name="𐐀" * 32), wished_holder=holder, claim_note="", count_earlier=lambda: 10_000
+        peer=SimpleNamespace(name="𐐀" * 32),
+        wished_holder=holder,
+        claim_note="",
+        count_earlier=lambda: 10_000,
+        bus=SimpleNamespace(machines=lambda: ["buildbox"]),
     )
     return ToolContext(
         runtime="test",
@@ -85,7 +89,13 @@ def test_what_is_no_session_is_told_why_in_one_line() -> None:
 # compact JSON, and of the others there is the name in a line of its own.
 PREFIX = "mcp__agentbus__"
 # What the instructions of a session that is called by 16 characters are, in a session that is pushed to.
-USUAL = SimpleNamespace(peer=SimpleNamespace(name="n" * 16), wished_holder=None, claim_note="", count_earlier=lambda: 0)
+USUAL = SimpleNamespace(
+    peer=SimpleNamespace(name="n" * 16),
+    wished_holder=None,
+    claim_note="",
+    count_earlier=lambda: 0,
+    bus=SimpleNamespace(machines=list),
+)
 
 
 def in_request(profile: Profile) -> int:
