@@ -54,7 +54,7 @@ def ask(to: str, text: str | None, *, sender: str | None, timeout: str | None, a
                 wait = AnswerWait(bus, sent, wait_s, look=lambda: bus.store.queries.answer(sent.id), stays=stays)
                 while not isinstance(asked := wait.step(), Asked):
                     wait_for_change(asked)
-                    # Looked at four times a second, and nowhere else: what is written, to the bus or out, is whole.
+                    # After a look, which comes four times a second, and nowhere else: what is sent or printed is whole.
                     if signals:
                         return common.SIGNALLED + signals[-1]
                 if asked.answer is None:

@@ -123,12 +123,12 @@ def test_every_signal_and_an_answer_end_a_wait_also_without_a_socket(home: Path,
         variables["AGENTBUS_POLL_MS"] = "60000"
 
     def wait() -> subprocess.Popen[str]:
-        words = ("ask", "bob", "well?", "--from", "ci", "--timeout", "3600")
+        words = ("ask", "bob", "well?", "--from", "ci", "--timeout", "120")
         asking = begin(home, *words, env=clean_env(home, **variables))
         assert asking.stderr is not None
         if not is_woken:
             assert "so it checks every 60000 ms" in asking.stderr.readline()
-        assert asking.stderr.readline().endswith("; waiting all the same, for 3600 s in all\n")
+        assert asking.stderr.readline().endswith("; waiting all the same, for 120 s in all\n")
         return asking
 
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -34,9 +34,9 @@ _RUNTIME = "claude-mcp"
 
 
 def sessions(home: str, wanted: str | None) -> list[Reachable]:
-    """The live sessions that have a name and an inbox, or those called `wanted`. [REACH-1]
+    """The live sessions that have a name and an inbox, whoever has started them. `home` is that of the bus. [REACH-1]
 
-    Whoever has started them. `home` is that of the bus. Without the client's records there are none.
+    Only those called `wanted`, if that is not None. Without the client's records there are none.
     """
     try:
         names = os.listdir(records.registry())
