@@ -198,7 +198,9 @@ def inbox(
 def history(
     peer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+        typer.Option(
+            metavar="NAME", help="Only messages that NAME sent or received, or sent to @GROUP.", autocompletion=_names
+        ),
     ] = None,
     since: Annotated[
         str | None,
@@ -242,7 +244,9 @@ def search(
     ],
     peer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+        typer.Option(
+            metavar="NAME", help="Only messages that NAME sent or received, or sent to @GROUP.", autocompletion=_names
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="WHEN", help="Only messages since WHEN: an age (2h, 3d) or a time.")
@@ -272,7 +276,9 @@ def prune(
     ] = None,
     peer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+        typer.Option(
+            metavar="NAME", help="Only messages that NAME sent or received, or sent to @GROUP.", autocompletion=_names
+        ),
     ] = None,
     pending: Annotated[
         bool, typer.Option("--pending", help="Also messages that are still pending, and were sent before WHEN.")
@@ -321,6 +327,24 @@ def watch(as_json: _Json = False) -> None:
     from agentbus.cli import watch
 
     watch.watch(as_json=as_json)
+
+
+@app.command()
+def console(
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Who you are. Default: AGENTBUS_NAME, else your login name."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bell when a message for you comes.")] = False,
+    notify: Annotated[bool, typer.Option("--notify", help="Show messages for you on the desktop too.")] = False,
+) -> None:
+    """Open one window on the bus: who is there, what was said, what waits for you. Answer it, or stop it.
+
+    Example: agentbus console
+    """
+    from agentbus import console
+
+    console.run(name, is_quiet=quiet, is_shown=notify)
 
 
 @app.command()

@@ -51,7 +51,7 @@ def ask(to: str, text: str | None, *, sender: str | None, timeout: str | None, a
                     stderr.line(str(sent))
                 from agentbus.cli import output  # noqa: F401 - so that the answer does not wait for it
 
-                wait = AnswerWait(bus, sent, wait_s, look=lambda: bus.store.queries.answer(sent.id), stays=stays)
+                wait = AnswerWait(bus, sent, wait_s, look=lambda: _look(bus, sent.id, session), stays=stays)
                 while not isinstance(asked := wait.step(), Asked):
                     wait_for_change(asked)
                     # After a look, which comes four times a second, and nowhere else: what is sent or printed is whole.
@@ -77,6 +77,13 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _look(bus: Bus, question_id: int, session: str | None) -> Envelope | None:
+    answer = bus.store.queries.answer(question_id)
+    # What is for a paused session reaches it by no shell, either. [BRAKE-1]
+    is_held = answer is not None and session is not None and bus.store.pause_of(session, bus.clock()) is not None
+    return None if is_held else answer
 
 
 def _show(answer: Envelope, *, as_json: bool) -> None:

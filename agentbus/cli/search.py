@@ -10,12 +10,9 @@ import re
 import time
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from agentbus.cli import common, output
-from agentbus.cli.messages import message_row, parse_since
+from agentbus.cli.messages import message_row, parse_peer, parse_since
 from agentbus.core.bus import now_ms
-from agentbus.core.names import shown_address
 from agentbus.core.search import MATCH_BEGINS, MATCH_ENDS, MOST_RANKED
 
 __all__ = ["search"]
@@ -47,7 +44,7 @@ def search(
 ) -> None:
     """Show the messages that match best. Raises InvalidRequest."""
     text = " ".join(words)
-    name = None if peer is None else shown_address(peer)
+    name = None if peer is None else parse_peer(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     with common.bus_and_settings() as (bus, _settings):
         queries, index = bus.store.queries, bus.store.search_index()
@@ -61,7 +58,7 @@ def search(
             output.json_line({**message_row(hit.message, former), "snippet": _MARKS.sub("", hit.snippet)})
         else:
             line = output.status_head(hit.message, former.get(hit.message.id, ()))
-            output.line(out, line.append("  ").append(_marked(hit.snippet)))
+            output.line(out, line.append("  ").append(output.marked(hit.snippet)))
     if as_json:
         return
     if not hits:
@@ -70,15 +67,3 @@ def search(
         output.say(f"there are more matches: --limit {limit * 10}")
     if found.is_cut:
         output.say(f"{MOST_RANKED:,} messages or more match, and the best of the newest {MOST_RANKED:,} are shown")
-
-
-def _marked(snippet: str) -> Text:
-    """A snippet on one line, with the words that were searched for in bold."""
-    text = Text()
-    for part in snippet.split(MATCH_BEGINS):
-        found, ends, rest = part.partition(MATCH_ENDS)
-        if not ends:
-            found, rest = "", part
-        text.append(output.printable(found, lines=False), "bold magenta")
-        text.append(output.printable(rest, lines=False))
-    return text

@@ -35,7 +35,7 @@ __all__ = [
 
 # The schema that this program knows. A constant, and not what the folder holds: an upgrade replaces the files below a
 # program that runs, and that program still knows only this one.
-SCHEMA = 11
+SCHEMA = 12
 _MIGRATIONS = os.path.join(os.path.dirname(__file__), "migrations")
 # From this many pages (4 KiB each) in the WAL on, a session does a checkpoint: SQLite's own default.
 CHECKPOINT_PAGES = 1_000

@@ -55,7 +55,7 @@ class MessageState(Enum):
 # messages selects these.
 COLUMNS = (
     *("id", "sender", "recipient", "body", "sent_at", "reply_to", "thread", "answer_by", "to_group"),
-    *("delivered_at", "carrier", "read_at", "sender_session", "read_by"),
+    *("delivered_at", "carrier", "read_at", "sender_session", "read_by", "returned_at"),
     *("relayed_at", "arrived_at", "refused"),
 )
 
@@ -113,6 +113,8 @@ class Status(Envelope):
     read_at: int | None = None
     sender_session: str | None = None
     read_by: str | None = None
+    # When it was last pending again, after a session took it and ended. [STATE-6]
+    returned_at: int | None = None
     # Of a message for another machine: when it left, when it was committed there, by whom and why it was refused.
     relayed_at: int | None = None
     arrived_at: int | None = None

@@ -212,11 +212,13 @@ class Queries:
     def prunable(self, *, above: int, before: int, peer: str | None, with_pending: bool, limit: int) -> list[int]:
         """The lowest `limit` ids above `above` of messages that were delivered before the instant `before`. [KEEP-1]
 
-        Only those to or from `peer`, if it is given. `with_pending`: also those that are pending, sent before it.
+        Only those to or from `peer`, a name or a group, if it is given. `with_pending`: also those that are pending,
+        sent before it.
         """
         rows = self._read(
             "SELECT id FROM messages WHERE id > ?1 AND coalesce(delivered_at, sent_at) < ?2"
-            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient)) ORDER BY id LIMIT ?5",
+            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient, to_group))"
+            " ORDER BY id LIMIT ?5",
             *(above, before, with_pending, peer, limit),
         )
         return [int(row[0]) for row in rows]
@@ -327,10 +329,58 @@ class Queries:
         rows = self._read(f"SELECT {MESSAGE} FROM messages m WHERE id > ? ORDER BY id LIMIT ?", row_id, limit)
         return [Status.from_row(row) for row in rows]
 
-    def among(self, ids: Collection[int]) -> list[Status]:
-        """The messages with these ids that still exist, ascending. [WATCH-2]"""
+    def among(self, ids: Collection[int], condition: str = "1", *values: str) -> list[Status]:
+        """The messages with these ids that still exist, ascending. [WATCH-2]
+
+        `condition` is one on the row m, as in `page`.
+        """
         listed = f"[{','.join(map(str, ids))}]"
         rows = self._read(
-            f"SELECT {MESSAGE} FROM messages m WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", listed
+            f"SELECT {MESSAGE} FROM messages m WHERE id IN (SELECT value FROM json_each(?)) AND {condition}"
+            " ORDER BY id",
+            *(listed, *values),
         )
         return [Status.from_row(row) for row in rows]
+
+    # -- a page of the history -------------------------------------------------------------------------------
+
+    def page(
+        self, below: int, limit: int, span: int, condition: str = "1", *values: str
+    ) -> tuple[list[Status], int | None]:
+        """The newest `limit` messages with ids below `below`, ascending, and below which id to go on; None at the end.
+
+        `condition` is one on the row m, with a `?` for each of `values`. At most `span` ids are looked at, so that the
+        time of a call is bounded, however few messages meet it: perhaps none is returned, and there are more.
+        """
+        floor = max(0, below - span)
+        rows = self._read(
+            f"SELECT {MESSAGE} FROM messages m WHERE id < ? AND id >= ? AND {condition} ORDER BY id DESC LIMIT ?",
+            *(below, floor, *values, limit),
+        )
+        found = [Status.from_row(row) for row in reversed(rows)]
+        if len(found) == limit:
+            return found, found[0].id
+        oldest = self._read("SELECT min(id) FROM messages")[0][0]
+        return found, None if oldest is None or floor <= oldest else floor
+
+    def newest_of(self, root: int, limit: int) -> list[Status]:
+        """The newest `limit` messages of the thread that `root` began, ascending, by the index alone. [THREAD-1]"""
+        rows = self._read(
+            f"SELECT {MESSAGE} FROM messages m WHERE m.id = ?1 OR m.thread = ?1 ORDER BY m.id DESC LIMIT ?2",
+            root,
+            limit,
+        )
+        return [Status.from_row(row) for row in reversed(rows)]
+
+    def unopened(self, mailbox: str, limit: int) -> list[int]:
+        """The ids of the oldest `limit` messages to `mailbox` that are not known to be read, ascending.
+
+        By the indexes: those that are pending, and those that a session of that name took.
+        """
+        rows = self._read(
+            "SELECT id FROM messages WHERE recipient = ?1 AND delivered_at IS NULL UNION ALL"
+            " SELECT id FROM messages WHERE delivered_to IN (SELECT session FROM peers WHERE name = ?1)"
+            " AND delivered_at IS NOT NULL AND read_at IS NULL AND recipient = ?1 ORDER BY 1 LIMIT ?2",
+            *(mailbox, limit),
+        )
+        return [int(row[0]) for row in rows]

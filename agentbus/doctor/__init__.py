@@ -60,15 +60,14 @@ _PING_PATIENCE_S = 2.0
 
 def run(peer: str | None, *, as_json: bool) -> int:
     """Print all findings, or those for `peer`. Return 1 if anything is wrong. Raises InvalidRequest for a bad name."""
-    name = None if peer is None else shown_address(peer)
-    with one_look():
-        if name is None:
+    if peer is None:
+        with one_look():
             here = None
             with suppress(AgentbusError):  # there is no home to look at, and the finding `settings` says why
                 here = settings()
             found = list(_examine(here))
-        else:
-            found = list(_examine_peer(settings(), name))
+    else:
+        found = about(peer)
     out = output.console()
     former = dict(_FORMER_CODES)
     for one in found:
@@ -85,9 +84,16 @@ def run(peer: str | None, *, as_json: bool) -> int:
         if one.remedy and one.level is not Level.OK:
             out.print(Text(" " * 20 + "-> ", "dim").append(escaped(one.remedy), "bold"))
     wrong = sum(one.level is Level.WRONG for one in found)
-    if not as_json and name is None:
+    if not as_json and peer is None:
         out.print(f"{wrong or 'nothing'} {'thing is' if wrong == 1 else 'things are' if wrong else 'is'} wrong")
     return 1 if wrong else 0
+
+
+def about(peer: str) -> list[Finding]:
+    """What keeps a message to `peer` from its model, or that nothing does. Raises InvalidRequest for a bad name."""
+    name = shown_address(peer)
+    with one_look():
+        return list(_examine_peer(settings(), name))
 
 
 def set_aside() -> int:

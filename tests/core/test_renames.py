@@ -87,6 +87,7 @@ def test_what_is_returned_after_a_rename_is_not_for_who_has_the_name(bench: Benc
     rename(bench, eve, "carol")
     (ended,) = bench.store.unsettled()
     assert bench.store.settle(ended, [], is_whole=True, now=3) == ("carol", [row_id])
+    assert bench.store.queries.status(row_id).returned_at == 3
     assert bench.pending(eve) == []
 
 
