@@ -1,7 +1,8 @@
 """Python programs on the bus, for benchmarks to drive: `python -m bench.member HOME NAME...` joins under each name.
 
 It reads one JSON command per line from stdin and answers each with one line. With {"send": [TO, COUNT]} the first name
-sends COUNT messages one after the other, with {"take": COUNT} it receives COUNT messages. It ends when its stdin ends.
+sends COUNT messages one after the other, with {"take": COUNT} it receives COUNT messages, and with {"reply": COUNT} it
+also answers each at once. It ends when its stdin ends.
 """
 
 from __future__ import annotations
@@ -85,6 +86,12 @@ async def _take(member: agentbus.Member, count: int) -> float:
     return ended
 
 
+async def _reply(member: agentbus.Member, count: int) -> None:
+    for _ in range(count):
+        question = await member.receive()
+        await member.send(question.sender, "8080", reply_to=question.id)
+
+
 async def _main(home: str, names: list[str]) -> None:
     async with AsyncExitStack() as stack:
         members = [await stack.enter_async_context(agentbus.join(name, home=home)) for name in names]
@@ -99,6 +106,8 @@ async def _main(home: str, names: list[str]) -> None:
                 answer = await _send(members[0], *command["send"])
             elif "take" in command:
                 answer = await _take(members[0], command["take"])
+            elif "reply" in command:
+                await _reply(members[0], command["reply"])
             print(json.dumps(answer), flush=True)
 
 

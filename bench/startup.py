@@ -3,8 +3,9 @@
 Times count from before the process is created, until `initialize`, `tools/list` and the first tool call are answered. A
 session starts alone, and with as many others at once as you like. Then the benchmark measures the memory and the CPU
 time of a session that has sent 20 messages, with and without the MCP SDK, and for each trigger what a session does
-during a time of silence. It also measures `agentbus send` as a whole process, as a hook pays for it. A bare server on
-the same SDK (bare_server.py) and a bare `import apsw` show which part of the cost is not ours.
+during a time of silence. It also measures `agentbus send` and `agentbus ask` as whole processes, as a hook pays for
+them; a Python program answers the questions at once. A bare server on the same SDK (bare_server.py) and a bare `import
+apsw` show which part of the cost is not ours.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import typer
 from agentbus import registry
 from agentbus.core import config
 from agentbus.core.session import HEARTBEAT_S
+from bench.member import Crew
 from bench.processes import cpu_ms, cpu_ticks, memory, wakeups
 from bench.report import AgainstOption, JsonOption, PlotOption, Report, main, median, progress
 from bench.sessions import Client, Contender, Field, contenders, rivals, together
@@ -40,6 +42,7 @@ WITH_SDK = "agentbus, with the SDK"
 # How many messages a session has sent when its memory and CPU time are taken.
 _SENT = 20
 SEND = "agentbus send"
+ASK = "agentbus ask"
 APSW = "python -c 'import apsw'"
 
 
@@ -188,15 +191,19 @@ def counters(pid: int) -> tuple[float, float, float] | None:
 
 
 def measure_commands(runs: int) -> dict[str, list[float]]:
-    """Time whole processes, in milliseconds: `agentbus send` and those it is compared with, in turn."""
+    """Time whole processes, in milliseconds: `agentbus send` and `ask`, and those they are compared with, in turn."""
     script = Path(sys.executable).with_name("agentbus")
-    send = [str(script)] if script.exists() else [sys.executable, "-m", "agentbus"]
+    ours = [str(script)] if script.exists() else [sys.executable, "-m", "agentbus"]
     with contenders(Contender("live"), Contender("quiet")) as (live, quiet):
         live.start("receiver")
+        answering = Crew(live.home, "oracle")
+        answering.joined()
+        answering.ask(reply=runs + 1)
         commands = {
-            SEND: (live.home, [*send, "send", "receiver", "hello"]),
+            SEND: (live.home, [*ours, "send", "receiver", "hello"]),
             # The last process to close a database merges its WAL. If nobody is online, the sender pays for that.
-            f"{SEND}, nobody online": (quiet.home, [*send, "send", "nobody", "hello"]),
+            f"{SEND}, nobody online": (quiet.home, [*ours, "send", "nobody", "hello"]),
+            ASK: (live.home, [*ours, "ask", "oracle", "which port?"]),
             APSW: (quiet.home, [sys.executable, "-c", "import apsw"]),
             "python -c pass": (quiet.home, [sys.executable, "-c", "pass"]),
         }
@@ -207,6 +214,7 @@ def measure_commands(runs: int) -> dict[str, list[float]]:
                 subprocess.run(words, env=clean_env(home), stdout=subprocess.DEVNULL, check=True)
                 if number:
                     samples[what].append((time.perf_counter() - began) * 1_000)
+        answering.close()
     return samples
 
 
@@ -282,7 +290,7 @@ def tell_targets(
         report.target("idle: CPU between heartbeats", math.floor(socket.between_ms / tick_ms), "ticks", most=0)
         report.target("idle: wake-ups", socket.wakeups / socket.seconds, "/s", most=1)
     imported = median(commands[APSW])
-    for what, most_ms, most in ((SEND, 35, 2), (f"{SEND}, nobody online", 80, 3)):
+    for what, most_ms, most in ((SEND, 35, 2), (f"{SEND}, nobody online", 35, 2), (ASK, 35, 2)):
         report.target(f"{what}, p50", median(commands[what]), "ms", most=most_ms)
         report.target(
             f"  the same / import apsw ({imported:.3g} ms)", median(commands[what]) / imported, "x", most=most

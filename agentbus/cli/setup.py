@@ -67,14 +67,15 @@ def install() -> None:
         raise BrokenSetup("no module can be loaded", hint="reinstall agentbus")
     # The adapters whose client is here. If there are none, the first adapter says what to do by hand, and fails.
     there = [one for one in modules if shutil.which(one[0].client)]
+    running = _reachable() if there else []
     for manifest, registration in there or modules:
         _enable(registration)
         with reported():
-            _show_next(manifest, registration)
+            _show_next(manifest, registration, running)
 
 
-def _show_next(manifest: Manifest, registration: Registration) -> None:
-    for one in _reachable() if manifest.sessions else ():
+def _show_next(manifest: Manifest, registration: Registration, running: list[Reachable]) -> None:
+    for one in running:
         if one.runtime == manifest.id:
             _show_running(one)
     print()

@@ -7,23 +7,28 @@ name, and no client. Implements [MOD-1], [MOD-2], [REG-1].
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
 
 from agentbus.core import config
 from agentbus.core.errors import BrokenSetup
-from agentbus.core.findings import Finding
-from agentbus.core.model import Envelope, Peer
-from agentbus.core.process import Process
+from agentbus.core.values import dataclass
+
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from agentbus.core.findings import Finding
+    from agentbus.core.model import Envelope, Peer
+    from agentbus.core.process import Process
+else:
+    Protocol = object
 
 __all__ = ["Manifest", "Reachable", "Registered", "Registration", "Standing", "Variable", "own_command"]
 
 # Where uv and pipx keep programs that they run once: the next clean-up of their caches removes them.
-_RUN_ONCE = re.compile(r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pipx)/|/pipx/\.cache/")
+_RUN_ONCE = r"/uv/(archive|builds|environments)-v\d+/|/\.cache/(uv|pipx)/|/pipx/\.cache/"
 
 
 def own_command(prefix: str = sys.prefix) -> list[str]:
@@ -31,7 +36,9 @@ def own_command(prefix: str = sys.prefix) -> list[str]:
 
     Raises BrokenSetup for an installation that will not stay.
     """
-    if _RUN_ONCE.search(prefix + "/"):
+    import re  # takes 2 ms, and a send that looks for running sessions does not need it
+
+    if re.search(_RUN_ONCE, prefix + "/"):
         raise BrokenSetup(
             f"agentbus is not installed: it runs from a temporary folder ({prefix})",
             hint="install it with `uv tool install` or `pipx install`, then try again",
@@ -70,8 +77,6 @@ class Manifest:
     settings that belong to the adapter. `record`, as `module:function`, reads what its client recorded of a session
     that has ended, at a place that the adapter has named; empty if it keeps no record. `leftovers`, as
     `module:function`, gets `folder` and returns the names in it that are the adapter's own; empty if none are.
-    `sessions`, as `module:function`, gets the id of the adapter and the home, and returns the sessions of its client
-    that run (see Reachable); empty if its client does not say which these are.
     `activity`, as `module:function`, gets the agent process of a session and returns "busy" or "idle" as the client
     itself tells it just now, or "" if it does not; empty if the client never does.
     """
@@ -90,7 +95,6 @@ class Manifest:
     variables: Mapping[str, Variable]
     record: str = ""
     leftovers: str = ""
-    sessions: str = ""
     activity: str = ""
 
     @property
@@ -127,6 +131,8 @@ class Manifest:
 class Reachable:
     """A session that its client runs, with its name there, and how it takes a post without a server of ours.
 
+    An adapter whose client says which sessions run has a `reach.py`. In it, `sessions(home, name)` returns them, or
+    those called `name` if that is not None.
     `session` is what its client calls it, and `place` where the client records what its model was given; "" if nowhere.
     `held` says why its client would not give a post to its model just now; "" if it would. `post` posts the first of a
     batch once and returns how many; it raises DeliveryFailed, and then nothing was posted. Neither waits.

@@ -1,7 +1,7 @@
 """Asking: how the wait for the answer to a question ends, in exactly one known way.
 
-For a session and for a command alike: each says how it looks for the answer and how it is woken. Knows no trigger, no
-delivery and no MCP. Implements [ASK-1] to [ASK-4].
+For a session, which has an event loop, and for a command, which has none: each says how it looks for the answer, and
+waits in its own way between two looks. Knows no trigger, no delivery and no MCP. Implements [ASK-1] to [ASK-4].
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from agentbus.core.bus import Bus, Sent
 from agentbus.core.errors import AgentbusError, InvalidRequest, TryAgain
 from agentbus.core.model import Envelope, MessageState, Pause
 from agentbus.core.process import Life
 from agentbus.core.store import Question
+from agentbus.core.values import dataclass
 
-__all__ = ["CARRIER", "DEFAULT_S", "Asked", "Attention", "NoAnswer", "question", "wait_for_answer"]
+__all__ = ["CARRIER", "DEFAULT_S", "AnswerWait", "Asked", "Attention", "NoAnswer", "question"]
 
 # The `carrier` of an answer that was waited for.
 CARRIER = "ask"
@@ -142,40 +142,60 @@ class Attention:
         return True
 
 
-async def wait_for_answer(
-    bus: Bus,
-    sent: Sent,
-    wait_s: float,
-    *,
-    look: Callable[[], Envelope | None],
-    woken: Callable[[float], Awaitable[object]],
-    stays: Callable[[Asked], bool] = lambda _asked: False,
-) -> Asked:
-    """Wait for the answer to the question `sent`, for `wait_s` seconds at most; never raises an AgentbusError.
+class AnswerWait:
+    """The wait for the answer to the question `sent`, for `wait_s` seconds at most.
 
-    `look` returns the answer if it is there, and takes it. `woken(timeout_s)` returns when it is worth looking again.
-    `stays` is called once when the asked peer is offline, has ended or is paused: whether to wait all the same.
+    `look` returns the answer if it is there, and takes it. `stays` is called once when the asked peer is offline, has
+    ended or is paused: whether to wait all the same.
     """
-    give_up_at = time.monotonic() + wait_s
-    attention: Attention | None = Attention(bus, sent, wait_s)
-    is_free = sent.is_online and sent.pause is None
-    judged_from = time.monotonic() + _LOOK_S if is_free else 0.0
-    while True:
+
+    def __init__(
+        self,
+        bus: Bus,
+        sent: Sent,
+        wait_s: float,
+        *,
+        look: Callable[[], Envelope | None],
+        stays: Callable[[Asked], bool] = lambda _asked: False,
+    ) -> None:
+        self._bus = bus
+        self._sent = sent
+        self._wait_s = wait_s
+        self._look = look
+        self._stays = stays
+        now = time.monotonic()
+        self._give_up_at = now + wait_s
+        self._attention: Attention | None = Attention(bus, sent, wait_s)
+        is_free = sent.is_online and sent.pause is None
+        self._judged_from = now + _LOOK_S if is_free else now
+
+    def step(self) -> Asked | float:
+        """How the question ended; otherwise call it again when something has changed, after so many seconds at most.
+
+        Never raises an AgentbusError.
+        """
+        bus, sent, attention = self._bus, self._sent, self._attention
         try:
-            answer = look()
+            answer = self._look()
             if answer is not None:
-                return Asked(sent, wait_s, answer)
-            if attention is not None and time.monotonic() >= judged_from and attention.is_lost():
-                ended = _ended(bus, sent, wait_s, attention)
-                if ended.is_removed or not stays(ended):
+                return Asked(sent, self._wait_s, answer)
+            if attention is not None and time.monotonic() >= self._judged_from and attention.is_lost():
+                ended = _ended(bus, sent, self._wait_s, attention)
+                if ended.is_removed or not self._stays(ended):
                     return ended
-                attention = None
+                self._attention = None
         except AgentbusError:
             pass  # the question is sent [SEND-6]; a database that fails now may not fail with the next look
-        left_s = give_up_at - time.monotonic()
+        left_s = self._give_up_at - time.monotonic()
         if left_s <= 0:
-            return Asked(sent, wait_s, state=_state(bus, sent))
-        await woken(min(left_s, _LOOK_S))
+            return Asked(sent, self._wait_s, state=_state(bus, sent))
+        return min(left_s, _LOOK_S)
+
+    async def ended(self, woken: Callable[[float], Awaitable[object]]) -> Asked:
+        """How the question ended, for an event loop. `woken(timeout_s)` returns when it is worth looking again."""
+        while not isinstance(asked := self.step(), Asked):
+            await woken(asked)
+        return asked
 
 
 def _ended(bus: Bus, sent: Sent, wait_s: float, attention: Attention) -> Asked:

@@ -28,7 +28,7 @@ from agentbus.core.model import (
     check_body,
     check_status,
 )
-from agentbus.core.names import address, group_name, is_group, is_kept, machine_of, session_name, split_address
+from agentbus.core.names import address, group_name, is_group, is_kept, machine_of, session_name, similar, split_address
 from agentbus.core.ports import Shown, Trigger, Wake
 from agentbus.core.presence import LOCK, Held
 from agentbus.core.process import Life, Process
@@ -194,8 +194,9 @@ class Bus:
         # What the record of a runtime at a place shows as given to a model; None if it cannot be read. Set by what
         # opens the bus, which knows the adapters.
         self.recorded: Callable[[str, str], set[Shown] | None] = lambda _runtime, _place: None
-        # The sessions that the clients of this machine run. Set by what opens the bus, which knows the adapters.
-        self.running: Callable[[], list[Reachable]] = list
+        # The sessions that the clients of this machine run, all or those of a name. Set by what opens the bus, which
+        # knows the adapters.
+        self.running: Callable[[str | None], list[Reachable]] = lambda _name: []
         # Whether the client of a peer is "busy" or "idle" just now; "" where it does not tell. Set in the same way.
         self.activity: Callable[[Peer], str] = lambda _peer: ""
         store.refuses = self._refuses
@@ -302,7 +303,7 @@ class Bus:
 
         Raises what the adapters raise for a broken installation.
         """
-        found = [one for one in self.running() if name in (None, one.name)]
+        found = self.running(name)
         joined = {peer.host for peer in self.store.live()} if found else set()
         return sorted((one for one in found if one.host not in joined), key=lambda one: one.name)
 
@@ -362,19 +363,10 @@ class Bus:
             if self.store.queries.was_peer(asked):
                 return True, ()
             far = self.store.machines.similar(asked) if self.store.machine() else ()
-            return False, far or self._similar(asked, sender)
+            return False, far or similar(asked, [peer.name for peer in self.store.live() if peer.name != sender])
         except AgentbusError:
             # The message is committed. A sender that sees an error would send it again.
             return False, ()
-
-    def _similar(self, asked: str, sender: str) -> tuple[str, ...]:
-        names = [peer.name for peer in self.store.live() if peer.name != sender]
-        if not names:
-            return ()
-        # The import takes 8 ms. Only a sender that mistypes a name waits for it.
-        from difflib import get_close_matches
-
-        return tuple(get_close_matches(asked, names, n=3, cutoff=0.6))
 
     def _wake(self, peer: Peer) -> bool:
         """Nudge `peer` and return whether it is there. If it has ended, end its presence. Never raises. [SEND-5]"""

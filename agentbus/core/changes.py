@@ -6,7 +6,6 @@ Reads and never writes. Knows no trigger by name, and nothing about how changes 
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -51,15 +50,13 @@ async def watching(watchers: Watchers, *, poll_ms: int, say: Callable[[str], Non
 
     Where no socket can be bound, it polls every `poll_ms` milliseconds, and `say` gets the reason. [WATCH-1]
     """
-    trigger = watchers.trigger()
     async with AsyncExitStack() as stack:
         stack.callback(watchers.close)
         wakes: Wakes
         try:
-            # Random, not our pid: a watcher that was killed leaves its socket behind, and its pid can be used again.
-            wakes = await stack.enter_async_context(trigger.arm(trigger.endpoint(os.urandom(6).hex())))
+            wakes = await stack.enter_async_context(watchers.trigger().arm(watchers.endpoint()))
         except BrokenSetup as error:
-            say(f"nothing can wake this command, so it checks every {poll_ms} ms ({error})")
+            say(watchers.unwoken(poll_ms, error))
             wakes = _Polled(poll_ms / 1_000)
         yield wakes
 

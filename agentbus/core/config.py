@@ -190,17 +190,11 @@ def working_folder() -> str:
         return ""
 
 
-def expanded(path: str, variable: str) -> Path:
+def expanded(path: str, variable: str) -> str:
     """`path`, which `variable` can name, with a leading `~` expanded.
 
     Raises BrokenSetup where nothing says what `~` is: then each program would take another folder for it.
     """
-    from pathlib import Path
-
-    return Path(_expanded(path, variable))
-
-
-def _expanded(path: str, variable: str) -> str:
     if path != "~" and not path.startswith("~/"):
         return os.path.expanduser(path)
     said = home = os.environ.get("HOME", "")
@@ -217,7 +211,7 @@ def _expanded(path: str, variable: str) -> str:
 
 def _root(what: str, said: str) -> str:
     """The home that `what`, a variable or an argument, names. Another folder for each program would be another bus."""
-    home = _expanded(said, what)
+    home = expanded(said, what)
     if not os.path.isabs(home):
         raise InvalidRequest(
             f"{what} is {said[:80]!r}, which would be another bus in each working folder",

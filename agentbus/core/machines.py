@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from agentbus.core.names import EVERYBODY_THERE
+from agentbus.core.names import EVERYBODY_THERE, similar
 from agentbus.core.text import MAX_REASON_CHARS, age, one_line
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -143,8 +143,5 @@ class Machines:
 
 
 def _similar(asked: str, names: list[str], end: str = "") -> str:
-    # The import takes 8 ms. Only a sender that mistypes a name waits for it.
-    from difflib import get_close_matches
-
-    meant = " or ".join(f'"{name}{end}"' for name in get_close_matches(asked, names, n=3, cutoff=0.6))
+    meant = " or ".join(f'"{name}{end}"' for name in similar(asked, names))
     return f". Did you mean {meant}?" if meant else ""

@@ -6,6 +6,7 @@ Knows nothing about SQL, sockets or MCP. Implements [NAME-1] to [NAME-4], [NAME-
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 
 from agentbus.core.errors import InvalidRequest
@@ -33,9 +34,12 @@ __all__ = [
     "session_name",
     "session_wish",
     "shown_address",
+    "similar",
     "split_address",
 ]
 
+# How much of two names is the same, as difflib counts it, if one can be a slip for the other.
+_SIMILAR = 0.6
 # Long enough for a project's folder, short enough for a table and for a model to copy without a mistake.
 MAX_NAME_CHARS = 32
 NAME_RULE = f"use 1 to {MAX_NAME_CHARS} letters and digits, with _ - . between them, for example backend"
@@ -207,6 +211,25 @@ def numbered_name(name: str, number: int) -> str:
     """`name-2`, `name-3`, ...: cut so that it stays a name. [NAME-4]"""
     suffix = f"-{number}"
     return name[: MAX_NAME_CHARS - len(suffix)].rstrip("-.") + suffix
+
+
+def similar(asked: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `names`, three at most, that somebody who asked for `asked` can have meant; the nearest first."""
+    near = [name for name in names if _have_letters_in_common(asked, name)]
+    if not near:
+        return ()
+    from difflib import get_close_matches  # takes 8 ms: only a sender that mistypes a name waits for it
+
+    return tuple(get_close_matches(asked, near, n=3, cutoff=_SIMILAR))
+
+
+def _have_letters_in_common(one: str, other: str) -> bool:
+    """Whether difflib may call two names similar. It counts what is in the same order, this counts every letter."""
+    left = list(other)
+    for letter in one:
+        if letter in left:
+            left.remove(letter)
+    return 2 * (len(other) - len(left)) >= _SIMILAR * (len(one) + len(other))
 
 
 def folded(text: str) -> str:

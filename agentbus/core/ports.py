@@ -9,7 +9,7 @@ tests/adapters/test_delivery_contract.py or tests/link/test_relay_contract.py. K
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import Enum
 
 from agentbus.core.model import Envelope
@@ -24,6 +24,8 @@ else:
 __all__ = [
     "Delivery",
     "Line",
+    "ListeningTrigger",
+    "Nudges",
     "Parcel",
     "Receipt",
     "Record",
@@ -101,6 +103,23 @@ class Trigger(Protocol):
 
     def close(self) -> None:
         """Release what `notify` keeps open. Armed endpoints stay armed, and the trigger can be used again."""
+
+
+class Nudges(Protocol):
+    """The wakes of one armed endpoint, for a program without an event loop."""
+
+    def fileno(self) -> int:
+        """The descriptor that is readable once a nudge has arrived."""
+
+    def empty(self) -> bool:
+        """Forget the nudges that have arrived, and return whether there were any. Never blocks."""
+
+
+class ListeningTrigger(Trigger, Protocol):
+    """A trigger that can also wake a program without an event loop."""
+
+    def listen(self, endpoint: str) -> AbstractContextManager[Nudges]:
+        """Listen on `endpoint` as `arm` does, and raise what it raises."""
 
 
 class Receipt(Protocol):

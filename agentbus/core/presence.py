@@ -110,7 +110,7 @@ class Presence:
         Raises BlockingIOError when a live process holds it, BrokenSetup when the folder is not fit for us alone, and
         OSError when the file cannot be opened.
         """
-        prepare_folder(self.folder)
+        prepare_folder(self._prefix[:-1])
         path = self._prefix + session
         if self._is_ours(path):
             raise BlockingIOError(f"{path} is held by this very process")

@@ -17,7 +17,7 @@ import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
 
-from agentbus.core.asking import Asked, question, wait_for_answer
+from agentbus.core.asking import AnswerWait, Asked, question
 from agentbus.core.bus import PULL, Bus, Claimed, GroupSent, Sent, retry_while_busy
 from agentbus.core.checkpoints import Checkpoints
 from agentbus.core.config import MEMBER_DAYS, RETENTION, prepare_home
@@ -538,8 +538,8 @@ class Session:
         The answer is not pushed, and not returned by a check, until `checked` is called, once, with its id.
         """
         try:
-            look = partial(self._take_answer, sent.id)
-            return await wait_for_answer(self.bus, sent, wait_s, look=look, woken=self._next_wake)
+            wait = AnswerWait(self.bus, sent, wait_s, look=partial(self._take_answer, sent.id))
+            return await wait.ended(self._next_wake)
         finally:
             self._asking.discard(sent.id)
             # What else came in the thread, or comes after this, is pushed.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from agentbus import registry
@@ -19,7 +18,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Pause, Peer
-from agentbus.core.names import LINK_NAME, is_kept
+from agentbus.core.names import LINK_NAME, is_kept, similar
 from agentbus.core.peers import judge
 from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
@@ -218,7 +217,7 @@ def check_mailboxes(home: Path) -> Iterator[Finding]:
 
 def _similar(name: str, online: Iterable[str]) -> str:
     """Suggest similar names for a name that no peer has; empty if no name is similar."""
-    found = get_close_matches(name, list(online), n=3, cutoff=0.6)
+    found = similar(name, online)
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 

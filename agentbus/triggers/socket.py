@@ -67,6 +67,10 @@ class _Listener:
         self._inode = os.lstat(path).st_ino
         self._uid = struct.pack("=I", os.geteuid())
 
+    def fileno(self) -> int:
+        """The descriptor that is readable once a nudge has arrived."""
+        return self.socket.fileno()
+
     def is_in_place(self) -> bool:
         """Whether the file that senders look for still belongs to this socket."""
         try:
@@ -240,6 +244,12 @@ class SocketTrigger:
 
     @asynccontextmanager
     async def arm(self, endpoint: str) -> AsyncIterator[_Nudges | _LoopNudges]:
+        """See Trigger, and `listen`."""
+        with self.listen(endpoint) as listener, _nudges(listener) as wakes:
+            yield wakes
+
+    @contextmanager
+    def listen(self, endpoint: str) -> Iterator[_Listener]:
         """Bind `endpoint`, and replace a socket file that a dead process left there.
 
         Raises BrokenSetup when the folder cannot be used, a live listener has the endpoint, the file system does not
@@ -254,8 +264,7 @@ class SocketTrigger:
             self._bind(bound, endpoint, path)
             listener = _Listener(bound, path)
             try:
-                with _nudges(listener) as wakes:
-                    yield wakes
+                yield listener
             finally:
                 # Close the socket before removing its file: a sender in between then gets STALE, not WOKEN.
                 bound.close()

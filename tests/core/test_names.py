@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 import unicodedata
+from difflib import get_close_matches
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +21,7 @@ from agentbus.core.names import (
     normalise_name,
     numbered_name,
     session_name,
+    similar,
 )
 from agentbus.core.upgrade import _folder_name_5
 
@@ -246,3 +249,17 @@ def test_a_folder_in_ascii_makes_the_name_that_it_always_made(raw: str) -> None:
 @pytest.mark.spec("NAME-1")
 def test_folding_twice_changes_nothing_for_every_character() -> None:
     assert [one for one in map(chr, range(0x110000)) if folded(folded(one)) != folded(one)] == []
+
+
+@pytest.mark.spec("SEND-5")
+@given(st.text("abn-ü", min_size=1, max_size=9), st.lists(st.text("abn-ü", min_size=1, max_size=9), max_size=5))
+@PATIENT
+def test_difflib_is_asked_about_every_name_that_it_calls_similar(asked: str, there: list[str]) -> None:
+    assert similar(asked, there) == tuple(get_close_matches(asked, there, n=3, cutoff=0.6))
+
+
+@pytest.mark.spec("SEND-5", "CLI-1")
+def test_difflib_is_not_asked_about_names_that_have_little_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert similar("backnd", ["backend", "web"]) == ("backend",)
+    monkeypatch.setitem(sys.modules, "difflib", None)
+    assert similar("ci", ["backend", "web"]) == ()

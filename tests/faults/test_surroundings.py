@@ -284,7 +284,7 @@ def refusing(error: str, calls: str) -> list[str]:
     return [*SANDBOX, error, calls]
 
 
-@pytest.mark.spec("WAKE-5", "WATCH-1", "WAIT-1", "WAIT-4", "ERR-2")
+@pytest.mark.spec("WAKE-5", "WATCH-1", "WAIT-1", "WAIT-4", "ASK-7", "ERR-2")
 @pytest.mark.parametrize(("error", "calls", "trigger"), SANDBOXES)
 def test_in_a_sandbox_without_sockets_everything_that_waits_works(
     home: Path, start: Start, error: str, calls: str, trigger: str
@@ -301,6 +301,12 @@ def test_in_a_sandbox_without_sockets_everything_that_waits_works(
     assert run([*around, *PYTHON, "send", "bob", "from inside"], clean_env(home)).returncode == 0
     assert [event["content"] for event in bob.wait_events(2)] == ["from outside", "from inside"]
     assert '"bob"' in bob.call("whoami")
+    command = [*around, *PYTHON, "ask", "bob", "well?", "--from", "ci"]
+    with subprocess.Popen(command, env=clean_env(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ask:
+        bob.call("send_message", to="ci", text="yes", reply_to=bob.wait_events(3)[2]["meta"]["msg_id"])
+        answer, said = ask.communicate(timeout=PATIENCE_S)
+    assert (ask.returncode, answer, said.count(b"\n")) == (0, b"yes\n", 1)
+    assert b"nothing can wake this command, so it checks every 1000 ms" in said
     command = [*around, *PYTHON, "watch", "--json"]
     with subprocess.Popen(command, env=clean_env(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
         assert watch.stdout is not None

@@ -153,7 +153,7 @@ def test_startup(tmp_path: Path) -> None:
     tables = measured(tmp_path, "startup", *options)
     for table in ("exec -> ..., alone", "exec -> ..., the last of 2"):
         assert {"agentbus: tools/list answered", "a bare SDK server: initialize answered"} <= rows(tables, table)
-    assert {"agentbus send", "python -c 'import apsw'"} <= rows(tables, "whole processes")
+    assert {"agentbus send", "agentbus ask", "python -c 'import apsw'"} <= rows(tables, "whole processes")
     if sys.platform == "linux":
         assert rows(tables, "memory") == {"agentbus", "agentbus, with the SDK", "a bare SDK server"}
         assert "trigger socket" in rows(tables, "idle")

@@ -2,70 +2,74 @@
 
 Any process of the same user may post to the inbox of a session. The client holds such a post for its user, or refuses
 it, where the session's settings or its permission mode say so; then nothing is posted. Private formats, as recorded
-with 2.1.332. To list them imports little, because `agentbus send` to a name that nobody has waits for it. Implements
-[REACH-1] to [REACH-3].
+with 2.1.332. `agentbus send` to a name that nobody has waits for their list, so what is slow is imported when a session
+is found. Implements [REACH-1] to [REACH-3].
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
-import shutil
-import socket
 from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 
 from agentbus.adapters.claude_mcp import records
 from agentbus.core import process
-from agentbus.core.adapter import Reachable, own_command
 from agentbus.core.errors import BrokenSetup, DeliveryFailed
 from agentbus.core.model import Envelope
 from agentbus.core.names import session_wish
 from agentbus.core.process import Process
 
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from agentbus.core.adapter import Reachable
+
 __all__ = ["sessions"]
 
 # A message that is longer is not posted: the session has no tool with which it could read it otherwise.
 _MOST_CHARS = 200_000
-_PID = re.compile(r"[0-9]{1,10}")
+_MOST_DIGITS = 10
+# The id of this adapter.
+_RUNTIME = "claude-mcp"
 
 
-def sessions(runtime: str, home: Path) -> list[Reachable]:
+def sessions(home: str, wanted: str | None) -> list[Reachable]:
     """The live sessions that have a name and an inbox, whoever has started them. `home` is that of the bus. [REACH-1]
 
-    `runtime` is the id of this adapter. Without the client's records there are none.
+    Only those called `wanted`, if that is not None. Without the client's records there are none.
     """
     try:
-        names = os.listdir(records.config_folder() / "sessions")
+        names = os.listdir(records.registry())
     except (OSError, BrokenSetup):
         return []
-    pids = [
-        int(pid) for pid, _, kind in (name.partition(".") for name in names) if kind == "json" and _PID.fullmatch(pid)
-    ]
+    pids = [int(pid) for pid, _, kind in (name.partition(".") for name in names) if kind == "json" and _is_pid(pid)]
     with process.one_look():
         hosts = [host for pid in sorted(pids) if (host := process.look_up(pid)) is not None]
-    return [found for host in hosts if (found := _session(runtime, home, host)) is not None]
+    return [found for host in hosts if (found := _session(home, host, wanted)) is not None]
 
 
-def _session(runtime: str, home: Path, host: Process) -> Reachable | None:
+def _is_pid(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+
+
+def _session(home: str, host: Process, wanted: str | None) -> Reachable | None:
     entry = records.entry(host)
     name = session_wish(entry.name) if entry is not None else None
-    if entry is None or name is None or not entry.inbox:
+    if entry is None or name is None or not entry.inbox or wanted not in (None, name):
         return None
+    from agentbus.core.adapter import Reachable
+
     place = str(records.transcript(entry))
     return Reachable(
         name=name,
         host=host,
         session=entry.session_id,
-        runtime=runtime,
+        runtime=_RUNTIME,
         cwd=entry.cwd,
         # Places are kept one a line, and in a database that takes text only.
         place=place if place.isprintable() else "",
         held=partial(_held, host, entry.cwd),
-        post=partial(_post, host, Path(entry.inbox), name, home),
+        post=partial(_post, host, entry.inbox, name, home),
     )
 
 
@@ -85,11 +89,14 @@ def _held(host: Process, cwd: str) -> str:
     return f"its client would hold it for its user (bypassPermissions, by {bypass})" if bypass else ""
 
 
-def _post(host: Process, path: Path, name: str, home: Path, batch: Sequence[Envelope]) -> int:
+def _post(host: Process, inbox: str, name: str, home: str, batch: Sequence[Envelope]) -> int:
     """Post the first of `batch` as one text; how many they are. Raises DeliveryFailed; then nothing was posted.
 
     It does not wait: what the session's socket does not take at once is not posted. [REACH-2]
     """
+    import socket
+    from pathlib import Path
+
     from agentbus.adapters.claude_mcp.frames import FRAMES
     from agentbus.adapters.claude_mcp.inbox import frame
     from agentbus.adapters.mcp.inbox import Address, Inbox, PostBudget, compose, mark
@@ -97,8 +104,8 @@ def _post(host: Process, path: Path, name: str, home: Path, batch: Sequence[Enve
     fitting = list(takewhile(lambda one: len(one.text) <= _MOST_CHARS, batch))
     if not fitting:
         raise DeliveryFailed("it is too long for its inbox")
-    with Inbox(Address(path, ""), host, lambda text: frame(text, "")).connect() as connection:
-        if not PostBudget(home, host).take():
+    with Inbox(Address(Path(inbox), ""), host, lambda text: frame(text, "")).connect() as connection:
+        if not PostBudget(Path(home), host).take():
             raise DeliveryFailed("too many messages went into its inbox just now")
         how = f"To answer, run: {_command(home)} send NAME 'TEXT' --from {name} --reply-to MSG_ID"
         text, count = compose(fitting, mark(), FRAMES, how=how)
@@ -113,8 +120,13 @@ def _post(host: Process, path: Path, name: str, home: Path, batch: Sequence[Enve
     raise DeliveryFailed("its inbox has no room just now")
 
 
-def _command(home: Path) -> str:
+def _command(home: str) -> str:
     """What the session's shell has to type for this agentbus on this bus."""
+    import shlex
+    import shutil
+
+    from agentbus.core.adapter import own_command
+
     program = "agentbus" if shutil.which("agentbus") else shlex.join(own_command())
-    is_usual = str(home) == os.path.expanduser("~/.agentbus")
-    return program if is_usual else f"AGENTBUS_HOME={shlex.quote(str(home))} {program}"
+    is_usual = home == os.path.expanduser("~/.agentbus")
+    return program if is_usual else f"AGENTBUS_HOME={shlex.quote(home)} {program}"

@@ -1,31 +1,35 @@
 """What Claude Code itself records about a session: its registry entry, and where its transcript is.
 
 Private formats, as recorded with 2.1.332: every field is read defensively, and without them all goes on as before.
-Reads, and changes nothing. Implements [PROOF-1].
+Reads, and changes nothing. `agentbus send` to a name that nobody has loads it, so it imports what is slow when it needs
+it. Implements [PROOF-1].
 """
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from agentbus.core.config import expanded, other_program
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.process import Process
+from agentbus.core.values import dataclass
 
-__all__ = ["Entry", "activity", "config_folder", "entry", "settled", "state_file", "tail", "transcript"]
+TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+__all__ = ["Entry", "activity", "config_folder", "entry", "registry", "settled", "state_file", "tail", "transcript"]
 
 # An entry is written in steps while our server starts: with 2.1.332 they took 70 to 120 ms. More, for a busy machine.
 _PATIENCE_S = 0.3
 _POLL_S = 0.005
 
+_VARIABLE = "CLAUDE_CONFIG_DIR"
 # A session id is a UUID. It becomes part of a path, so nothing else is taken for one.
-_SESSION_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
+_ID_CHARACTERS = frozenset("0123456789abcdefABCDEF-")
+_ID_LENGTHS = range(8, 65)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,23 +53,34 @@ class Entry:
 
 def config_folder() -> Path:
     """The folder in which Claude Code keeps its records. Raises BrokenSetup as `config.expanded` does."""
-    return _claude_folder("~/.claude")
+    from pathlib import Path
+
+    return Path(_claude_folder("~/.claude"))
+
+
+def registry() -> str:
+    """The folder in which Claude Code keeps an entry for each live session. Raises as `config_folder` does."""
+    return f"{_claude_folder('~/.claude')}/sessions"
 
 
 def state_file() -> Path:
     """The file in which Claude Code keeps the registrations of the user. Raises as `config_folder` does."""
-    return _claude_folder("~") / ".claude.json"
+    from pathlib import Path
+
+    return Path(_claude_folder("~"), ".claude.json")
 
 
-def _claude_folder(default: str) -> Path:
-    variable = "CLAUDE_CONFIG_DIR"
-    return expanded(other_program(variable) or default, variable)
+def _claude_folder(default: str) -> str:
+    return expanded(other_program(_VARIABLE) or default, _VARIABLE)
 
 
 def entry(host: Process) -> Entry | None:
     """The registry entry of the session whose process is `host`; None if there is none, or it is another's."""
+    import json
+
     try:
-        found: Any = json.loads((config_folder() / "sessions" / f"{host.pid}.json").read_text(encoding="utf-8"))
+        with open(f"{registry()}/{host.pid}.json", encoding="utf-8") as file:
+            found: Any = json.load(file)
     except (OSError, ValueError, BrokenSetup):
         return None
     if not isinstance(found, dict) or found.get("pid") != host.pid:
@@ -74,7 +89,11 @@ def entry(host: Process) -> Entry | None:
     if str(found.get("procStart", host.started)) != host.started:
         return None
     session_id = found.get("sessionId")
-    if not isinstance(session_id, str) or not _SESSION_ID.fullmatch(session_id):
+    if (
+        not isinstance(session_id, str)
+        or len(session_id) not in _ID_LENGTHS
+        or not _ID_CHARACTERS.issuperset(session_id)
+    ):
         return None
     fields = {
         name: value
@@ -113,7 +132,7 @@ def settled(host: Process, is_settled: Callable[[Entry | None], bool]) -> Entry 
 def transcript(of: Entry) -> Path:
     """Where the transcript of a session is. The file is made with its first turn."""
     projects = config_folder() / "projects"
-    usual = projects / re.sub(r"[/.]", "-", of.cwd) / f"{of.session_id}.jsonl"
+    usual = projects / of.cwd.replace("/", "-").replace(".", "-") / f"{of.session_id}.jsonl"
     if usual.exists():
         return usual
     # Folders whose names hold other characters: how these are written is not recorded.

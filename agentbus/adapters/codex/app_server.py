@@ -48,7 +48,7 @@ def codex_home(environment: Mapping[str, str]) -> Path:
     asked, home = environment.get("CODEX_HOME", ""), environment.get("HOME", "")
     if asked:
         return Path(asked)
-    return Path(home, ".codex") if home else expanded("~/.codex", "CODEX_HOME")
+    return Path(home, ".codex") if home else Path(expanded("~/.codex", "CODEX_HOME"))
 
 
 def control_socket(home: Path) -> Path:

@@ -47,7 +47,7 @@ def registration(manifest: Manifest) -> Registration:
 
 def _folder() -> Path:
     """The folder of Gemini CLI's settings. Raises BrokenSetup as `expanded` does."""
-    return expanded(other_program("GEMINI_CLI_HOME") or "~", "GEMINI_CLI_HOME") / ".gemini"
+    return Path(expanded(other_program("GEMINI_CLI_HOME") or "~", "GEMINI_CLI_HOME"), ".gemini")
 
 
 class GeminiRegistration(ExtensionFolder):

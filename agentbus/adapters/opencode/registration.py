@@ -55,7 +55,7 @@ class OpenCodeRegistration:
     @property
     def _folder(self) -> Path:
         """The folder of OpenCode's settings. Raises BrokenSetup as `expanded` does."""
-        return expanded(other_program("XDG_CONFIG_HOME") or "~/.config", "XDG_CONFIG_HOME") / "opencode"
+        return Path(expanded(other_program("XDG_CONFIG_HOME") or "~/.config", "XDG_CONFIG_HOME"), "opencode")
 
     @property
     def _file(self) -> Path:

@@ -27,7 +27,7 @@ _SESSION_ID = re.compile(r"[0-9a-zA-Z-]{8,64}")
 
 def config_folder() -> Path:
     """The folder in which Qwen Code keeps settings, extensions and records. Raises BrokenSetup as `expanded` does."""
-    return expanded(other_program("QWEN_HOME") or "~/.qwen", "QWEN_HOME")
+    return Path(expanded(other_program("QWEN_HOME") or "~/.qwen", "QWEN_HOME"))
 
 
 def session_id(host: Process) -> str:
