@@ -21,7 +21,8 @@ def run(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
     Raises InvalidRequest without a terminal, BrokenSetup where Textual is not installed, and what opening the bus
     raises.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # Textual draws on stderr.
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise InvalidRequest("the console needs a terminal", hint="agentbus watch shows what happens in a pipe, too")
     try:
         import textual  # noqa: F401 - looked for first, so that its absence is one sentence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +27,7 @@ from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter, person
 from agentbus.console.dialogs import Choice, Question, Reading, Search
 from agentbus.console.feed import Feed
 from agentbus.console.panes import Composer, Details, Draft, PeerList
+from agentbus.console.terminal import Terminal
 from agentbus.core import config, eventloop
 from agentbus.core.bus import retry_while_busy
 from agentbus.core.changes import SAFETY_S, watching
@@ -41,7 +43,7 @@ __all__ = ["Console", "open_console"]
 _T = TypeVar("_T")
 
 # The pause between two looks: a burst takes one look, and a key waits for no more than that.
-_PAUSE_S = 0.05
+_PAUSE_S = 0.1
 # How often a console that is not the peer tries again, and how often ages are drawn anew.
 _TICK_S = 10.0
 # From these widths on there is room for more.
@@ -107,7 +109,7 @@ class Console(App[None]):
 
     def __init__(self, desk: Desk, *, is_quiet: bool = False, is_shown: bool = False) -> None:
         # The terminal's own colours: they suit a light one too.
-        super().__init__(ansi_color=True)
+        super().__init__(driver_class=Terminal, ansi_color=True)
         self.theme = "ansi-dark"
         self.desk = desk
         self.is_quiet = is_quiet
@@ -231,7 +233,7 @@ class Console(App[None]):
             await anyio.sleep(_TICK_S)
 
     def _why_refused(self, error: Refused) -> str:
-        self.desk.look_at_peers()
+        self._guarded(self.desk.look_at_peers)
         if not self.desk.is_taken:
             return f"another window is open: {error.args[0]}. Both show everything, and both can write"
         return f"{error.args[0]}: its mail is not yours to open. Another name: agentbus console --as NAME"
@@ -460,7 +462,8 @@ class Console(App[None]):
         ids, names = ", ".join(f"#{row_id}" for row_id in pending.values()), ", ".join(pending)
         question = f"Take back {ids} to {names}? It is pending, and {names} never gets it."
         if await self.push_screen_wait(Question(question)):
-            await self._act(partial(self.desk.take_back, pending.values()))
+            for row_id in pending.values():
+                await self._act(partial(self.desk.take_back, row_id))
 
     @work(group="question")
     async def action_doctor(self) -> None:
@@ -636,6 +639,9 @@ def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
         common.person_here(bus, settings, "open the console")
         desk = Desk(bus, settings, person_name(asked, settings))
         app = Console(desk, is_quiet=is_quiet, is_shown=is_shown)
+        # What Textual has loaded stays: to look through it for garbage, again and again, holds up a key by 0.1 s.
+        gc.collect()
+        gc.freeze()
         eventloop.run(_run, app)
     if app.failure is not None:
         raise app.failure

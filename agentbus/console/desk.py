@@ -6,14 +6,14 @@ Implements [CONSOLE-1] to [CONSOLE-4].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agentbus import registry
 from agentbus.core.asking import question
 from agentbus.core.bus import Bus
 from agentbus.core.config import Settings
-from agentbus.core.errors import InvalidRequest, Refused
+from agentbus.core.errors import Refused
 from agentbus.core.model import MessageState, Pause, Peer, Status
 from agentbus.core.names import address, is_group, login_name
 from agentbus.core.search import Found
@@ -317,15 +317,9 @@ class Desk:
         _meant, resumed = self.bus.resume(name, by=self.name)
         return f"resumed: {', '.join(resumed)}" if resumed else "nobody was paused"
 
-    def take_back(self, ids: Iterable[int]) -> str:
-        """Take back messages that are pending: those that are not so any more stay, which is said."""
-        said = []
-        for row_id in ids:
-            try:
-                said.append(f"#{self.bus.cancel(row_id).id} is taken back")
-            except (InvalidRequest, Refused) as error:
-                said.append(str(error))
-        return ". ".join(said)
+    def take_back(self, row_id: int) -> str:
+        """Take back a message that is pending."""
+        return f"#{self.bus.cancel(row_id).id} is taken back"
 
     def read(self, row_id: int) -> None:
         """Note that the person has opened a message to them. Raises Refused while they are no peer, and Busy."""

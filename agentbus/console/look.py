@@ -130,11 +130,11 @@ def found_lines(hit: Hit) -> Text:
     return text
 
 
-def details(message: Status, former: str = "") -> Text:
+def details(message: Status) -> Text:
     """All that is known about a message, for the side panel."""
     text = Text()
     text.append(f"#{message.id}\n", "bold")
-    text.append(f"from  {escaped(message.sender)}{former}\nto    {escaped(message.recipient)}\n")
+    text.append(f"from  {escaped(message.sender)}\nto    {escaped(message.recipient)}\n")
     instants = (message.sent_at, message.delivered_at, message.read_at, message.returned_at)
     for what, at in zip(("sent", "delivered", "read", "returned"), instants, strict=True):
         if at is not None:

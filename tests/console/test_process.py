@@ -29,18 +29,20 @@ pytestmark = pytest.mark.timeout(120)  # it imports Textual, on a loaded machine
 class Terminal:
     """`agentbus console` on a pseudo terminal of 80x24."""
 
-    def __init__(self, home: Path, *arguments: str, **variables: str) -> None:
+    def __init__(self, home: Path, *arguments: str, stderr: Path | None = None, **variables: str) -> None:
         self._master, slave = pty.openpty()
+        error = slave if stderr is None else os.open(stderr, os.O_WRONLY | os.O_CREAT)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "agentbus", "console", *arguments],
             env=clean_env(home, TERM="xterm-256color", **variables),
             stdin=slave,
             stdout=slave,
-            stderr=slave,
+            stderr=error,
             start_new_session=True,
         )
-        os.close(slave)
+        for fd in {slave, error}:
+            os.close(fd)
         self.output = b""
 
     def read(self) -> bool:
@@ -70,11 +72,9 @@ class Terminal:
         return int(self.process.returncode)
 
     def hang_up(self) -> None:
-        """Close the window: the kernel sends SIGHUP, and nothing can be read or written any more."""
+        """Close the window: nothing can be read or written any more."""
         os.close(self._master)
         self._master = -1
-        # The kernel does it where the terminal is the controlling one.
-        self.process.send_signal(signal.SIGHUP)
 
     def close(self) -> None:
         self.process.kill()
@@ -84,8 +84,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(home: Path, *arguments: str, **variables: str) -> Iterator[Terminal]:
-    opened = Terminal(home, *arguments, **variables)
+def terminal(home: Path, *arguments: str, stderr: Path | None = None, **variables: str) -> Iterator[Terminal]:
+    opened = Terminal(home, *arguments, stderr=stderr, **variables)
     try:
         yield opened
     finally:
@@ -127,6 +127,9 @@ def test_without_a_terminal_or_textual_one_sentence_says_so(home: Path, tmp_path
     done = agentbus(home, "console")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("agentbus: the console needs a terminal: agentbus watch")
+    with terminal(home, stderr=tmp_path / "log") as opened:
+        assert opened.ended() == 2
+    assert (tmp_path / "log").read_text().startswith("agentbus: the console needs a terminal")
     tmp_path.joinpath("textual.py").write_text("raise ImportError('not here')\n")
     with terminal(home, PYTHONPATH=str(tmp_path)) as opened:
         assert opened.ended() == 1
@@ -165,9 +168,14 @@ def test_an_agent_cannot_open_it_and_pose_as_the_person(home: Path) -> None:
 
 
 @pytest.mark.spec("CONSOLE-9")
-def test_it_ends_with_its_terminal(home: Path, store: Store) -> None:
+@pytest.mark.parametrize("signals", [[], ["SIGHUP", "SIGCONT"]], ids=["alone", "as the kernel tells it"])
+def test_it_ends_with_its_terminal(home: Path, store: Store, signals: list[str]) -> None:
     with terminal(home, "--as", "ann") as opened:
         until(lambda: any(peer.name == "ann" for peer in store.live()) or not opened.read())
         opened.hang_up()
+        for name in signals:
+            opened.process.send_signal(getattr(signal, name))
+        # Something to draw: before, a terminal that is gone is not missed.
+        agentbus(home, "send", "ann", "are you there?")
         assert opened.process.wait(PATIENCE_S) is not None
     assert [path for folder in ("sock", "watch", "live") for path in (home / folder).glob("*")] == []
