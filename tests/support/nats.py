@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,10 +10,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,3 +155,50 @@ class Proxy:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+class Nonsense:
+    """A server that takes everybody, and answers each request with the first of `answers` in its subject, or `{}`."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self._answers = answers
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Nonsense:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._ends:
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                self._ends.append(near)
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        info = {"server_id": "x", "version": "2.9.10", "max_payload": 1_000_000, "headers": True, "nonce": "abc"}
+        subscriber = b""
+        with suppress(OSError), near.makefile("rwb") as lines:
+            lines.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+            lines.flush()
+            while line := lines.readline():
+                verb, *words = line.split()
+                if verb == b"PING":
+                    lines.write(b"PONG\r\n")
+                elif verb == b"SUB" and b"_INBOX" in words[0]:
+                    subscriber = words[-1]
+                elif verb in (b"PUB", b"HPUB"):
+                    lines.read(int(words[-1]) + 2)
+                    if len(words) == (3 if verb == b"PUB" else 4) and b"MSG.NEXT" not in words[0]:
+                        found = [one for key, one in self._answers.items() if key in words[0].decode()]
+                        body = json.dumps(found[0] if found else {}).encode()
+                        lines.write(b"MSG %s %s %d\r\n%s\r\n" % (words[1], subscriber, len(body), body))
+                lines.flush()
