@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -112,10 +113,14 @@ def server(folder: Path, path: str | None = None, *, at: str | None = None) -> I
 
 
 class Proxy:
-    """A cable between a machine and the server: cut, it carries nothing and closes nothing."""
+    """A cable between a machine and the server: cut, it carries nothing and closes nothing.
 
-    def __init__(self, to: int) -> None:
+    What it carries arrives `delay_s` later, in either direction.
+    """
+
+    def __init__(self, to: int, *, delay_s: float = 0.0) -> None:
         self._to = to
+        self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._ends: list[socket.socket] = []
@@ -135,18 +140,28 @@ class Proxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._to))
                 self._ends += [near, far]
+                for end in (near, far):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # it adds no wait of its own
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
 
     def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        under_way: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
+        threading.Thread(target=self._arrive, args=(under_way, other), daemon=True).start()
         with suppress(OSError):
             while data := one.recv(65_536):
+                under_way.put((time.monotonic() + self._delay_s, data))
+        under_way.put((0.0, b""))
+
+    def _arrive(self, under_way: SimpleQueue[tuple[float, bytes]], other: socket.socket) -> None:
+        with suppress(OSError):
+            while (first := under_way.get())[1]:
+                time.sleep(max(0.0, first[0] - time.monotonic()))
                 while self._is_cut.is_set() and not self._is_closed:
                     time.sleep(0.01)  # what is in a cut cable stays there
-                other.sendall(data)
-        for end in (one, other):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                other.sendall(first[1])
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._is_closed = True
