@@ -128,7 +128,7 @@ class Member:
 
         It is safe to cancel this: the question stays sent, and the answer comes as every message does.
 
-        Raises NoAnswer when none came in time, or the asked peer is offline or ends; and what `send` raises.
+        Raises NoAnswer when none came in time, or the asked peer is offline, ends or is paused; and what `send` raises.
         """
         asked = await self._session.answer(await self._session.ask(to, text, timeout_s), timeout_s)
         if asked.answer is None:

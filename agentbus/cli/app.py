@@ -198,7 +198,9 @@ def inbox(
 def history(
     peer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+        typer.Option(
+            metavar="NAME", help="Only messages that NAME sent or received, or sent to @GROUP.", autocompletion=_names
+        ),
     ] = None,
     since: Annotated[
         str | None,
@@ -242,7 +244,9 @@ def search(
     ],
     peer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+        typer.Option(
+            metavar="NAME", help="Only messages that NAME sent or received, or sent to @GROUP.", autocompletion=_names
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="WHEN", help="Only messages since WHEN: an age (2h, 3d) or a time.")
@@ -272,7 +276,9 @@ def prune(
     ] = None,
     peer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only messages that NAME sent or received.", autocompletion=_names),
+        typer.Option(
+            metavar="NAME", help="Only messages that NAME sent or received, or sent to @GROUP.", autocompletion=_names
+        ),
     ] = None,
     pending: Annotated[
         bool, typer.Option("--pending", help="Also messages that are still pending, and were sent before WHEN.")

@@ -95,7 +95,7 @@ class _Ask:
                         bus,
                         sent,
                         self._wait_s,
-                        look=lambda: bus.store.queries.answer(sent.id),
+                        look=lambda: self._look(sent.id, session),
                         woken=wakes.wait,
                         stays=self._stays,
                     )
@@ -105,6 +105,15 @@ class _Ask:
                 finally:
                     self._end(sent.id, answer)
         return asked
+
+    def _look(self, question_id: int, session: str | None) -> Envelope | None:
+        answer = self._bus.store.queries.answer(question_id)
+        # What is for a paused session reaches it by no shell, either. [BRAKE-1]
+        is_held = answer is not None and session is not None and self._is_paused(session)
+        return None if is_held else answer
+
+    def _is_paused(self, session: str) -> bool:
+        return self._bus.store.pause_of(session, self._bus.clock()) is not None
 
     def _stays(self, asked: Asked) -> bool:
         if self._is_patient:

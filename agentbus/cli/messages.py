@@ -25,7 +25,18 @@ from agentbus.core.names import group_name, is_group, shown_address
 from agentbus.core.stdout import reported
 from agentbus.core.text import one_line, word
 
-__all__ = ["cancel", "discard", "history", "inbox", "message_row", "parse_since", "parse_span", "prune", "status"]
+__all__ = [
+    "cancel",
+    "discard",
+    "history",
+    "inbox",
+    "message_row",
+    "parse_peer",
+    "parse_since",
+    "parse_span",
+    "prune",
+    "status",
+]
 
 _SPAN = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
@@ -54,6 +65,14 @@ def parse_span(what: str, text: str, most_days: int) -> int:
     if not 1 <= seconds <= most_days * 86_400:
         raise InvalidRequest(f"{what} is {text[:40]!r}", hint=f"use 90s, 10m, 2h or 3d, from 1s to {most_days}d")
     return seconds * 1_000
+
+
+def parse_peer(text: str) -> str:
+    """The mailbox, or the group, whose messages are meant, also one whose name is no address any more.
+
+    Raises InvalidRequest.
+    """
+    return group_name(text) if is_group(text) else shown_address(text)
 
 
 def _parse_grep(text: str) -> re.Pattern[str]:
@@ -148,7 +167,7 @@ def prune(*, before: str | None, peer: str | None, with_pending: bool) -> None:
     """Remove what was delivered, and print how many messages that were. Raises InvalidRequest. [KEEP-1]"""
     if with_pending and before is None and peer is None:
         raise InvalidRequest("--pending needs to know which mail", hint="add --before WHEN or --peer NAME")
-    name = None if peer is None else shown_address(peer)
+    name = None if peer is None else parse_peer(peer)
     instant = None if before is None else parse_since(before, now_ms(), "--before")
     with common.bus_and_settings() as (bus, _settings):
         hours = bus.store.queries.setting(RETENTION)
@@ -200,7 +219,7 @@ def history(
     """Show the newest messages of all mailboxes, the oldest of these first. Raises InvalidRequest."""
     if as_json and as_a2a:
         raise InvalidRequest("--json and --a2a cannot be used together", hint="choose one")
-    name = None if peer is None else group_name(peer) if is_group(peer) else shown_address(peer)
+    name = None if peer is None else parse_peer(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     wanted = _parse_grep(grep) if grep is not None else None
     with common.bus_and_settings() as (bus, _settings):
@@ -226,7 +245,7 @@ def status(row_id: int, *, as_json: bool) -> None:
     with common.bus_and_settings() as (bus, _settings):
         found = bus.store.queries.status(row_id)
         former = bus.store.queries.earlier_names([found])
-        answer = bus.store.queries.answer(row_id)
+        answer = None if found.answer_by is None else bus.store.queries.answer(row_id)
         by = None if found.sender_session is None else bus.store.queries.session(found.sender_session)
     if as_json:
         output.json_line({**message_row(found, former), "answered_by": None if answer is None else answer.id})

@@ -118,16 +118,12 @@ def status_row(status: Status) -> dict[str, Any]:
         "id": row.pop("id"),
         "state": status.state.value,
         **row,
-        "delivered_at": _instant(status.delivered_at),
+        "delivered_at": instant(status.delivered_at),
         "carrier": status.carrier,
-        "read_at": _instant(status.read_at),
+        "read_at": instant(status.read_at),
         "read_by": status.read_by,
         "sender_session": status.sender_session,
     }
-
-
-def _instant(at: int | None) -> str | None:
-    return None if at is None else timestamp(at)
 
 
 # The keys that a message has before anything is known about its delivery.
@@ -138,14 +134,13 @@ def envelope_row(envelope: Envelope) -> dict[str, Any]:
     """The part of `status_row` that comes from an envelope."""
     names = (envelope.sender, envelope.recipient, envelope.to_group)
     values = (envelope.id, *names, envelope.text, envelope.reply_to, envelope.root)
-    instants = (_instant(envelope.answer_by), timestamp(envelope.sent_at))
+    instants = (instant(envelope.answer_by), timestamp(envelope.sent_at))
     return dict(zip(_ENVELOPE_KEYS, (*values, *instants), strict=True))
 
 
 def pause_row(pause: Pause) -> dict[str, Any]:
     """A pause as JSON; `until` is null if a person has to end it."""
-    until = None if pause.until is None else timestamp(pause.until)
-    return {"by": pause.by, "since": timestamp(pause.since), "until": until}
+    return {"by": pause.by, "since": timestamp(pause.since), "until": instant(pause.until)}
 
 
 def was(names: Sequence[str]) -> str:

@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 
 from agentbus.cli import common, output
-from agentbus.cli.messages import message_row, parse_since
+from agentbus.cli.messages import message_row, parse_peer, parse_since
 from agentbus.core.bus import now_ms
-from agentbus.core.names import shown_address
 from agentbus.core.search import MATCH_BEGINS, MATCH_ENDS, MOST_RANKED
 
 __all__ = ["search"]
@@ -45,7 +44,7 @@ def search(
 ) -> None:
     """Show the messages that match best. Raises InvalidRequest."""
     text = " ".join(words)
-    name = None if peer is None else shown_address(peer)
+    name = None if peer is None else parse_peer(peer)
     start = 0 if since is None else parse_since(since, now_ms())
     with common.bus_and_settings() as (bus, _settings):
         queries, index = bus.store.queries, bus.store.search_index()

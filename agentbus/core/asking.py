@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from agentbus.core.bus import Bus, Sent
 from agentbus.core.errors import AgentbusError, InvalidRequest, TryAgain
-from agentbus.core.model import Envelope, MessageState
+from agentbus.core.model import Envelope, MessageState, Pause
 from agentbus.core.process import Life
 from agentbus.core.store import Question
 
@@ -35,8 +35,9 @@ _GONE_S = 0.35
 class Asked:
     """How a question ended: with its `answer`, or without.
 
-    `has_ended`: the asked peer is offline, or has ended; otherwise the time was up. `state` is that of the question;
-    None if it cannot be told.
+    `has_ended`: the asked peer is offline, or has ended. `pause`: its pause, which lasts longer than the wait.
+    `is_removed`: a person has removed the question. With none of these the time was up. `state` is that of the
+    question; None if it cannot be told.
     """
 
     sent: Sent
@@ -44,12 +45,16 @@ class Asked:
     answer: Envelope | None = None
     has_ended: bool = False
     state: MessageState | None = None
+    pause: Pause | None = None
+    is_removed: bool = False
 
     def __str__(self) -> str:
         """Why there is no answer, in a sentence for a model, a program or a person. [ASK-2], [ASK-3]"""
         if not self.sent.is_online:
             return f"nobody answers now: {self.sent}"
         to = f'"{self.sent.recipient}"'
+        if self.is_removed:
+            return f"no answer to #{self.sent.id} from {to}: the question was removed, so nobody can answer it"
         where = {
             MessageState.PENDING: "the question is pending",
             MessageState.DELIVERED: "the question is delivered, and whether it was read is not known",
@@ -59,12 +64,14 @@ class Asked:
         if self.has_ended:
             left = "" if self.state is MessageState.READ else ", and waits for the next session of that name"
             return f"{to} has ended without an answer to #{self.sent.id}: {where}{left}"
+        if self.pause is not None:
+            return f"no answer to #{self.sent.id} from {to}, which is {self.pause}: {where}"
         waits = f"; {to} {self.sent.waits}" if self.sent.waits else ""
         return f"no answer to #{self.sent.id} from {to} within {self.wait_s:g} s: {where}{waits}"
 
 
 class NoAnswer(TryAgain):
-    """A question has no answer: none came in time, or the asked peer is offline or has ended.
+    """A question has no answer: none came in time, or the asked peer is offline, has ended or is paused.
 
     The question is sent, and a later answer arrives as every message does. `id` is that of the question, `state` its
     state; None if it cannot be told.
@@ -88,22 +95,34 @@ def question(to: object, wait_s: float, now: int, waiter: str | None = None) -> 
 
 
 class Attention:
-    """Whether somebody is there who may still answer a question. [ASK-3]"""
+    """Whether somebody is there who may still answer a question within `wait_s` seconds from now. [ASK-3]"""
 
-    def __init__(self, bus: Bus, sent: Sent, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bus: Bus, sent: Sent, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
         self._sent = sent
+        self._until = bus.clock() + round(wait_s * 1_000)
         self._clock = clock
         self._session = sent.session
         self._gone_since: float | None = None
+        # What keeps the asked peer, which is there, from answering.
+        self.is_removed = False
+        self.pause: Pause | None = None
 
     def is_lost(self) -> bool:
-        """Whether the asked peer has surely ended, and no other session has the question. Raises AgentbusError."""
+        """Whether the asked peer has surely ended, and no other session has the question, or it is paused for longer.
+
+        Also if the question was removed: a reply to it would be refused. [THREAD-2] Raises AgentbusError.
+        """
         if not self._sent.is_online:
+            return True
+        self.is_removed = self._bus.store.queries.find(self._sent.id) is None
+        if self.is_removed:
             return True
         if self._is_there():
             self._gone_since = None
-            return False
+            pause = self._bus.store.pause_of(self._session, self._bus.clock())
+            self.pause = pause if pause is not None and (pause.until or self._until) >= self._until else None
+            return self.pause is not None
         now = self._clock()
         if self._gone_since is None:
             self._gone_since = now
@@ -135,27 +154,34 @@ async def wait_for_answer(
     """Wait for the answer to the question `sent`, for `wait_s` seconds at most; never raises an AgentbusError.
 
     `look` returns the answer if it is there, and takes it. `woken(timeout_s)` returns when it is worth looking again.
-    `stays` is called once when the asked peer is offline, or has ended: whether to wait all the same.
+    `stays` is called once when the asked peer is offline, has ended or is paused: whether to wait all the same.
     """
     give_up_at = time.monotonic() + wait_s
-    attention: Attention | None = Attention(bus, sent)
-    judged_from = 0.0 if not sent.is_online else time.monotonic() + _LOOK_S
+    attention: Attention | None = Attention(bus, sent, wait_s)
+    is_free = sent.is_online and sent.pause is None
+    judged_from = time.monotonic() + _LOOK_S if is_free else 0.0
     while True:
         try:
             answer = look()
             if answer is not None:
                 return Asked(sent, wait_s, answer)
             if attention is not None and time.monotonic() >= judged_from and attention.is_lost():
-                attention = None
-                ended = Asked(sent, wait_s, has_ended=True, state=_state(bus, sent))
-                if not stays(ended):
+                ended = _ended(bus, sent, wait_s, attention)
+                if ended.is_removed or not stays(ended):
                     return ended
+                attention = None
         except AgentbusError:
             pass  # the question is sent [SEND-6]; a database that fails now may not fail with the next look
         left_s = give_up_at - time.monotonic()
         if left_s <= 0:
             return Asked(sent, wait_s, state=_state(bus, sent))
         await woken(min(left_s, _LOOK_S))
+
+
+def _ended(bus: Bus, sent: Sent, wait_s: float, attention: Attention) -> Asked:
+    pause, is_removed = attention.pause, attention.is_removed
+    has_ended = pause is None and not is_removed
+    return Asked(sent, wait_s, has_ended=has_ended, state=_state(bus, sent), pause=pause, is_removed=is_removed)
 
 
 def _state(bus: Bus, sent: Sent) -> MessageState | None:

@@ -105,6 +105,11 @@ class Sent:
         """When the recipient gets it, in a clause without a subject, if that is not at once; else empty."""
         return _WAITS.get(self.delivery, ("", ""))[1]
 
+    @property
+    def brief(self) -> str:
+        """What became of it, as one of several messages."""
+        return f"{self.recipient} (#{self.id}{', paused' if self.pause else '' if self.is_online else ', offline'})"
+
     def __str__(self) -> str:
         if self.far:
             there = f'"{self.recipient}" ({self.far})' if self.is_online else f'"{self.recipient}": {self.far}'
@@ -139,15 +144,8 @@ class GroupSent:
     full: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = ", ".join(f"{one.recipient} (#{one.id}{_note(one)})" for one in self.sent)
         missed = f"; not to {', '.join(self.full)}: the mailbox is full" if self.full else ""
-        return f"sent to {self.group}: {said}{missed}"
-
-
-def _note(sent: Sent) -> str:
-    if sent.pause is not None:
-        return ", paused"
-    return "" if sent.is_online else ", offline"
+        return f"sent to {self.group}: {', '.join(one.brief for one in self.sent)}{missed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +241,8 @@ class Bus:
         self._tell()
         if machine_of(asked):
             return self._sent_far(row_id, found, is_linked=is_online)
-        reached = "" if is_online or found.is_awaited else self._reach(row_id, found.mailbox)
+        is_done = is_online or found.is_awaited or found.pause  # [BRAKE-1]
+        reached = "" if is_done else self._reach(row_id, found.mailbox)
         is_known, similar = (True, ()) if found.is_known else self._look_up(asked, sender)
         return Sent(
             row_id,
@@ -486,8 +485,8 @@ class Bus:
     def prune(self, before: int, *, peer: str | None = None, with_pending: bool = False) -> list[bool]:
         """Delete what was delivered before an instant; return for each message whether it was pending. [KEEP-1]
 
-        Only messages to or from `peer`, if it is given. `with_pending`: also what is pending and was sent before the
-        instant. In batches: others write in between. Raises Busy; what was deleted until then is deleted.
+        Only messages to or from `peer`, a name or a group, if it is given. `with_pending`: also what is pending and was
+        sent before the instant. In batches: others write in between. Raises Busy; what was deleted then stays so.
         """
         removed: list[bool] = []
         above = 0
@@ -625,6 +624,8 @@ class Bus:
             for peer in self.store.present():
                 if peer.name in resumed:
                     self._wake(peer)
+            for one in resumed:
+                self._reach(0, one)  # for a session that has not joined, of no message in particular [REACH-2]
         return names, resumed
 
     def pause_of(self, peer: Peer) -> Pause | None:

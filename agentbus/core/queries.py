@@ -212,11 +212,13 @@ class Queries:
     def prunable(self, *, above: int, before: int, peer: str | None, with_pending: bool, limit: int) -> list[int]:
         """The lowest `limit` ids above `above` of messages that were delivered before the instant `before`. [KEEP-1]
 
-        Only those to or from `peer`, if it is given. `with_pending`: also those that are pending, sent before it.
+        Only those to or from `peer`, a name or a group, if it is given. `with_pending`: also those that are pending,
+        sent before it.
         """
         rows = self._read(
             "SELECT id FROM messages WHERE id > ?1 AND coalesce(delivered_at, sent_at) < ?2"
-            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient)) ORDER BY id LIMIT ?5",
+            " AND (delivered_at IS NOT NULL OR ?3) AND (?4 IS NULL OR ?4 IN (sender, recipient, to_group))"
+            " ORDER BY id LIMIT ?5",
             *(above, before, with_pending, peer, limit),
         )
         return [int(row[0]) for row in rows]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from agentbus.core.database import Database
 from agentbus.core.errors import DamagedIndex, InvalidRequest
 from agentbus.core.model import Status
+from agentbus.core.names import is_group
 from agentbus.core.queries import TEXT, Queries
 
 __all__ = ["MATCH_BEGINS", "MATCH_ENDS", "MOST_RANKED", "Found", "Hit", "SearchIndex", "expression"]
@@ -70,7 +71,8 @@ _RANKED = """
 SELECT id, count(*) OVER () FROM (
     SELECT m.id AS id, bm25(search, 1, 0) AS score FROM search CROSS JOIN messages m ON m.id = search.rowid
     WHERE search.text MATCH ?1 {} AND search.rowid BETWEEN ?2 AND ?3 AND m.sent_at >= ?4
-        AND (?5 IS NULL OR m.id IN (SELECT value FROM json_each(?5))) AND (?6 IS NULL OR ?6 IN (m.sender, m.recipient))
+        AND (?5 IS NULL OR m.id IN (SELECT value FROM json_each(?5)))
+        AND (?6 IS NULL OR ?6 IN (m.sender, m.recipient, m.to_group))
     ORDER BY search.rowid DESC LIMIT ?7
 ) ORDER BY score, id DESC LIMIT ?8
 """
@@ -238,13 +240,14 @@ class SearchIndex:
     ) -> Found:
         """The best `limit` messages that match `words` in the index as it is, the best first. [SEARCH-1]
 
-        Only those to or from `peer`, sent at or after `since`, and among these ids, where these are given. Raises
-        InvalidRequest if the words cannot be understood. [SEARCH-2]
+        Only those to or from `peer`, a name or a group, sent at or after `since`, and among these ids, where these are
+        given. Raises InvalidRequest if the words cannot be understood. [SEARCH-2]
         """
         asked = expression(words)
         low, high, listed = (0, 2**63 - 1, None) if among is None else (min(among), max(among), _listed(among))
         ranked = self._database.read(
-            _RANKED.format("" if peer is None else _TO_OR_FROM),
+            # The index has the names of the peers, and not the group.
+            _RANKED.format("" if peer is None or is_group(peer) else _TO_OR_FROM),
             *(asked, low, high, since, listed, peer, MOST_RANKED, limit),
         )
         ids = [int(row[0]) for row in ranked]

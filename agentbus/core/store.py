@@ -292,11 +292,15 @@ class Store(Memberships):
         Raises MailboxFull, and Refused when `sender_session` is paused; then nothing was sent to anybody.
         """
         with self._judging() as execute:
-            brakes.check(execute, sender_session, now)
+            pauses = brakes.check(execute, sender_session, now)
             self._end_ended(execute, now)
             peers = {peer.name: peer for peer in self._present(execute)}
             link = peers.pop(LINK_NAME, None)
-            rooms = [Address(name, peer, is_known=True) for name, peer in peers.items() if name != sender]
+            rooms = [
+                Address(name, peer, is_known=True, pause=pauses.get(name))
+                for name, peer in peers.items()
+                if name != sender
+            ]
             rooms += [Address(f"{EVERYBODY_THERE}@{machine}", link, is_known=True) for machine in machines]
             return [(self._insert(execute, sender, to.mailbox, body, None, now, sender_session), to) for to in rooms]
 

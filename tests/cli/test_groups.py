@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agentbus.cli import app, common, wait
-from agentbus.core import process
+from agentbus.cli import app, ask, common, wait
+from agentbus.core import config, process
 from agentbus.core.bus import Bus, now_ms
 from agentbus.core.changes import Changes, NameEvent
 from agentbus.core.config import prepare_home
@@ -53,6 +53,22 @@ def claim(bus: Bus, name: str, **changes: object) -> Peer:
     claimed = bus.claim(arrival(name, **changes), str, join_crowd=True)
     assert claimed is not None
     return claimed.peer
+
+
+@pytest.mark.spec("BRAKE-1", "ASK-7")
+def test_an_answer_for_a_session_that_is_paused_meanwhile_is_not_printed_in_its_shell(home: Path, bus: Bus) -> None:
+    web = claim(bus, "web")
+    asks = ask.question("api", 60, now_ms(), "")
+    sent = bus.send("web", "api", "which port?", sender_session=web.session, question=asks)
+    answer = bus.send("api", "web", "8080", reply_to=sent.id)
+    command = ask._Ask(bus, config.load(home=home), "api", "which port?", None, 60, False, False)
+    bus.pause("web", by="root")
+    assert command._look(sent.id, web.session) is None
+    assert command._look(sent.id, None), "a person is not paused"
+    bus.resume("web", by="root")
+    found = command._look(sent.id, web.session)
+    assert found is not None
+    assert found.id == answer.id
 
 
 def rows(said: str) -> list[dict[str, object]]:

@@ -44,6 +44,22 @@ def test_search_prints_a_line_for_each_match(store: Store, run: Run) -> None:
     assert run("search", "port", "--since", "2099-01-01") == ("no message matches\n", "")
 
 
+@pytest.mark.spec("SEARCH-1", "KEEP-1", "GROUP-3", "LEDGER-3")
+def test_what_was_sent_to_a_group_is_found_and_pruned_by_the_group(store: Store, run: Run) -> None:
+    for name in ("api", "web"):
+        store.join_group("@review", name, now=now_ms())
+    store.send("api", "web", "which port?", now=now_ms())
+    store.send_group("api", "@review", "the port is 8080", now=now_ms())
+    store.send_group("ci", "@review", "port 8081 is free", now=now_ms())
+    found = [json.loads(line)["id"] for line in run("search", "port", "--peer", "@Review", "--json")[0].splitlines()]
+    assert sorted(found) == [2, 3, 4]
+    # It is no question, though it has an answer: that of another member.
+    store.send("web", "ci", "yes", now=now_ms(), reply_to=4)
+    assert json.loads(run("status", "3", "--json")[0])["answered_by"] is None
+    assert run("prune", "--peer", "@review", "--pending") == ("removed 3 messages, 2 of them pending\n", "")
+    assert [one.text for one in store.queries.newest_first()] == ["yes", "which port?"]
+
+
 @pytest.mark.spec("SEARCH-1", "CLI-3")
 def test_search_prints_json(store: Store, run: Run) -> None:
     store.send("web", "api", "which port does it listen on?", now=now_ms())

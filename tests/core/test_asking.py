@@ -156,6 +156,87 @@ async def test_a_peer_that_leaves_is_said_and_not_waited_for(world: World) -> No
         assert str(call.asked).startswith(f'"api" has ended without an answer to #{call.asked.sent.id}: the question')
 
 
+@pytest.mark.spec("ASK-3", "BRAKE-3")
+async def test_a_peer_that_is_paused_for_longer_is_said_and_not_waited_for(world: World) -> None:
+    async with asking_two(world) as (web, _, api, to_api), anyio.create_task_group() as tasks:
+        world.bus.pause("api", by="root")
+        asked = await web.answer(await web.ask("api", "well?", 80_000), 80_000)
+        assert str(asked) == (
+            'no answer to #1 from "api", which is paused by "root" until it is resumed: the question is pending'
+        )
+        assert not asked.has_ended
+        # A pause that ends before the wait does is waited for, and one that begins in it is said.
+        world.bus.pause("api", by="root", for_ms=59_000)
+        call = Call()
+        tasks.start_soon(call.run, web, "api", 60)
+        await call.sent.wait()
+        question = world.store.queries.newest_id()
+        attention = Attention(world.bus, replace(asked.sent, id=question), 60)
+        assert not attention.is_lost()
+        world.bus.pause("api", by="root", for_ms=60_000)
+        await until(lambda: call.asked)
+        assert call.asked
+        assert call.asked.pause
+        world.bus.resume("api", by="root")
+        assert not attention.is_lost()
+        await until(lambda: [one.id for one in to_api.handed] == [1, question])
+        assert api.peer.name == "api"
+
+
+@pytest.mark.spec("ASK-3", "OLD-3", "KEEP-1", "THREAD-2")
+@pytest.mark.parametrize("how", ["cancel", "prune"])
+async def test_a_question_that_is_removed_is_said_and_not_waited_for(world: World, how: str) -> None:
+    delivery = FakeDelivery()
+    if how == "cancel":
+        delivery.is_ready = anyio.Event()  # the question stays pending
+    async with (
+        world.running("web") as (web, _),
+        world.running("api", delivery=delivery) as (api, _),
+        anyio.create_task_group() as tasks,
+    ):
+        call = Call()
+        tasks.start_soon(call.run, web, "api", 80_000)
+        await call.sent.wait()
+        if how == "cancel":
+            world.bus.cancel(1)
+        else:
+            await until(lambda: world.store.queries.status(1).state is MessageState.DELIVERED)
+            world.bus.prune(2**62)
+        await until(lambda: call.asked)
+        assert str(call.asked) == 'no answer to #1 from "api": the question was removed, so nobody can answer it'
+        with pytest.raises(InvalidRequest, match="there is no message #1 to answer"):
+            await api.send("web", "8080", reply_to=1)
+
+
+@pytest.mark.spec("ASK-1", "GROUP-3", "THREAD-1", "THREAD-2")
+async def test_an_answer_by_a_group_is_the_answer_and_the_others_get_it_too(world: World) -> None:
+    async with asking_two(world) as (web, to_web, api, to_api), world.running("ops") as (ops, to_ops):
+        for name in ("web", "api", "ops"):
+            world.bus.join_group(name, "@review")
+        async with anyio.create_task_group() as tasks:
+            call = Call()
+            tasks.start_soon(call.run, web, "api", 60)
+            await until(lambda: to_api.handed)
+            await api.send("@review", "8080, for all of you", reply_to=to_api.handed[0].id)
+            await until(lambda: call.asked)
+            assert call.asked
+            assert call.asked.answer
+            answer = call.asked.answer
+            assert (answer.to_group, answer.recipient, answer.root) == ("@review", "web", to_api.handed[0].id)
+        await web.checked([answer.id], reached=True, carrier="ask")
+        await until(lambda: to_ops.handed)
+        theirs = to_ops.handed[0]
+        assert (theirs.text, theirs.root, theirs.reply_to) == (answer.text, answer.root, answer.root)
+        # Each member answers its own copy, and not the message that it never had.
+        with pytest.raises(InvalidRequest, match='"ops" neither sent nor received #1, so this cannot answer it'):
+            await ops.send("@review", "thanks", reply_to=theirs.reply_to)
+        await ops.send("@review", "thanks", reply_to=theirs.id)
+        await until(lambda: to_web.handed)
+        assert [(one.text, one.root) for one in to_web.handed] == [("thanks", answer.root)]
+        thread = [one.recipient for one in world.store.queries.thread(answer.root)]
+        assert sorted(thread) == ["api", "api", "ops", "web", "web"]
+
+
 @pytest.mark.spec("ASK-3")
 async def test_a_peer_that_is_back_at_once_or_replaced_has_not_ended(world: World) -> None:
     now = 0.0
@@ -164,7 +245,7 @@ async def test_a_peer_that_is_back_at_once_or_replaced_has_not_ended(world: Worl
     async with world.running("web") as (web, _):
         async with world.running("api", delivery=delivery):
             sent = web._send_question("api", "well?", 60)
-            attention = Attention(world.bus, sent, lambda: now)
+            attention = Attention(world.bus, sent, 60, lambda: now)
             assert not attention.is_lost()
         assert not attention.is_lost(), "a restart takes a moment"
         async with world.running("api"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from agentbus.adapters.mcp import tools
@@ -206,8 +207,21 @@ async def test_the_tools_of_a_paused_session_say_so_and_the_others_work(world: W
                     "with agentbus resume web"
                 )
             )
-        checked = await check_messages(context, session, {"wait_s": 100})
-        assert checked.text == f"this session is {said}: 1 unread message for it, to be had then"
+        held = f"this session is {said}: 1 unread message for it, to be had then"
+        assert (await check_messages(context, session, {"wait_s": 100})).text == held
+        # Paused while it waits: there are unread messages, and it is not said that there are none.
+        world.bus.resume("web", by="root")
+        await until(lambda: not world.store.queries.waiting())
+        async with anyio.create_task_group() as tasks:
+
+            async def wait() -> None:
+                assert (await check_messages(context, session, {"wait_s": 1})).text == held
+
+            world.store.mark_read([1], session=session.peer.session, now=0)
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            world.bus.pause("web", by="root")
+            world.bus.send("alice", "web", "and this")
         assert (await tools.call(context, "whoami", {})).text.endswith(f"; {said}: nothing comes or goes before that")
         assert (
             f"web (you): test in /somewhere, woken by fake; {said}"
@@ -223,6 +237,22 @@ async def test_the_tools_of_a_paused_session_say_so_and_the_others_work(world: W
         assert (await tools.call(context, "set_name", {"name": "web2"})).text.startswith('you are "web2" now')
         assert (await tools.call(context, "send_message", {"to": "api", "text": "x"})).is_error
         assert world.store.queries.waiting() == {"web2": 1}
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("BRAKE-3", "SEND-4", "GROUP-3")
+async def test_who_sends_to_several_is_told_which_of_them_are_paused(world: World) -> None:
+    async with world.running("alice") as (alice, _), world.running("bob"), world.running("carol"):
+        context = tool_context(alice)
+        for name in ("alice", "bob"):
+            world.bus.join_group(name, "@review")
+        world.bus.pause("bob", by="root")
+        said = await tools.call(context, "broadcast", {"text": "x"})
+        assert said.text == "sent to 2: bob (#1, paused), carol (#2)"
+        said = await tools.call(context, "send_message", {"to": "@review", "text": "x"})
+        assert said.text == "sent to @review: bob (#3, paused)"
+        first, _ = world.bus.broadcast("alice", "x")
+        assert str(first) == 'queued #4 for "bob": it is paused by "root" until it is resumed, and gets its mail then'
 
 
 @pytest.mark.anyio

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the benchmarks use this, and need no pytest
+    import pytest
 
 # Reached only when something is broken; a loaded machine needs a fraction of it.
 PATIENCE_S = 40.0
@@ -49,6 +52,19 @@ def agentbus(
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
     )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, with what is in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def program_on_path(program: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `program`, which says its version and nothing else, the first on PATH."""
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho {version}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
 
 
 @dataclass

@@ -100,7 +100,7 @@ def _post(host: Process, path: Path, name: str, home: Path, batch: Sequence[Enve
     with Inbox(Address(path, ""), host, lambda text: frame(text, "")).connect() as connection:
         if not PostBudget(home, host).take():
             raise DeliveryFailed("too many messages went into its inbox just now")
-        how = f"To answer, run: {_command(home)} send NAME 'TEXT' --from {name}"
+        how = f"To answer, run: {_command(home)} send NAME 'TEXT' --from {name} --reply-to MSG_ID"
         text, count = compose(fitting, mark(), FRAMES, how=how)
         line = frame(text, "")
         try:

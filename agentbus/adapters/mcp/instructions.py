@@ -103,8 +103,8 @@ def instructions(context: ToolContext) -> str:
         "\n"
         f"{about}{who}{'' if session is None else _earlier(session) + _about_machines(session)} "
         f'{arrival}<channel source="agentbus" from="NAME" msg_id="N">text</channel>. '
-        f"Answer with {context.profile.answer_with}, to NAME or its to_group, reply_to N; with answer_by it waits. "
-        "list_peers shows who is online.\n"
+        f"Answer with {context.profile.answer_with}, to NAME or its to_group (the whole group), reply_to N; with "
+        "answer_by, NAME waits until then. list_peers shows who is online.\n"
         "\n"
         "Be short and complete: what you need, where it is (paths), what you expect back. Put bulk into a file. Do not "
         "answer what needs no answer."

@@ -39,17 +39,15 @@ async def check_messages(context: ToolContext, session: Session, arguments: Mapp
             f"{messages_text(session.count_unread(MAX_COUNTED))} left for it to read itself",
             settle=_nothing_to_settle,
         )
-    pause = session.bus.pause_of(session.peer)
-    if pause is not None:
-        waiting = messages_text(session.bus.count_unread(session.peer, MAX_COUNTED))
-        return ToolResult(f"this session is {pause}: {waiting} for it, to be had then", settle=_nothing_to_settle)
+    if (paused := _paused(session)) is not None:
+        return paused
     unread = await session.check(arguments.get("wait_s", 0), context.profile.max_checked)
     shown, ids, partly = fitting(context, session, unread)
     not_shown = [one.envelope.id for one in unread[len(shown) :]]
     if not_shown:
         await session.checked(not_shown, reached=False)
     if not shown:
-        return ToolResult("no unread messages")
+        return _paused(session) or ToolResult("no unread messages")  # paused while it waited
     again = sum(one.shown_at is not None for one in unread[: len(shown)])
     new = len(shown) - again
     left = count_unread(session) - new
@@ -69,6 +67,15 @@ async def check_messages(context: ToolContext, session: Session, arguments: Mapp
             say(f"messages could not be marked as read: {error}")
 
     return ToolResult("\n".join(lines), settle=settle)
+
+
+def _paused(session: Session) -> ToolResult | None:
+    """What is said to a session that a person has paused; None if that is not so. [BRAKE-1]"""
+    pause = session.bus.pause_of(session.peer)
+    if pause is None:
+        return None
+    waiting = messages_text(session.bus.count_unread(session.peer, MAX_COUNTED))
+    return ToolResult(f"this session is {pause}: {waiting} for it, to be had then", settle=_nothing_to_settle)
 
 
 async def _nothing_to_settle(_reached: bool) -> None:

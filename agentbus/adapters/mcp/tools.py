@@ -65,7 +65,7 @@ def _broadcast_now(context: ToolContext, session: Session, arguments: Mapping[st
 def _sent_line(sent: Sequence[Sent]) -> str:
     if not sent:
         return "nobody else is online; nothing was sent"
-    return f"sent to {len(sent)}: " + ", ".join(f"{one.recipient} (#{one.id})" for one in sent)
+    return f"sent to {len(sent)}: " + ", ".join(one.brief for one in sent)
 
 
 def _line(peer: Peer, own: Peer, usual_trigger: str, groups: Sequence[str], more: Sequence[str]) -> str:
@@ -204,7 +204,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "ask",
-        "Send a question to a peer and wait for its answer, which is the result. If none comes, the result says why.",
+        "Ask a peer and wait for its answer, which is the result. If none comes, the result says why.",
         ask,
         {
             "to": Argument("The peer's name."),
@@ -235,7 +235,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "set_name",
-        "Change your name on agentbus. Pending messages come along, and the old name still reaches you.",
+        "Change your name. Pending messages come along, and the old name still reaches you.",
         _set_name,
         {
             "name": Argument("1 to 32 letters and digits, with _ - . between them."),

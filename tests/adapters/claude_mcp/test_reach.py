@@ -17,6 +17,7 @@ from agentbus import registry
 from agentbus.adapters.claude_mcp import mode
 from agentbus.cli import common
 from agentbus.core import config, process
+from agentbus.core.asking import question
 from agentbus.core.bus import Bus
 from agentbus.core.model import MessageState, timestamp
 from agentbus.core.process import Process, current
@@ -94,7 +95,8 @@ def test_a_message_to_a_running_session_is_posted_once_and_said(bus: Bus, sessio
     until(lambda: far.texts)
     head, element = far.texts[0].split("\n")
     assert re.fullmatch(
-        r"agentbus [0-9a-z]{3}, not your user\. To answer, run: .* send NAME 'TEXT' --from my-task", head
+        r"agentbus [0-9a-z]{3}, not your user\. To answer, run: .* send NAME 'TEXT' --from my-task --reply-to MSG_ID",
+        head,
     )
     assert element == '<channel source="agentbus" from="frontend" msg_id="1">which port?</channel>'
     status = bus.store.queries.status(1)
@@ -103,6 +105,34 @@ def test_a_message_to_a_running_session_is_posted_once_and_said(bus: Bus, sessio
     until(lambda: len(far.texts) == 2)
     assert "which port?" not in far.texts[1]
     assert far.dropped == []
+
+
+@pytest.mark.spec("REACH-2", "BRAKE-1", "BRAKE-2")
+def test_nothing_is_posted_to_such_a_session_while_it_is_paused(bus: Bus, session: Running, far: InboxStandIn) -> None:
+    bus.send("frontend", "my-task", "hello")
+    until(lambda: far.texts)
+    bus.pause("my-task", by="root")
+    assert str(bus.send("frontend", "my-task", "which port?")) == (
+        'queued #2 for "my-task": it is paused by "root" until it is resumed, and gets its mail then'
+    )
+    assert bus.store.queries.status(2).state is MessageState.PENDING
+    bus.resume("my-task", by="root")
+    until(lambda: len(far.texts) == 2)
+    assert "which port?" in far.texts[1]
+    assert bus.store.queries.status(2).carrier == "inbox"
+
+
+@pytest.mark.spec("REACH-2", "ASK-1", "THREAD-2")
+def test_such_a_session_is_asked_and_its_answer_is_the_answer(bus: Bus, session: Running, far: InboxStandIn) -> None:
+    sent = bus.send("frontend", "my-task", "which port?", question=question("my-task", 60, bus.clock(), ""))
+    until(lambda: far.texts)
+    assert f' answer_by="{timestamp(bus.store.queries.status(sent.id).answer_by or 0)}"' in far.texts[0]
+    # As its shell does, by the command that the text names.
+    answer = bus.send("my-task", "frontend", "8080", reply_to=sent.id)
+    found = bus.store.queries.answer(sent.id)
+    assert found is not None
+    assert found.id == answer.id
+    assert bus.store.queries.status(sent.id).state is MessageState.READ
 
 
 @pytest.mark.spec("REACH-1")

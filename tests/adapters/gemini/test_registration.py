@@ -17,16 +17,12 @@ from agentbus.core import process
 from agentbus.core.adapter import Standing
 from agentbus.core.findings import Level
 from agentbus.core.model import Peer
-from tests.support.command import agentbus
+from tests.support.command import agentbus, program_on_path, tree
 
 pytestmark = pytest.mark.timeout(90)
 
 OURS = {f"extensions/agentbus/{name}" for name in ("gemini-extension.json", "hooks/hooks.json", "GEMINI.md")}
 OWN = ["/opt/py", "-E", "-P", "-m", "agentbus"]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -36,11 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made.mkdir()
     monkeypatch.setenv("GEMINI_CLI_HOME", str(tmp_path))
     (made / "settings.json").write_text('{\n  // mine\n  "mcpServers": {},\n}')
-    program = tmp_path / "bin" / "gemini"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 0.61.0\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    program_on_path(tmp_path / "bin" / "gemini", "0.61.0", monkeypatch)
     return made
 
 

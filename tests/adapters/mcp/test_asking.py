@@ -171,11 +171,32 @@ async def test_without_an_answer_the_result_says_what_to_do(home: Path) -> None:
         assert len(to_api.handed) == 1
         for arguments, named in (
             ({"to": "web"}, '"web" is you, and nobody else would answer: ask another peer'),
-            ({"to": "@review"}, "@review"),
+            ({"to": "@review"}, "'@review' is a group, and a question goes to one peer: ask one of its members"),
             ({"to": "api", "wait_s": 0}, "'wait_s' is 0: use 1 to 100"),
             ({"to": "api", "wait_s": 101}, "'wait_s' is 101: use 1 to 100"),
         ):
             assert named in await web.call("ask", text="x", **arguments)
+
+
+@pytest.mark.spec("ASK-2", "ASK-3", "BRAKE-1")
+async def test_an_ask_says_who_is_paused_the_asked_one_or_the_asker(home: Path) -> None:
+    async with two(home) as (world, web, to_web, api, to_api):
+        world.bus.pause("api", by="root")
+        assert await web.call("ask", to="api", text="which port?") == (
+            'no answer to #1 from "api", which is paused by "root" until it is resumed: the question is pending\n'
+            "Go on without it; an answer that comes later arrives by itself"
+        )
+        world.bus.resume("api", by="root")
+        call = web.post("ask", to="api", text="which port?", wait_s=1)
+        await until(lambda: len(to_api.handed) == 2)
+        world.bus.pause("web", by="root")
+        assert await api.call("send_message", to="web", text="8080", reply_to=2)
+        assert (await web.result(call)).endswith(
+            'comes later waits: this session is paused by "root" until it is resumed'
+        )
+        assert to_web.handed == []
+        world.bus.resume("web", by="root")
+        await until(lambda: [one.text for one in to_web.handed] == ["8080"])
 
 
 @pytest.mark.spec("BURST-1", "ASK-1")

@@ -83,6 +83,12 @@ def test_what_is_no_session_is_told_why_in_one_line() -> None:
     assert len(said) < 300
 
 
+@pytest.mark.spec("ASK-1", "GROUP-3")
+def test_the_instructions_say_what_the_attributes_of_a_message_mean() -> None:
+    said = instructions(context("", Mode.PUSHED))
+    assert "to NAME or its to_group (the whole group), reply_to N; with answer_by, NAME waits until then." in said
+
+
 # -- what is in every request ------------------------------------------------------------------------------
 
 # Captured with Claude Code 2.1.332: the names of our tools begin with this, a tool that is loaded stands in `tools` as

@@ -13,17 +13,13 @@ from agentbus.adapters.opencode.registration import OpenCodeRegistration
 from agentbus.core.adapter import Standing
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Level
-from tests.support.command import agentbus
+from tests.support.command import agentbus, program_on_path, tree
 
 pytestmark = pytest.mark.timeout(90)
 
 CONFIG = (
     '{\n  // the user\'s own\n  "mcp": {"other": {"command": ["x"]}, /* "agentbus" */ },\n  "url": "https://a//b",\n}\n'
 )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -34,11 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = tmp_path / "config" / "opencode"
     made.mkdir(parents=True)
     (made / "opencode.jsonc").write_text(CONFIG)
-    program = tmp_path / "bin" / "opencode"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 1.18.33\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    program_on_path(tmp_path / "bin" / "opencode", "1.18.33", monkeypatch)
     return made
 
 

@@ -13,13 +13,9 @@ from agentbus.adapters.qwen.registration import QwenRegistration
 from agentbus.core.adapter import Standing
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Level
-from tests.support.command import agentbus
+from tests.support.command import agentbus, program_on_path, tree
 
 pytestmark = pytest.mark.timeout(90)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -29,11 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made.mkdir()
     monkeypatch.setenv("QWEN_HOME", str(made))
     (made / "settings.json").write_text('{\n  // mine\n  "mcpServers": {},\n}')
-    program = tmp_path / "bin" / "qwen"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 0.24.4\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    program_on_path(tmp_path / "bin" / "qwen", "0.24.4", monkeypatch)
     return made
 
 
