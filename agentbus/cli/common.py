@@ -16,8 +16,7 @@ from agentbus.core import config, process
 from agentbus.core.bus import HOOK, PULL, Bus, GroupSent, Sent, now_ms
 from agentbus.core.errors import BrokenSetup, InvalidRequest, Refused
 from agentbus.core.model import Peer, timestamp
-from agentbus.core.names import LINK_NAME, address, folded, is_group, is_kept, login_name, machine_of
-from agentbus.core.process import Life
+from agentbus.core.names import address, folded, is_group, is_kept, login_name, machine_of
 from agentbus.core.stderr import say
 from agentbus.core.stdout import reported
 from agentbus.core.store import Store
@@ -38,7 +37,6 @@ __all__ = [
     "bus_and_settings",
     "known_names",
     "link_line",
-    "link_peer",
     "own",
     "own_name",
     "parse_seconds",
@@ -247,7 +245,7 @@ def peers(*, as_json: bool) -> None:
         activity = {peer.session: bus.activity(peer) for peer in present}
         far = bus.machines()
         link = _Link(bus) if bus.store.machine() else None
-    there = [one for one in far if one.is_there and link is not None and link.is_running]
+    there = [one for one in far if one.is_there]
     offline = {name: count for name, count in waiting.items() if name not in {peer.name for peer in present}}
     if as_json:
         from agentbus.cli import output  # with rich, which a send must not wait for
@@ -297,13 +295,7 @@ class _Link:
 
     def __init__(self, bus: Bus) -> None:
         self.facts, self.waiting = bus.store.machines.facts(), bus.store.machines.waiting()
-        self.is_running = link_peer(bus) is not None
-
-
-def link_peer(bus: Bus) -> Peer | None:
-    """The link of this home, if it runs."""
-    found = [peer for peer in bus.store.present() if peer.name == LINK_NAME]
-    return found[0] if found and bus.store.life(found[0]) is not Life.ENDED else None
+        self.is_running = bus.store.link() is not None
 
 
 def link_line(
@@ -320,8 +312,7 @@ def link_line(
     parts = []
     for one in machines:
         count = waiting.get(one.name, 0)
-        is_there = one.is_there and is_running
-        state = f"{len(one.peers)} online" if is_there else f"last heard of {age(one.seen_at, now)} ago"
+        state = f"{len(one.peers)} online" if one.is_there else f"last heard of {age(one.seen_at, now)} ago"
         waits = f", {count:,} {'message waits' if count == 1 else 'messages wait'} for it" if count else ""
         parts.append(f"{one.name}: {state}{waits}")
     return "; ".join([how, *parts])

@@ -161,7 +161,7 @@ def leave() -> None:
     settings = config.load(is_person=True)
     files = [settings.home / name for name in config.LINK_FILES]
     with common.bus_and_settings(make_store=LinkStore) as (bus, _settings):
-        peer = common.link_peer(bus)
+        peer = bus.store.link()
         if peer is not None:
             raise Refused("the link runs", hint=f"end it first: kill {peer.process.pid}")
         waiting = sum(bus.store.machines.waiting().values())
@@ -182,8 +182,8 @@ def status(*, as_json: bool) -> None:
     settings = config.load(is_person=True)
     link = registry.link("settings:load")(settings.home)
     with common.bus_and_settings() as (bus, _settings):
-        peer = common.link_peer(bus)
-        facts, machines, waiting = bus.store.machines.facts(), bus.store.machines.all(), bus.store.machines.waiting()
+        peer = bus.store.link()
+        facts, machines, waiting = bus.store.machines.facts(), bus.machines(), bus.store.machines.waiting()
         now = bus.clock()
     if as_json:
         from agentbus.cli import output
@@ -199,19 +199,19 @@ def status(*, as_json: bool) -> None:
             }
         )
         for one in machines:
-            output.json_line(_machine_row(one, waiting.get(one.name, 0), is_there=one.is_there and peer is not None))
+            output.json_line(_machine_row(one, waiting.get(one.name, 0)))
         return
     print(f'this home is "{link.machine}" in the mesh "{link.mesh}"')
     print(common.link_line(facts, machines, waiting, now, is_running=peer is not None))
 
 
-def _machine_row(machine: Machine, waiting: int, *, is_there: bool) -> dict[str, Any]:
+def _machine_row(machine: Machine, waiting: int) -> dict[str, Any]:
     """A machine as JSON."""
     return {
         "machine": machine.name,
-        "online": is_there,
+        "online": machine.is_there,
         "last_heard": timestamp(machine.seen_at),
         "clock_ahead_ms": machine.skew_ms,
         "waiting": waiting,
-        "peers": [peer.name for peer in machine.peers] if is_there else [],
+        "peers": [peer.name for peer in machine.peers] if machine.is_there else [],
     }

@@ -18,11 +18,12 @@ from rich.text import Text
 
 from agentbus import registry
 from agentbus.cli import output
-from agentbus.cli.common import bus_and_settings, link_peer
+from agentbus.cli.common import bus_and_settings
 from agentbus.core import config, files
 from agentbus.core.adapter import Manifest, Reachable, Registration, Standing
 from agentbus.core.errors import AgentbusError, BrokenSetup, Refused
 from agentbus.core.model import Peer
+from agentbus.core.names import LINK_NAME
 from agentbus.core.presence import Presence
 from agentbus.core.stdout import OutputFailed, reported
 from agentbus.core.text import escaped, one_line
@@ -188,7 +189,7 @@ def uninstall(*, keep_mail: bool, force: bool) -> None:
     config.check_private(home, is_folder=True)
     live, waiting = _standing(home)
     if live and not force:
-        names = ", ".join(peer.name for peer in live)
+        names = ", ".join("the link" if peer.name == LINK_NAME else peer.name for peer in live)
         raise Refused(
             f"{len(live)} {'session is' if len(live) == 1 else 'sessions are'} online ({names}), nothing was removed",
             hint="end them first, or use --force",
@@ -233,7 +234,7 @@ def _standing(home: Path) -> tuple[list[Peer], int]:
         return [], 0
     try:
         with bus_and_settings() as (bus, _settings):
-            link = link_peer(bus)
+            link = bus.store.link()
             return [*bus.peers(), *([link] if link else [])], sum(bus.store.queries.waiting().values())
     except AgentbusError as error:
         # The database is broken, newer, or belongs to another program, so the online peers are not known. Go on: this

@@ -362,7 +362,7 @@ class Bus:
         try:
             if self.store.queries.was_peer(asked):
                 return True, ()
-            far = self.store.machines.similar(asked) if self.store.machine() else ()
+            far = self.store.machines.similar(asked, self.machines()) if self.store.machine() else ()
             return False, far or similar(asked, [peer.name for peer in self.store.live() if peer.name != sender])
         except AgentbusError:
             # The message is committed. A sender that sees an error would send it again.
@@ -383,7 +383,7 @@ class Bus:
 
     def machines(self) -> list[Machine]:
         """The other machines that were heard of; none if this home has no link. [MACH-2]"""
-        return self.store.machines.all() if self.store.machine() else []
+        return self.store.machines.all(is_linked=self.store.link() is not None) if self.store.machine() else []
 
     def reap(self, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, and of the `silent` sessions. See Store.reap. Raises Busy."""

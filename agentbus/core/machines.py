@@ -67,8 +67,11 @@ class Machines:
         """
         return {str(key): str(value) for key, value in self._read("SELECT key, value FROM link")}
 
-    def all(self) -> list[Machine]:
-        """Every machine that was heard of, by name."""
+    def all(self, *, is_linked: bool = True) -> list[Machine]:
+        """Every machine that was heard of, by name.
+
+        `is_linked`: the link runs. Without it nobody is there: one that was killed has not written down who was.
+        """
         rows = self._read("SELECT name, bus, version, seen_at, gone_at, skew_ms, peers FROM machines ORDER BY name")
         return [
             Machine(
@@ -76,7 +79,7 @@ class Machines:
                 bus=row[1],
                 version=row[2],
                 seen_at=row[3],
-                gone_at=row[4],
+                gone_at=row[4] if is_linked or row[4] is not None else row[3],
                 skew_ms=row[5],
                 peers=tuple(FarPeer(*one) for one in json.loads(row[6])),
             )
@@ -108,11 +111,10 @@ class Machines:
         )
         return {str(mailbox): int(count) for mailbox, count in rows}
 
-    def similar(self, name: str) -> tuple[str, ...]:
-        """The addresses of that name on the machines that are there, if there is exactly one. [ADDR-2]"""
-        found = [
-            f"{name}@{one.name}" for one in self.all() if one.is_there and name in {peer.name for peer in one.peers}
-        ]
+    @staticmethod
+    def similar(name: str, machines: list[Machine]) -> tuple[str, ...]:
+        """The addresses of that name on those of `machines` that are there, if there is exactly one. [ADDR-2]"""
+        found = [f"{name}@{one.name}" for one in machines if one.is_there and name in {peer.name for peer in one.peers}]
         return tuple(found) if len(found) == 1 else ()
 
     def whereabouts(self, mailbox: str, *, is_linked: bool, now: int) -> tuple[bool, str]:
@@ -125,12 +127,13 @@ class Machines:
             return False, _NOT_RUNNING
         known = {one.name: one for one in self.all()}
         facts = self.facts()
-        if machine not in known:
-            meant = _similar(machine, [*known, facts.get("machine", "")])
+        meant = "" if machine in known else _similar(machine, [*known, facts.get("machine", "")])
+        # Without a connection it cannot be told whether there is such a machine.
+        if machine not in known and (meant or "since" in facts):
             return False, f"no machine of that name was ever heard of{meant}"
-        there = known[machine]
         if "since" not in facts:
             return False, f"this machine is not connected ({one_line(facts.get('trouble') or 'yet', MAX_REASON_CHARS)})"
+        there = known[machine]
         if not there.is_there:
             last = f"{machine} was last heard of {age(there.seen_at, now)} ago"
             return False, f"{last}; it is delivered when that machine is back"

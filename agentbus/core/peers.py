@@ -548,6 +548,11 @@ class Peers:
         with one_look():
             return [peer for peer in self.present() if peer.name != LINK_NAME and self._life(peer) is not Life.ENDED]
 
+    def link(self) -> Peer | None:
+        """The link of this home, if it runs. [LINK-1]"""
+        found = self.seated("name", LINK_NAME)
+        return None if found is None or self._life(found) is Life.ENDED else found
+
     def machine(self) -> str:
         """What this machine is called on the others; "" if this home has no link. [ADDR-1]"""
         rows = self._read("SELECT value FROM link WHERE key = 'machine'")

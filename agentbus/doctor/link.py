@@ -17,7 +17,7 @@ from agentbus.core.config import LINK_FILES
 from agentbus.core.errors import AgentbusError, RelayRefused
 from agentbus.core.findings import Finding, Level, from_error
 from agentbus.core.model import Peer
-from agentbus.core.names import LINK_NAME, machine_of
+from agentbus.core.names import machine_of
 from agentbus.core.peers import judge
 from agentbus.core.presence import Presence
 from agentbus.core.process import Life
@@ -44,8 +44,9 @@ def check_link(home: Path) -> Iterator[Finding]:
         return
     if (home / "bus.db").exists():
         with ReadOnlyDatabase(home / "bus.db") as readonly:
-            yield _running(home, readonly)
-            yield from _waiting(readonly)
+            link = _link(home, readonly)
+            yield _running(link, readonly)
+            yield from _waiting(readonly, is_linked=link is not None)
             yield from _clocks(readonly)
     else:
         yield Finding("link", Level.WRONG, "the link is not running", _RUN)
@@ -53,12 +54,11 @@ def check_link(home: Path) -> Iterator[Finding]:
 
 
 def _link(home: Path, readonly: ReadOnlyDatabase) -> Peer | None:
-    found = [peer for peer in readonly.present() if peer.name == LINK_NAME]
-    return found[0] if found and judge(found[0], Presence(home), process.domain()) is not Life.ENDED else None
+    found = readonly.link()
+    return None if found is None or judge(found, Presence(home), process.domain()) is Life.ENDED else found
 
 
-def _running(home: Path, readonly: ReadOnlyDatabase) -> Finding:
-    peer = _link(home, readonly)
+def _running(peer: Peer | None, readonly: ReadOnlyDatabase) -> Finding:
     facts = readonly.machines.facts()
     if peer is None:
         return Finding("link", Level.WRONG, "the link is not running: mail for other machines waits", _RUN)
@@ -72,12 +72,13 @@ def _running(home: Path, readonly: ReadOnlyDatabase) -> Finding:
     return Finding("link", Level.OK, f"{seen}, {others} there")
 
 
-def _waiting(readonly: ReadOnlyDatabase) -> Iterator[Finding]:
-    there = {one.name for one in readonly.machines.all() if one.is_there}
+def _waiting(readonly: ReadOnlyDatabase, *, is_linked: bool) -> Iterator[Finding]:
+    there = {one.name for one in readonly.machines.all(is_linked=is_linked) if one.is_there}
     late = readonly.machines.late(now_ms() - _WAITING_MS)
     for machine, count in late.items():
         if machine in there:
-            seen = f"{count:,} messages to {machine}, which is there, have not arrived for 10 minutes or more"
+            what, have = ("1 message", "has") if count == 1 else (f"{count:,} messages", "have")
+            seen = f"{what} to {machine}, which is there, {have} not arrived for 10 minutes or more"
             yield Finding("link-waiting", Level.WRONG, seen, f"see what the link says, here and on {machine}")
     for mailbox, count in readonly.machines.refused().items():
         what = "1 message" if count == 1 else f"{count:,} messages"

@@ -18,7 +18,7 @@ from agentbus.core.config import Settings
 from agentbus.core.errors import AgentbusError
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Pause, Peer
-from agentbus.core.names import LINK_NAME, is_kept, similar
+from agentbus.core.names import is_kept, similar
 from agentbus.core.peers import judge
 from agentbus.core.ports import Wake
 from agentbus.core.presence import BEAT, SILENT_S, Presence
@@ -46,7 +46,7 @@ def check_peers(here: Settings) -> Iterator[Finding]:
     triggers = Triggers(here)
     try:
         with ReadOnlyDatabase(path) as readonly:
-            peers = [peer for peer in readonly.present() if peer.name != LINK_NAME]
+            peers = readonly.present()
             counts = {one.mailbox: one for one in readonly.queries.counts()}
             pauses = readonly.queries.pauses(now_ms())
             if not peers:
@@ -59,7 +59,8 @@ def check_peers(here: Settings) -> Iterator[Finding]:
                 yield from _check_proof(peer, readonly.proof(peer.session))
             yield from (_paused(one, Level.NOTE) for one in pauses.values())
             yield from _check_groups(readonly, {one.name for one in peers if not _has_ended(here.home, one)})
-            endpoints = {peer.endpoint for peer in readonly.present()}
+            link = readonly.link()
+            endpoints = {peer.endpoint for peer in ([*peers, link] if link else peers)}
         for trigger in triggers.values():
             for endpoint in trigger.leftovers():
                 if endpoint not in endpoints and trigger.notify(endpoint) is Wake.STALE:

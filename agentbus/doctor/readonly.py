@@ -20,6 +20,7 @@ from agentbus.core import database, files
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.machines import Machines
 from agentbus.core.model import Peer
+from agentbus.core.names import LINK_NAME
 from agentbus.core.peers import peer_rows
 from agentbus.core.queries import Queries
 
@@ -149,8 +150,12 @@ class ReadOnlyDatabase:
         return Machines(self._read)
 
     def present(self) -> list[Peer]:
-        """The peers whose rows say that they are present, by name."""
-        return peer_rows(self._read)
+        """The peers whose rows say that they are present, by name. Without the link, which receives nothing itself."""
+        return [peer for peer in peer_rows(self._read) if peer.name != LINK_NAME]
+
+    def link(self) -> Peer | None:
+        """The link, if its row says that it is present."""
+        return next((peer for peer in peer_rows(self._read) if peer.name == LINK_NAME), None)
 
     def proof(self, session: str) -> str | None:
         """Where the record of what a session was given is: see Store.proof."""

@@ -281,7 +281,7 @@ def _make_certificates(folder: Path, mesh: str, host: str) -> None:
     """A certificate authority for the mesh alone, and a certificate for its server. Raises BrokenSetup. [LSEC-1]"""
     kind = "IP" if host.replace(".", "").isdigit() or ":" in host else "DNS"
     conf = folder / "openssl.cnf"
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-config", str(conf))
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-config", conf.name)
     conf.write_text(_OPENSSL_CONF.format(name=f"agentbus mesh {mesh}", kind=kind, host=host))
     _openssl(folder, "req", "-x509", *key, "-extensions", "ca", "-days", _DAYS, "-keyout", "ca.key", "-out", "ca.pem")
     conf.write_text(_OPENSSL_CONF.format(name=host[:64], kind=kind, host=host))
@@ -289,7 +289,7 @@ def _make_certificates(folder: Path, mesh: str, host: str) -> None:
     _openssl(
         folder,
         *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-days", _DAYS, "-extfile", str(conf), "-extensions", "server", "-out", "server.pem"),
+        *("-days", _DAYS, "-extfile", conf.name, "-extensions", "server", "-out", "server.pem"),
     )
     for name in ("openssl.cnf", "server.csr", "ca.srl"):
         (folder / name).unlink(missing_ok=True)

@@ -7,12 +7,12 @@ machines, and its delivery is the line. Implements [LINK-1], [LINK-2], [LINK-4],
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from agentbus.core.bus import Bus, Claimed, retry_while_busy
-from agentbus.core.errors import DeliveryFailed, RelayDown
+from agentbus.core.errors import AgentbusError, BrokenSetup, DeliveryFailed, RelayDown
 from agentbus.core.linkstore import LinkStore, Outgoing
 from agentbus.core.model import Envelope, Peer
 from agentbus.core.names import EVERYBODY_THERE, LINK_NAME
@@ -20,10 +20,40 @@ from agentbus.core.ports import Line, Parcel, Receipt, Settled
 from agentbus.core.session import Session
 from agentbus.link.wire import key_of, write_message
 
-__all__ = ["Gate", "LinkBus", "LinkDelivery", "LinkSession"]
+__all__ = ["Gate", "LinkBus", "LinkDelivery", "LinkSession", "Patience"]
+
+_T = TypeVar("_T")
 
 # Bodies that are on the way to the server at once. One that is longer goes alone.
 _MOST_BYTES = 8 << 20
+# How long a database that is broken is tried again, in seconds. Then the link ends, for a person to see.
+_BROKEN_S = 30.0
+_BROKEN_PAUSE_S = 1.0
+
+
+class Patience:
+    """Repeats what the database does not let happen now: a link that ends for a busy disk helps nobody."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    async def __call__(self, call: Callable[[], _T]) -> _T:
+        """The result of `call()`, repeated until it succeeds. Raises BrokenSetup once that has lasted for 30 s."""
+        give_up_at = anyio.current_time() + _BROKEN_S
+        said = ""
+        while True:
+            try:
+                return await retry_while_busy(call)
+            except BrokenSetup as error:
+                if anyio.current_time() > give_up_at:
+                    raise
+                problem = str(error)
+            except AgentbusError as error:
+                problem = str(error)
+            if problem != said:
+                self._say(problem)
+            said = problem
+            await anyio.sleep(_BROKEN_PAUSE_S)
 
 
 class Gate:
@@ -117,6 +147,7 @@ class LinkDelivery:
         self._machine = machine
         self._say = say
         self._said = ""
+        self._patiently = Patience(say)
         # Set by what opens the bus.
         self.store: LinkStore | None = None
 
@@ -168,7 +199,7 @@ class LinkDelivery:
             "and send its path"
         )
         self._say(f"#{row_id} is refused {reason}")
-        await retry_while_busy(lambda: self._links.refuse(row_id, reason))
+        await self._patiently(lambda: self._links.refuse(row_id, reason))
 
     @property
     def _links(self) -> LinkStore:
@@ -180,6 +211,6 @@ class LinkDelivery:
             return  # only copies, or nothing
         if sequence <= self._gate.sequence:
             # The server has lost what it had stored. What is not confirmed leaves again. [LINK-4]
-            count = await retry_while_busy(lambda: self._links.relay_anew(None, 2**62))
+            count = await self._patiently(lambda: self._links.relay_anew(None, 2**62))
             self._say(f"the server has lost what it had stored: {count:,} messages leave again")
         self._gate.sequence = sequence

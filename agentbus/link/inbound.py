@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
 
 import anyio
 
-from agentbus.core.bus import retry_while_busy
-from agentbus.core.errors import AgentbusError, BrokenSetup, InvalidRequest
+from agentbus.core.errors import InvalidRequest
 from agentbus.core.linkstore import REFUSED, Incoming, Report
 from agentbus.core.names import EVERYBODY_THERE, machine_name
 from agentbus.core.ports import Line, Parcel
-from agentbus.link.carrier import LinkBus
+from agentbus.link.carrier import LinkBus, Patience
 from agentbus.link.settings import LinkSettings
 from agentbus.link.wire import MAX_REPORTS, TooNew, read_message, read_receipts, write_receipts
 
-__all__ = ["Inbound", "Patience"]
+__all__ = ["Inbound"]
 
-_T = TypeVar("_T")
-
-# How long a database that is broken is tried again, in seconds. Then the link ends, for a person to see.
-_BROKEN_S = 30.0
-_BROKEN_PAUSE_S = 1.0
 # How often the fate of what was taken in is looked at, in seconds: right after it came, a little later, from then on.
 # The first is also how long a receipt waits for others.
 _LOOKS_S = (0.01, 0.05, 1.0)
@@ -36,31 +29,6 @@ _SOON_S, _LATER_S = 1.0, 10.0
 _FULL_PAUSE_S = 1.0
 # The line says once in so many seconds that something could not be read: somebody may send much of it.
 _SAY_AGAIN_S = 60.0
-
-
-class Patience:
-    """Repeats what the database does not let happen now: a link that ends for a busy disk helps nobody."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-
-    async def __call__(self, call: Callable[[], _T]) -> _T:
-        """The result of `call()`, repeated until it succeeds. Raises BrokenSetup once that has lasted for 30 s."""
-        give_up_at = anyio.current_time() + _BROKEN_S
-        said = ""
-        while True:
-            try:
-                return await retry_while_busy(call)
-            except BrokenSetup as error:
-                if anyio.current_time() > give_up_at:
-                    raise
-                problem = str(error)
-            except AgentbusError as error:
-                problem = str(error)
-            if problem != said:
-                self._say(problem)
-            said = problem
-            await anyio.sleep(_BROKEN_PAUSE_S)
 
 
 class Inbound:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -51,6 +52,9 @@ _TWIN_S = 3.0
 # What the headers of a message have at most, as the server counts them to its body.
 _HEADER_BYTES = 512
 _NS = 1_000_000_000
+
+# The library changes a connection to TLS in a way of which asyncio says, when it ends, that it has no effect.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.getMessage())
 
 _NO_CONSUMER = 10014
 _OTHER_STREAM = 10058
@@ -188,8 +192,9 @@ class _NatsLine:
             await self._client.flush(timeout=int(_ANSWER_S))
         if is_doubted:
             await self._look_for_twin()
-        await self._make_stream()
-        await self._make_consumer()
+        async with self._guarded():  # what it answers can be anything
+            await self._make_stream()
+            await self._make_consumer()
         self._seen_at = anyio.current_time()
 
     async def probe(self) -> Probe:
@@ -523,14 +528,17 @@ class _NatsLine:
             if not future.done() or not future.result():
                 trouble = trouble or "the server has not answered"
                 continue
-            answer = json.loads(future.result())
-            error = answer.get("error")
-            if error:
-                trouble = trouble or one_line(str(error.get("description")))
-            elif not trouble:
-                count += 1
-                # A copy has the number that the first one got.
-                sequence = sequence if answer.get("duplicate") else max(sequence, int(answer["seq"]))
+            try:
+                answer = json.loads(future.result())
+                error = answer.get("error")
+                if error:
+                    trouble = trouble or one_line(str(error.get("description")))
+                elif not trouble:
+                    # A copy has the number that the first one got.
+                    sequence = sequence if answer.get("duplicate") else max(sequence, int(answer["seq"]))
+                    count += 1
+            except (ValueError, KeyError, TypeError, AttributeError):
+                trouble = trouble or "the server has answered what cannot be read"
         return Stored(count, sequence, trouble)
 
     # -- presence ------------------------------------------------------------------------------------------

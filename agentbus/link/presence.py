@@ -17,8 +17,7 @@ from agentbus.core.errors import InvalidRequest
 from agentbus.core.machines import WIRE_VERSION, FarPeer, Machine
 from agentbus.core.names import machine_name
 from agentbus.core.ports import Line
-from agentbus.link.carrier import LinkBus
-from agentbus.link.inbound import Patience
+from agentbus.link.carrier import LinkBus, Patience
 from agentbus.link.settings import LinkSettings
 from agentbus.link.wire import MAX_PEERS, Beat, read_beat, write_beat
 

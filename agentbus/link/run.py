@@ -22,8 +22,8 @@ from agentbus.core.linkstore import LinkStore
 from agentbus.core.names import LINK_NAME
 from agentbus.core.ports import Line, Relay
 from agentbus.core.session import Session
-from agentbus.link.carrier import Gate, LinkBus, LinkDelivery, LinkSession
-from agentbus.link.inbound import Inbound, Patience
+from agentbus.link.carrier import Gate, LinkBus, LinkDelivery, LinkSession, Patience
+from agentbus.link.inbound import Inbound
 from agentbus.link.presence import RESEND_S, Presence
 from agentbus.link.settings import LinkSettings
 
@@ -37,6 +37,7 @@ _REFUSED_PAUSE_S = 5.0
 # What waits is taken in before anything leaves, unless that takes longer.
 _FIRST_S = 10.0
 _TICK_S = 1.0
+_LAST_S = 5.0
 _FORGET_S = 3_600.0
 
 
@@ -113,7 +114,8 @@ class _Link:
             await stopped.wait()
             self._stopped.set()
             tasks.cancel_scope.cancel()
-        with anyio.CancelScope(shield=True):
+        # A database that stays busy must not keep a link that was told to end.
+        with anyio.move_on_after(_LAST_S, shield=True):
             await self._patiently(lambda: self._bus.links.disconnected("the link is not running"))
 
     async def _end_with_session(self) -> None:

@@ -61,12 +61,17 @@ def test_init_writes_a_configuration_and_invites_and_nothing_is_left_of_a_failur
         ["openssl", "verify", "-x509_strict", "-CAfile", "ca.pem", "server.pem"], cwd=folder, capture_output=True
     )
     assert shown.returncode == 0, shown
+    # As the README shows it: without a folder it is one in the working directory.
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    link.init(["laptop"], mesh="crew", at="nats.example.net", folder=None)
+    assert (tmp_path / "here" / "crew" / "server.pem").exists()
     with pytest.raises(Refused, match="is there already: agentbus link add --in"):
         link.init(["x"], mesh="team", at="nats.example.net", folder=str(folder))
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(BrokenSetup, match="openssl, which makes the certificates, does not run"):
         link.init(["x"], mesh="team", at="nats.example.net", folder=str(tmp_path / "other"))
-    assert [path.name for path in tmp_path.iterdir()] == ["team"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "team"]
     monkeypatch.undo()
     for at in ("a b", "http://x", "user@host", "host:port", ""):
         with pytest.raises(InvalidRequest):
@@ -207,6 +212,28 @@ def test_peers_and_status_show_the_other_machines(joined: Path, capsys: pytest.C
     store.close()
 
 
+@pytest.mark.spec("MACH-2", "ADDR-2")
+def test_nobody_is_there_once_the_link_was_killed(joined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It could not write down that it is not connected any more."""
+    store = LinkStore(joined / "bus.db", busy_ms=0)
+    note(store)
+    link_peer = store.link()
+    assert link_peer is not None
+    store.leave(link_peer.session, link_peer.process.pid, now=2)
+    with common.bus_and_settings() as (bus, _settings):
+        assert [one.is_there for one in bus.machines()] == [False, False]
+        assert str(bus.send("ci", "backend", "x")).endswith("no such peer yet, it is delivered when one starts")
+        assert bus.broadcast("ci", "x", everywhere=True) == []
+    capsys.readouterr()
+    common.peers(as_json=False)
+    shown = capsys.readouterr().out
+    assert "nobody is online" in shown
+    assert "alpha: the link is not running: agentbus link run; beta: last heard of" in shown
+    link.status(as_json=True)
+    assert [json.loads(one)["online"] for one in capsys.readouterr().out.splitlines()[1:]] == [False, False]
+    store.close()
+
+
 @pytest.mark.spec("LINK-10")
 def test_leave_removes_what_join_wrote_and_keeps_the_mail(joined: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = LinkStore(joined / "bus.db", busy_ms=0)
@@ -234,7 +261,7 @@ def test_uninstall_waits_for_the_link_and_takes_its_key(joined: Path, monkeypatc
     store = LinkStore(joined / "bus.db", busy_ms=0)
     claimed = store.claim(arrival(LINK_NAME), now=1, endpoint=str, join_crowd=True)
     assert claimed is not None
-    with pytest.raises(Refused, match="1 session is online"):
+    with pytest.raises(Refused, match=r"1 session is online \(the link\)"):
         setup.uninstall(keep_mail=True, force=False)
     store.leave(claimed[0].session, claimed[0].process.pid, now=2)
     store.close()

@@ -13,6 +13,7 @@ from agentbus.core.errors import InvalidRequest, MailboxFull, Refused
 from agentbus.core.linkstore import ARRIVED, DELIVERED, READ, REFUSED, UNKNOWN, Incoming, LinkStore, Report, digest
 from agentbus.core.machines import FarPeer, Machine
 from agentbus.core.model import MessageState
+from agentbus.core.names import LINK_NAME
 from agentbus.core.store import Store
 from tests.support.fakes import arrival
 
@@ -96,7 +97,11 @@ def test_a_send_says_what_is_known_there(bus: Bus, store: LinkStore) -> None:
     def far(to: str) -> tuple[bool, str]:
         return where(to, is_linked=True, now=1_000_000)
 
+    # Without a connection it cannot be told whether there is such a machine.
+    assert far("x@beta") == (False, "this machine is not connected (yet)")
+    store.connected({"server": "nats.example.net", "since": "1"})
     assert far("x@beta") == (False, "no machine of that name was ever heard of")
+    store.disconnected("")
     store.note_machines([machine()])
     assert far("x@beat")[1] == 'no machine of that name was ever heard of. Did you mean "beta"?'
     assert far("backend@beta") == (False, "this machine is not connected (yet)")
@@ -115,6 +120,7 @@ def test_a_send_says_what_is_known_there(bus: Bus, store: LinkStore) -> None:
 
 @pytest.mark.spec("ADDR-2")
 def test_a_name_that_only_one_machine_has_is_named_with_it(bus: Bus, store: LinkStore) -> None:
+    store.claim(arrival(LINK_NAME), now=1, endpoint=str, join_crowd=True)
     store.note_machines([machine()])
     assert str(bus.send("ci", "backend", "x")).endswith('no such peer here. Did you mean "backend@beta" (online)?')
     store.note_machines([machine("gamma")])
@@ -254,6 +260,7 @@ def test_a_broadcast_from_elsewhere_is_for_all_who_are_present(store: LinkStore,
     store.take_in([incoming(to="*")], now=9)
     assert len(store.queries.inbox("a", 9)) == 1
     # And from here: one row a machine, in one transaction.
+    store.claim(arrival(LINK_NAME), now=1, endpoint=str, join_crowd=True)
     store.note_machines([machine(), machine("gamma", gone_at=3)])
     sent = bus.broadcast("a", "x", everywhere=True)
     assert [one.recipient for one in sent] == ["b", "*@beta"]

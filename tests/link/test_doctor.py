@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from agentbus.core import config
 from agentbus.core.findings import Finding, Level
+from agentbus.core.names import LINK_NAME
 from agentbus.doctor.link import check_far, check_link
+from agentbus.doctor.peers import check_mailboxes, check_one
 from tests.support.fakes import arrival
 from tests.support.machine import Machine, until, wait_until
 from tests.support.nats import Server
@@ -92,8 +95,17 @@ def test_doctor_names_what_waits_what_is_refused_and_clocks_that_are_off(machine
     store.refuse(ids[1], "by the server: too long")
     far = Far(name="beta", bus="0" * 16, version=1, seen_at=1, gone_at=None, skew_ms=3_600_000, peers=())
     store.note_machines([far])
-    store.close()
+    store.send("ci", "link", "x", now=1)
     found = look(alpha)
-    assert found["link-waiting"].seen == "1 messages to beta, which is there, have not arrived for 10 minutes or more"
+    assert "link-waiting" not in found  # without a link, nobody is known to be there
+    store.claim(arrival(LINK_NAME), now=1, endpoint=str, join_crowd=True)
+    assert look(alpha)["link-waiting"].seen == (
+        "1 message to beta, which is there, has not arrived for 10 minutes or more"
+    )
+    # The link is nobody whom a sender can have meant.
+    others = [*check_mailboxes(alpha.home), *check_one(config.load(home=alpha.home), "link")]
+    assert {one.code for one in others} >= {"mailbox", "running"}
+    assert not [one for one in others if LINK_NAME in f"{one.seen} {one.remedy}"]
+    store.close()
     assert found["link-refused"].seen == '1 message to "x@beta" is refused'
     assert found["link-clock"].seen == "the clock of beta is 1 h ahead of the one here"

@@ -6,14 +6,22 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
 
+from agentbus.core.errors import BrokenSetup, Busy
+from agentbus.core.linkstore import LinkStore, Outgoing
+from agentbus.core.machines import Machine as Far
+from agentbus.core.ports import Stored
+from agentbus.link import carrier, run
 from agentbus.link.nats import NatsRelay
 from tests.support.machine import WINDOW_S, Machine, until, wait_until
-from tests.support.nats import Proxy, Server
+from tests.support.nats import Nonsense, Proxy, Server, free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]  # a loaded machine takes seconds for a server
 Machines = Callable[..., Machine]
@@ -165,23 +173,150 @@ async def test_a_link_killed_between_fetch_and_ack_gets_it_again_first_and_in_or
 
 @pytest.mark.spec("LINK-6")
 async def test_a_cut_cable_is_noticed_and_nothing_is_lost(machine: Machines, nats: Server) -> None:
-    alpha, beta = machine("alpha"), machine("beta")
+    """Between alpha and beta it is the cable of one, between gamma and beta that of the other."""
+    alpha, beta, gamma = machine("alpha"), machine("beta"), machine("gamma")
     proxy = Proxy(nats.port)
-    alpha.set(servers=[f"nats://127.0.0.1:{proxy.port}"])
+    for one in (alpha, gamma):
+        one.set(servers=[f"nats://127.0.0.1:{proxy.port}"])
     try:
-        async with alpha.linked(), beta.linked():
+        async with alpha.linked(), beta.linked(), gamma.linked():
             await alpha.sees("beta")
-            await beta.sees("alpha")
-            there = send(alpha, "x@beta")
+            await beta.sees("alpha", "gamma")
+            there, far = send(alpha, "x@beta"), send(beta, "z@gamma")
             proxy.cut()
             there += send(alpha, "x@beta", start=COUNT)
-            here = send(beta, "y@alpha")
-            await until(lambda: any("nothing was heard" in line for line in alpha.said))
+            here, far = send(beta, "y@alpha"), far + send(beta, "z@gamma", start=COUNT)
+            await until(lambda: all(any("nothing was heard" in line for line in one.said) for one in (alpha, gamma)))
+            assert len(beta.said) == 1  # its own line is well
             proxy.mend()
-            await until(lambda: len(beta.texts("x")) >= 2 * COUNT and len(alpha.texts("y")) >= COUNT)
-            assert (beta.texts("x"), alpha.texts("y")) == (there, here)
+            await until(
+                lambda: (
+                    len(beta.texts("x")) >= 2 * COUNT
+                    and len(alpha.texts("y")) >= COUNT
+                    and len(gamma.texts("z")) >= 2 * COUNT
+                )
+            )
+            assert (beta.texts("x"), alpha.texts("y"), gamma.texts("z")) == (there, here, far)
     finally:
         proxy.close()
+
+
+@pytest.mark.spec("LINK-6")
+async def test_a_port_that_is_closed_is_one_sentence_and_mail_waits(machine: Machines, nats: Server) -> None:
+    alpha = machine("alpha")
+    server = alpha.settings.servers[0]
+    alpha.set(servers=[f"nats://127.0.0.1:{free_port()}"])
+    async with alpha.linked():
+        await until(lambda: alpha.said)
+        sent = alpha.send("x@beta", "waits")
+        assert "this machine is not connected (nats://127.0.0.1:" in str(sent)
+        await anyio.sleep(0.5)  # it has tried again
+        assert len(alpha.said) == 1
+        assert "cannot be reached" in alpha.said[0]
+    assert alpha.count("relayed_at IS NULL") == 1
+    alpha.set(servers=[server])
+    beta = machine("beta")
+    async with alpha.linked(), beta.linked():
+        await until(lambda: beta.texts("x") == ["waits"])
+
+
+@pytest.mark.spec("LINK-2", "LINK-3", "RCPT-2")
+async def test_who_was_away_for_long_gets_each_once_and_in_order(machine: Machines, nats: Server) -> None:
+    """The server and the sender are killed meanwhile, the server's window is past, the sender is away at the return."""
+    alpha, beta = machine("alpha"), machine("beta")
+    async with alpha.linked(), beta.linked():
+        await alpha.sees("beta")
+        await beta.sees("alpha")
+    texts: list[str] = []
+    for _ in range(3):
+        texts += send(alpha, "x@beta", start=len(texts))
+        alpha.start(PUBLISH_AND_DIE)
+        assert await anyio.to_thread.run_sync(alpha.wait) == -signal.SIGKILL
+        nats.kill()
+        nats.start()
+    await anyio.sleep(2.2 * WINDOW_S)
+    async with alpha.linked():
+        await until(lambda: alpha.count("relayed_at IS NULL") == 0)
+    async with beta.linked():
+        await until(lambda: len(beta.texts("x")) >= len(texts))
+        await until(lambda: beta.count("origin IS NOT NULL AND reported = 0") == 0)
+    assert beta.texts("x") == texts
+    nats.kill()
+    nats.start()
+    assert alpha.count("arrived_at IS NOT NULL") == 0
+    async with alpha.linked():
+        await until(lambda: alpha.count("arrived_at IS NULL") == 0)
+    assert beta.texts("x") == texts
+
+
+@pytest.mark.spec("LINK-6")
+async def test_a_server_that_answers_nonsense_does_not_end_the_link(machine: Machines) -> None:
+    alpha = machine("alpha")
+    connects = {
+        "STREAM.CREATE": {"state": {"last_seq": 0}},
+        "CONSUMER.INFO": {"error": {"err_code": 10014}},
+        "CONSUMER.CREATE": {"num_pending": 0},
+    }
+    for answers in ({}, connects):
+        alpha.said.clear()
+        with Nonsense(answers) as server:
+            alpha.set(servers=[f"nats://127.0.0.1:{server.port}"])
+            async with alpha.linked():
+                if answers:
+                    beta = Far(name="beta", bus="0" * 16, version=1, seen_at=1, gone_at=None, skew_ms=0, peers=())
+                    await alpha.connected()
+                    store = LinkStore(alpha.home / "bus.db", busy_ms=5_000)
+                    store.note_machines([beta])
+                    store.close()
+                    alpha.send("x@beta", "waits")
+                    await until(lambda: any("what cannot be read" in line for line in alpha.said))
+                else:
+                    await until(lambda: any("is lost (KeyError" in line for line in alpha.said))
+                assert alpha.bus.store.link() is not None
+    assert alpha.count("relayed_at IS NULL") == 1
+
+
+@pytest.mark.spec("LINK-1")
+async def test_what_the_database_does_not_let_happen_now_does_not_end_the_delivery(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(carrier, "_BROKEN_PAUSE_S", 0)
+    said: list[str] = []
+    gate = carrier.Gate()
+    gate.sequence = 9
+    delivery = carrier.LinkDelivery(gate, "alpha", said.append)
+    troubles = [BrokenSetup("the disk is full"), Busy("it is busy")]
+
+    def trouble(*_: object) -> int:
+        if troubles:
+            raise troubles.pop()
+        return 1
+
+    delivery.store = SimpleNamespace(relay_anew=trouble, refuse=trouble)  # type: ignore[assignment]
+    stored = Stored(1, 3, "")
+
+    async def publish(_: object) -> Stored:
+        return stored
+
+    gate.open(SimpleNamespace(limit=1_000, publish=publish))  # type: ignore[arg-type]
+    one = Outgoing(id=1, sender="ci", recipient="x@beta", text="x", sent_at=1, bus="0" * 16)
+    assert (await delivery.deliver([one])).count == 1
+    assert "the disk is full" in said
+    troubles.append(BrokenSetup("the disk is full"))
+    assert (await delivery.deliver([replace(one, text="x" * 2_000)])).count == 1
+    assert troubles == []
+
+
+@pytest.mark.spec("LINK-1")
+async def test_a_link_that_is_stopped_ends_although_the_database_is_busy(
+    machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_LAST_S", 0.1)
+    alpha = machine("alpha")
+    with anyio.fail_after(60), ExitStack() as locked:
+        async with alpha.linked():
+            await alpha.connected()
+            locked.enter_context(alpha.bus.store._writing())
 
 
 @pytest.mark.spec("LINK-1")

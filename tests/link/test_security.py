@@ -18,6 +18,7 @@ import nats as client
 import pytest
 
 from agentbus.link import admin
+from agentbus.link.nats import probe
 from tests.support.machine import Machine, until
 from tests.support.nats import MESH, Server, binaries, binary, server
 
@@ -275,7 +276,7 @@ def encrypted() -> Iterator[Server]:
 
 
 @pytest.mark.spec("LSEC-1", "LSEC-2")
-async def test_mail_goes_by_tls_with_keys(folder: Path, encrypted: Server) -> None:
+async def test_mail_goes_by_tls_with_keys(folder: Path, encrypted: Server, caplog: pytest.LogCaptureFixture) -> None:
     alpha = Machine(folder / "alpha", "alpha", encrypted.invite("alpha"))
     beta = Machine(folder / "beta", "beta", encrypted.invite("beta"))
     try:
@@ -284,6 +285,8 @@ async def test_mail_goes_by_tls_with_keys(folder: Path, encrypted: Server) -> No
             await alpha.sees("beta")
             alpha.send("x@beta", "hello")
             await until(lambda: beta.texts("x") == ["hello"])
+        assert (await probe(alpha.settings)).is_encrypted
+        assert not caplog.records  # doctor would print them
     finally:
         alpha.close()
         beta.close()

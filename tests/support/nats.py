@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,10 +10,12 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -110,10 +113,14 @@ def server(folder: Path, path: str | None = None, *, at: str | None = None) -> I
 
 
 class Proxy:
-    """A cable between a machine and the server: cut, it carries nothing and closes nothing."""
+    """A cable between a machine and the server: cut, it carries nothing and closes nothing.
 
-    def __init__(self, to: int) -> None:
+    What it carries arrives `delay_s` later, in either direction.
+    """
+
+    def __init__(self, to: int, *, delay_s: float = 0.0) -> None:
         self._to = to
+        self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._ends: list[socket.socket] = []
@@ -133,18 +140,28 @@ class Proxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._to))
                 self._ends += [near, far]
+                for end in (near, far):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # it adds no wait of its own
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
 
     def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        under_way: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
+        threading.Thread(target=self._arrive, args=(under_way, other), daemon=True).start()
         with suppress(OSError):
             while data := one.recv(65_536):
+                under_way.put((time.monotonic() + self._delay_s, data))
+        under_way.put((0.0, b""))
+
+    def _arrive(self, under_way: SimpleQueue[tuple[float, bytes]], other: socket.socket) -> None:
+        with suppress(OSError):
+            while (first := under_way.get())[1]:
+                time.sleep(max(0.0, first[0] - time.monotonic()))
                 while self._is_cut.is_set() and not self._is_closed:
                     time.sleep(0.01)  # what is in a cut cable stays there
-                other.sendall(data)
-        for end in (one, other):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                other.sendall(first[1])
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._is_closed = True
@@ -153,3 +170,50 @@ class Proxy:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+class Nonsense:
+    """A server that takes everybody, and answers each request with the first of `answers` in its subject, or `{}`."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self._answers = answers
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Nonsense:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._ends:
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                self._ends.append(near)
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        info = {"server_id": "x", "version": "2.9.10", "max_payload": 1_000_000, "headers": True, "nonce": "abc"}
+        subscriber = b""
+        with suppress(OSError), near.makefile("rwb") as lines:
+            lines.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+            lines.flush()
+            while line := lines.readline():
+                verb, *words = line.split()
+                if verb == b"PING":
+                    lines.write(b"PONG\r\n")
+                elif verb == b"SUB" and b"_INBOX" in words[0]:
+                    subscriber = words[-1]
+                elif verb in (b"PUB", b"HPUB"):
+                    lines.read(int(words[-1]) + 2)
+                    if len(words) == (3 if verb == b"PUB" else 4) and b"MSG.NEXT" not in words[0]:
+                        found = [one for key, one in self._answers.items() if key in words[0].decode()]
+                        body = json.dumps(found[0] if found else {}).encode()
+                        lines.write(b"MSG %s %s %d\r\n%s\r\n" % (words[1], subscriber, len(body), body))
+                lines.flush()
