@@ -1,9 +1,9 @@
 """`agentbus` and `python -m agentbus`: a fast path for the commands that must be instant, typer for the rest.
 
-typer costs 50 to 300 ms. `send` and `ask` are used in loops and hooks, and an agent waits for `serve`, so they are
-parsed here by hand. Every error is printed as one line. PYTHONPATH cannot shadow what is imported at the top, since
-Python itself has loaded it before. An import that fails later is explained. Implements [CLI-1], [CLI-4], [ERR-2],
-[ISO-2].
+typer costs 50 to 300 ms and 10 MB. `send` and `ask` are used in loops and hooks, an agent waits for `serve`, and
+`link run` runs for weeks, so they are parsed here by hand. Every error is printed as one line. PYTHONPATH cannot shadow
+what is imported at the top, since Python itself has loaded it before. An import that fails later is explained.
+Implements [CLI-1], [CLI-4], [ERR-2], [ISO-2].
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ def _run(arguments: list[str]) -> int:
         from agentbus.cli import common
 
         common.serve(rest[0])
+    elif arguments == ["link", "run"]:
+        from agentbus.cli import link  # it runs for weeks: without what parses a command line
+
+        link.run()
     else:
         from agentbus.cli import app
 

@@ -27,7 +27,6 @@ from typing import Annotated, NoReturn
 import apsw
 import typer
 
-from bench import link_soak
 from tests.support.client import INITIALIZE, RawClient
 from tests.support.command import agentbus
 
@@ -312,6 +311,8 @@ def main(
     """
     with tempfile.TemporaryDirectory(prefix="ab-", dir="/tmp") as folder:
         if link:
+            from bench import link_soak  # it needs the extra of the link
+
             _tell(*link_soak.soak(Path(folder), seconds, seed), "every message arrived, once and in order")
         soak = Soak(Path(folder, "bus"), sessions, seed, unseen=unseen, stop_s=stop, clock=clock)
         end_at = time.monotonic() + seconds
