@@ -55,7 +55,7 @@ async def test_a_program_asks_and_another_answers(home: Path) -> None:
         async def answer() -> None:
             question = await receive(worker)
             assert question.answer_by
-            assert question.answer_by - question.sent_at == 30_000
+            assert 29_000 <= question.answer_by - question.sent_at <= 30_000  # it counts from before the send
             await worker.send(question.sender, "8080", reply_to=question.id)
 
         async with anyio.create_task_group() as tasks:
