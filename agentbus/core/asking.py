@@ -12,7 +12,8 @@ from contextlib import suppress
 
 from agentbus.core.bus import Bus, Sent
 from agentbus.core.errors import AgentbusError, InvalidRequest, TryAgain
-from agentbus.core.model import Envelope, MessageState, Pause
+from agentbus.core.model import Envelope, MessageState, Pause, Status
+from agentbus.core.names import is_group
 from agentbus.core.process import Life
 from agentbus.core.store import Question
 from agentbus.core.values import dataclass
@@ -85,9 +86,9 @@ class NoAnswer(TryAgain):
 
 def question(to: object, wait_s: float, now: int, waiter: str | None = None) -> Question:
     """What makes a message to `to` a question. `now` is in ms since 1970 UTC. Raises InvalidRequest."""
-    if isinstance(to, str) and to.strip().startswith("@"):
+    if is_group(to):
         raise InvalidRequest(
-            f"{to.strip()[:40]!r} is a group, and a question goes to one peer", hint="ask one of its members"
+            f"{str(to).strip()[:40]!r} is a group, and a question goes to one peer", hint="ask one of its members"
         )
     if not 0 <= wait_s <= _LONGEST_S:
         raise InvalidRequest(f"an answer cannot be waited for during {wait_s:g} s", hint=f"use 0 to {_LONGEST_S:,} s")
@@ -115,10 +116,11 @@ class Attention:
         """
         if not self._sent.is_online:
             return True
-        self.is_removed = self._bus.store.queries.find(self._sent.id) is None
-        if self.is_removed:
+        asked = self._bus.store.queries.find(self._sent.id)
+        if asked is None:
+            self.is_removed = True
             return True
-        if self._is_there():
+        if self._is_there(asked):
             self._gone_since = None
             pause = self._bus.store.pause_of(self._session, self._bus.clock())
             self.pause = pause if pause is not None and (pause.until or self._until) >= self._until else None
@@ -128,14 +130,12 @@ class Attention:
             self._gone_since = now
         return now - self._gone_since >= _GONE_S
 
-    def _is_there(self) -> bool:
+    def _is_there(self, asked: Status) -> bool:
         store = self._bus.store
         peer = store.seated("session", self._session)
         if peer is None or store.life(peer) is Life.ENDED:
             # A question that is still pending is for whoever has its mailbox now.
-            found = store.queries.find(self._sent.id)
-            is_pending = found is not None and found.state is MessageState.PENDING
-            peer = store.seated("name", found.recipient) if found is not None and is_pending else None
+            peer = store.seated("name", asked.recipient) if asked.state is MessageState.PENDING else None
             if peer is None or store.life(peer) is Life.ENDED:
                 return False
             self._session = peer.session
