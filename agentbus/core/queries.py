@@ -6,7 +6,7 @@ raises what `Database.read` raises. Implements [LEDGER-1] to [LEDGER-3], [WATCH-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from agentbus.core.brakes import PAUSES
 from agentbus.core.config import Shared
@@ -18,7 +18,7 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "TEXT", "Counts", "Old", "Queries"]
+__all__ = ["ELSEWHERE", "MESSAGE", "OLD_MS", "TEXT", "Counts", "Old", "Queries", "listed"]
 
 # What stands in `body` when the text is in the table `bodies`: see 0007_settings.sql. A message can have these words.
 ELSEWHERE = (
@@ -81,6 +81,11 @@ class Old:
         shown = [f"{name} ({count:,})" for name, count in self.senders.items()][:_MOST_SENDERS]
         more = f" and {len(self.senders) - len(shown)} others" if len(self.senders) > len(shown) else ""
         return f"from {', '.join(shown)}{more}, since {timestamp(self.since or 0)}"
+
+
+def listed(ids: Iterable[int]) -> str:
+    """`ids` as one value of a query: `id IN (SELECT value FROM json_each(?))`."""
+    return f"[{','.join(map(str, ids))}]"
 
 
 class Queries:
@@ -337,11 +342,10 @@ class Queries:
 
         `condition` is one on the row m, as in `page`.
         """
-        listed = f"[{','.join(map(str, ids))}]"
         rows = self._read(
             f"SELECT {MESSAGE} FROM messages m WHERE id IN (SELECT value FROM json_each(?)) AND {condition}"
             " ORDER BY id",
-            *(listed, *values),
+            *(listed(ids), *values),
         )
         return [Status.from_row(row) for row in rows]
 

@@ -16,7 +16,7 @@ from agentbus.core.database import Database
 from agentbus.core.errors import DamagedIndex, InvalidRequest
 from agentbus.core.model import Status
 from agentbus.core.names import is_group
-from agentbus.core.queries import TEXT, Queries
+from agentbus.core.queries import TEXT, Queries, listed
 
 __all__ = ["MATCH_BEGINS", "MATCH_ENDS", "MOST_RANKED", "Found", "Hit", "SearchIndex", "expression"]
 
@@ -244,20 +244,16 @@ class SearchIndex:
         given. Raises InvalidRequest if the words cannot be understood. [SEARCH-2]
         """
         asked = expression(words)
-        low, high, listed = (0, 2**63 - 1, None) if among is None else (min(among), max(among), _listed(among))
+        low, high, allowed = (0, 2**63 - 1, None) if among is None else (min(among), max(among), listed(among))
         ranked = self._database.read(
             # The index has the names of the peers, and not the group.
             _RANKED.format("" if peer is None or is_group(peer) else _TO_OR_FROM),
-            *(asked, low, high, since, listed, peer, MOST_RANKED, limit),
+            *(asked, low, high, since, allowed, peer, MOST_RANKED, limit),
         )
         ids = [int(row[0]) for row in ranked]
         if not ids:
             return Found([], is_cut=False)
-        snippets = dict(self._database.read(_SNIPPETS, asked, min(ids), max(ids), _listed(ids)))
+        snippets = dict(self._database.read(_SNIPPETS, asked, min(ids), max(ids), listed(ids)))
         messages = {one.id: one for one in self._queries.among(ids)}
         hits = [Hit(messages[one], str(snippets[one])) for one in ids if one in messages and one in snippets]
         return Found(hits, is_cut=int(ranked[0][1]) == MOST_RANKED)
-
-
-def _listed(ids: Collection[int]) -> str:
-    return f"[{','.join(map(str, ids))}]"

@@ -21,7 +21,7 @@ from agentbus.core.names import EVERYBODY_THERE, LINK_NAME, machine_of
 from agentbus.core.peers import LEFT_AT, PEER, remember
 from agentbus.core.presence import BEAT
 from agentbus.core.process import IS_SLOW, Life, Process, one_look
-from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD
+from agentbus.core.queries import ELSEWHERE, MESSAGE, OLD_MS, THREAD, listed
 from agentbus.core.values import dataclass
 
 TYPE_CHECKING = False  # true for a type checker; importing typing would cost `agentbus send` 6 ms
@@ -221,12 +221,12 @@ class Store(Memberships):
         while True:
             with self._writing() as execute:
                 pauses = brakes.check(execute, sender_session, now)
-                listed = groups.members(execute, group)
+                members = groups.members(execute, group)
                 thread = self._thread(execute, reply_to, sender, sender_session)
                 present = {peer.name: peer for peer in self._present(execute)}
                 sent: list[tuple[int, Address]] = []
                 full: list[str] = []
-                for name in listed:
+                for name in members:
                     if name == sender:
                         continue
                     try:
@@ -241,13 +241,13 @@ class Store(Memberships):
                     thread = row_id if thread is None else thread
                     sent.append((row_id, Address(name, present.get(name), is_known=True, pause=pauses.get(name))))
                 if not sent:
-                    raise self._nobody_in(group, listed, full)
+                    raise self._nobody_in(group, members, full)
                 self._mark_answered(execute, sender, reply_to, now, sender_session)
             if not self.is_replaced():
                 return sent, full
             self.reopen()
 
-    def _nobody_in(self, group: str, listed: list[str], full: list[str]) -> AgentbusError:
+    def _nobody_in(self, group: str, members: list[str], full: list[str]) -> AgentbusError:
         """Why nothing was sent to `group`."""
         if full:
             return MailboxFull(
@@ -255,7 +255,7 @@ class Store(Memberships):
                 "nothing was sent",
                 hint="they have to read their messages first",
             )
-        if listed:
+        if members:
             return InvalidRequest(f'"{group}" has no member but you, nothing was sent', hint="others have to join it")
         return InvalidRequest(
             f'"{group}" has no members, nothing was sent',
@@ -632,7 +632,7 @@ class Store(Memberships):
             rows = execute(
                 "DELETE FROM messages WHERE id IN (SELECT value FROM json_each(?)) AND (delivered_at IS NOT NULL OR ?)"
                 " RETURNING delivered_at IS NULL",
-                (f"[{','.join(map(str, ids))}]", with_pending),
+                (listed(ids), with_pending),
             ).fetchall()
         self._database.merge_if_due()
         return [bool(row[0]) for row in rows]
