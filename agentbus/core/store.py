@@ -56,6 +56,9 @@ _MARK_READ = (
     "UPDATE messages SET read_at = ?1, delivered_at = coalesce(delivered_at, ?1), read_by = ?2,"
     " carrier = coalesce(carrier, ?3), delivered_to = coalesce(delivered_to, ?4) WHERE id = ?5 AND read_at IS NULL"
 )
+_MARK_DELIVERED = (
+    "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ? WHERE id = ? AND delivered_at IS NULL"
+)
 # A message is on its way to the model: its client took it, and nothing shows that the model has it.
 _OPEN = "delivered_at IS NOT NULL AND read_at IS NULL"
 # The mark of a message for another machine, and its name in the world. [ADDR-1]
@@ -332,8 +335,8 @@ class Store(Memberships):
             execute("INSERT INTO bodies (id, text) VALUES (?, ?)", (row[0], body))
         if question is not None and question.waiter is not None:
             execute("INSERT INTO asks (question, waiter) VALUES (?, ?)", (row[0], question.waiter))
-        if machine_of(recipient):
-            execute(_TO_MACHINE, (machine_of(recipient), row[0]))
+        if machine := machine_of(recipient):
+            execute(_TO_MACHINE, (machine, row[0]))
         self._check_room(execute, recipient, row[0])
         return int(row[0])
 
@@ -373,11 +376,7 @@ class Store(Memberships):
     def mark_delivered(self, ids: Iterable[int], *, session: str, carrier: str, now: int) -> None:
         """Stamp pending messages as delivered to `session` by `carrier`, in one transaction. [STATE-2]"""
         with self._writing():
-            self._database.executemany(
-                "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ?"
-                " WHERE id = ? AND delivered_at IS NULL",
-                [(now, carrier, session, row_id) for row_id in ids],
-            )
+            self._database.executemany(_MARK_DELIVERED, [(now, carrier, session, row_id) for row_id in ids])
 
     def post(self, to: Reachable, limit: int, *, now: int) -> list[int]:
         """Post what waits for a session that has not joined, in one transaction with the mark. [REACH-2]
@@ -415,11 +414,7 @@ class Store(Memberships):
             # Once it joins, it is called as it was called here, and has what waits there. [NAME-8]
             if not execute("SELECT 1 FROM conversations WHERE conversation = ?", (to.session,)).fetchone():
                 remember(execute, to.session, to.name, to.name, now)
-            for row_id in ids:
-                execute(
-                    "UPDATE messages SET delivered_at = ?, carrier = ?, delivered_to = ? WHERE id = ?",
-                    (now, INBOX, to.session, row_id),
-                )
+            self._database.executemany(_MARK_DELIVERED, [(now, INBOX, to.session, row_id) for row_id in ids])
         return ids
 
     def unread(self, session: str, pid: int, limit: int, held: int = 0) -> list[Unread]:
