@@ -30,7 +30,6 @@ __all__ = [
     "machine_of",
     "normalise_name",
     "numbered_name",
-    "recipient",
     "session_name",
     "session_wish",
     "shown_address",
@@ -161,11 +160,6 @@ def group_name(raw: object) -> str:
     Raises InvalidRequest for what is none. [GROUP-1]
     """
     return "@" + address(raw.strip().removeprefix("@") if isinstance(raw, str) else raw)
-
-
-def recipient(raw: object) -> str:
-    """The name, or the group, that a message goes to. Raises InvalidRequest. [NAME-2], [GROUP-1]"""
-    return group_name(raw) if is_group(raw) else address(raw)
 
 
 def is_kept(name: str) -> bool:

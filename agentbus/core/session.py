@@ -144,11 +144,6 @@ class Session:
         assert self._claimed is not None, "claim() comes first"
         return self._claimed.note
 
-    @property
-    def pulls(self) -> bool:
-        """Whether nothing is pushed to this session: its mail waits for `check`. [VOID-1]"""
-        return self._delivery is None
-
     def take_notice(self) -> str:
         """What the reader of this session has to be told, once: one sentence, or nothing. [PRES-5]"""
         notice, self._notice = self._notice, ""

@@ -16,7 +16,7 @@ from agentbus.core.bus import Bus
 from agentbus.core.config import MEMBER_DAYS, prepare_home
 from agentbus.core.errors import InvalidRequest, MailboxFull, Refused
 from agentbus.core.model import Peer
-from agentbus.core.names import address, group_name, recipient
+from agentbus.core.names import address, group_name
 from agentbus.core.presence import Held
 from agentbus.core.store import Store
 from agentbus.core.text import MAX_FOLDER_CHARS
@@ -63,11 +63,11 @@ def town(home: Path) -> Iterator[Town]:
 
 
 @pytest.mark.spec("GROUP-1")
-def test_a_group_is_a_name_with_an_at_before_it() -> None:
+def test_a_group_is_a_name_with_an_at_before_it(town: Town) -> None:
     for raw in ("@Review", " @review ", "review", "@ review"):
         assert group_name(raw) == "@review"
     assert group_name("@Code Review") == "@code-review"
-    assert (recipient("@Review"), recipient("Review")) == ("@review", "review")
+    assert (town.bus.recipient("@Review"), town.bus.recipient("Review")) == ("@review", "review")
 
 
 @pytest.mark.spec("GROUP-1", "ERR-1")
@@ -85,11 +85,11 @@ def test_a_bad_name_of_a_group_is_refused_in_a_sentence(town: Town, raw: object)
 
 
 @pytest.mark.spec("GROUP-1", "NAME-2")
-def test_where_one_peer_is_meant_a_group_is_refused() -> None:
+def test_where_one_peer_is_meant_a_group_is_refused(town: Town) -> None:
     with pytest.raises(InvalidRequest, match='"@review" is not a name: did you mean "review"\\? This takes one peer'):
         address("@review")
     with pytest.raises(InvalidRequest, match="broadcast sends to all"):
-        recipient("@all")
+        town.bus.recipient("@all")
 
 
 @pytest.mark.spec("GROUP-2")
