@@ -104,14 +104,9 @@ class Hooks:
     def _listen(self) -> None:
         try:
             prepare_folder(self._folder)
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.setblocking(False)
-            self._listener.bind(str(self._path))
-            self._path.chmod(0o600)
-            self._listener.listen(64)
+            self._listener = peer_socket.listen(self._path)
             self._no_socket = ""
         except (OSError, AgentbusError) as error:
-            self.close()
             self._no_socket = str(error)
 
     def close(self) -> None:

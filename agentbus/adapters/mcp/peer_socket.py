@@ -70,8 +70,12 @@ def listen(path: Path) -> socket.socket:
     try:
         made.setblocking(False)
         made.bind(str(path))
-        path.chmod(0o600)
-        made.listen(64)
+        try:
+            path.chmod(0o600)
+            made.listen(64)
+        except OSError:
+            path.unlink(missing_ok=True)  # else it is in the way of the next one
+            raise
     except OSError:
         made.close()
         raise
