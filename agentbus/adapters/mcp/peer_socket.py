@@ -1,13 +1,14 @@
 """Unix stream sockets between our server and its agent process: each talks to the other alone.
 
 Connects to a socket of the agent process, and makes sockets of ours. Knows no client and no protocol. Implements
-[INBOX-5], [MOD-6].
+[INBOX-5], [MOD-6], [UNINST-2].
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import struct
@@ -18,7 +19,7 @@ from pathlib import Path
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import Process
 
-__all__ = ["caller", "clear_if_dead", "connect", "listen", "listener", "other_end"]
+__all__ = ["caller", "clear_dead", "connect", "leftovers", "listen", "listener", "other_end"]
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -82,14 +83,23 @@ def listen(path: Path) -> socket.socket:
     return made
 
 
-def clear_if_dead(path: Path) -> None:
-    """Remove a socket on which nobody listens: its server was killed."""
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
+def leftovers(folder: Path, names: re.Pattern[str]) -> list[str]:
+    """The names in `folder` of the home that are such names of our sockets; none if it cannot be read. [UNINST-2]"""
+    try:
+        return sorted(name for name in os.listdir(folder) if names.fullmatch(name))
+    except OSError:
+        return []
+
+
+def clear_dead(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove such sockets on which nobody listens: their servers were killed."""
+    for name in leftovers(folder, names):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.setblocking(False)
+            try:
+                asking.connect(str(folder / name))
+            except ConnectionRefusedError:
+                (folder / name).unlink()
 
 
 def caller(connection: socket.socket) -> int | None:
