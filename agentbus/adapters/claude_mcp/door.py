@@ -249,10 +249,5 @@ async def _request(connection: socket.socket) -> dict[str, Any]:
 
 async def _answer(connection: socket.socket, said: dict[str, Any]) -> None:
     body = json.dumps(said, ensure_ascii=False).encode()
-    left = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    left += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    while left:
-        try:
-            left = left[connection.send(left) :]
-        except BlockingIOError:
-            await anyio.wait_writable(connection)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    await peer_socket.write(connection, b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))

@@ -202,10 +202,5 @@ async def _line(connection: socket.socket) -> bytes:
 
 
 async def _write(connection: socket.socket, data: bytes) -> None:
-    left = memoryview(data)
     with anyio.fail_after(_LINE_S):
-        while left:
-            try:
-                left = left[connection.send(left) :]
-            except BlockingIOError:
-                await anyio.wait_writable(connection)
+        await peer_socket.write(connection, data)

@@ -16,10 +16,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
+
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import Process
 
-__all__ = ["caller", "clear_dead", "connect", "leftovers", "listen", "listener", "other_end"]
+__all__ = ["caller", "clear_dead", "connect", "leftovers", "listen", "listener", "other_end", "write"]
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -111,6 +113,16 @@ def other_end(connection: socket.socket) -> tuple[int, int]:
     """The process and the user at the other end, as they were when it connected or listened. Raises OSError. Linux."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
+
+
+async def write(connection: socket.socket, data: bytes) -> None:
+    """Write all of `data`, for as long as that takes. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[connection.send(left) :]
+        except BlockingIOError:
+            await anyio.wait_writable(connection)
 
 
 def _check(path: Path) -> None:
