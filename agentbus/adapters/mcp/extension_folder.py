@@ -17,12 +17,12 @@ from agentbus import __version__
 from agentbus.adapters.mcp.registration import (
     Unreadable,
     check_command,
+    check_version,
     command_of,
     launch_line,
     paste,
     read_object,
     servers,
-    version_of,
 )
 from agentbus.core.adapter import Manifest, Registered, Standing, own_command
 from agentbus.core.bus import HOOK, PULL
@@ -194,7 +194,7 @@ class ExtensionFolder:
             if stands.standing is Standing.DISABLED:
                 return found
         else:
-            found = [self._version()]
+            found = [check_version(self._manifest.client, _PATIENCE_S, self._tried, self._update)]
         is_enabled = stands.standing is Standing.ENABLED
         level = Level.OK if is_enabled else Level.WRONG
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
@@ -207,17 +207,6 @@ class ExtensionFolder:
     def traps(self) -> list[Finding]:
         """What an adapter adds about the client's settings."""
         return []
-
-    def _version(self) -> Finding:
-        found = version_of(self._manifest.client, _PATIENCE_S)
-        if isinstance(found, Finding):
-            return found
-        where, version, numbers = found
-        tried = ".".join(map(str, self._tried))
-        if numbers[:2] < self._tried:
-            seen = f"{where} is version {version}; agentbus was tried with {tried}"
-            return Finding("client", Level.NOTE, seen, self._update)
-        return Finding("client", Level.OK, f"{where} is version {version} (tried with {tried})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""
