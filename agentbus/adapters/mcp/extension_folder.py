@@ -6,6 +6,7 @@ Knows no client: an adapter says where that folder is, and what ours holds. Impl
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -30,12 +31,23 @@ from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
 
-__all__ = ["OURS", "ExtensionFolder"]
+__all__ = ["OURS", "ExtensionFolder", "describing"]
 
 # How the description in the first of our files begins. A folder whose first file says something else is not ours.
 OURS = "agentbus: "
 # A client that runs on Node answers `--version` in 1 to 3 s.
 _PATIENCE_S = 15.0
+
+
+def describing(name: str, command: Sequence[str]) -> str:
+    """A main file that registers the server `name`, in the form in which it is read here."""
+    described = {
+        "name": name,
+        "version": __version__,
+        "description": f"{OURS}messages between the sessions on this machine",
+        "mcpServers": {name: {"command": command[0], "args": list(command[1:])}},
+    }
+    return json.dumps(described, indent=2) + "\n"
 
 
 class ExtensionFolder:
