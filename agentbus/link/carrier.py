@@ -178,6 +178,11 @@ class LinkDelivery:
             raise DeliveryFailed(stored.trouble)
         return Settled(stored.count)
 
+    async def leave_again(self) -> None:
+        """The server has lost what it had stored: what is not confirmed leaves again. [LINK-4]"""
+        count = await self._patiently(lambda: self._links.relay_anew(None, 2**62))
+        self._say(f"the server has lost what it had stored: {count:,} messages leave again")
+
     def _parcels(self, batch: Sequence[Envelope], limit: int) -> tuple[list[Parcel], int]:
         """The first of `batch` as parcels. None if not even the first fits; then also how many bytes it has."""
         parcels: list[Parcel] = []
@@ -210,7 +215,5 @@ class LinkDelivery:
         if not sequence:
             return  # only copies, or nothing
         if sequence <= self._gate.sequence:
-            # The server has lost what it had stored. What is not confirmed leaves again. [LINK-4]
-            count = await self._patiently(lambda: self._links.relay_anew(None, 2**62))
-            self._say(f"the server has lost what it had stored: {count:,} messages leave again")
+            await self.leave_again()
         self._gate.sequence = sequence

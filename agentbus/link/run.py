@@ -101,6 +101,7 @@ class _Link:
         self._say = say
         self._patiently = Patience(say)
         self._stopped = anyio.Event()
+        self._delivery = delivery
         delivery.store = self._bus.links
         self._presence = Presence(self._bus, link, say=say, read_again=session.read_again, resend_s=resend_s)
         self._inbound = Inbound(self._bus, link, say=say, heard=self._presence.hear_of, read_again=session.read_again)
@@ -167,9 +168,7 @@ class _Link:
         facts = await self._patiently(links.machines.facts)
         self._gate.sequence = int(facts.get("sequence", 0))
         if line.sequence < self._gate.sequence:
-            # Its disk was wiped, or put back: what is not confirmed leaves again. [LINK-4]
-            count = await self._patiently(lambda: links.relay_anew(None, 2**62))
-            self._say(f"the server has lost what it had stored: {count:,} messages leave again")
+            await self._delivery.leave_again()  # its disk was wiped, or put back
             self._gate.sequence = line.sequence
         noted = {"server": self._relay.place, "since": str(self._bus.clock()), "limit": str(line.limit)}
         await self._patiently(lambda: links.connected(noted))

@@ -106,7 +106,7 @@ def _checked(home: Path, fields: Mapping[str, Any]) -> LinkSettings:
     if share not in SHARES:
         raise InvalidRequest(f"share is {one_line(share)!r}", hint=f"use {' or '.join(SHARES)}")
     accept = tuple(_texts(fields, "accept", [ANYBODY]))
-    key, creds = _text(fields, "key", ""), _text(fields, "creds", "")
+    key, creds, ca = (_text(fields, name, "") for name in ("key", "creds", "ca"))
     if not key and not creds:
         raise InvalidRequest("neither key nor creds is set", hint=_AGAIN)
     return LinkSettings(
@@ -117,7 +117,7 @@ def _checked(home: Path, fields: Mapping[str, Any]) -> LinkSettings:
         home_id=_text(fields, "home"),
         key=str(home / key) if key else "",
         creds=str(home / creds) if creds else "",
-        ca=str(home / fields["ca"]) if fields.get("ca") else "",
+        ca=str(home / ca) if ca else "",
         accept=tuple(one if one == ANYBODY else machine_name(one) for one in accept),
         share=share,
         insecure=insecure,

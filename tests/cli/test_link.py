@@ -136,6 +136,7 @@ def test_join_writes_settings_that_are_ours_alone_once(
         ('colour = "red"', "there is no setting 'colour'"),
         ("mesh = [", "is not valid"),
         ('key = ""', "neither key nor creds is set"),
+        ("ca = 1", "ca is not a text"),
     ],
 )
 def test_settings_that_are_not_valid_are_refused_in_a_sentence(joined: Path, line: str, said: str) -> None:

@@ -8,7 +8,6 @@ there is something to say. Only the agent process itself is answered. Knows the 
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import time
@@ -43,12 +42,7 @@ _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,7})[ \t]*\r?$", re.IGNORE
 
 def leftovers(folder: Path) -> list[str]:
     """The names in one of our folders of the home that are ours: counts of posts, or such sockets. [UNINST-2]"""
-    if folder.name != FOLDER:
-        return inbox.leftovers(folder)
-    try:
-        return sorted(name for name in os.listdir(folder) if _SOCKET.fullmatch(name))
-    except OSError:
-        return []
+    return peer_socket.leftovers(folder, _SOCKET) if folder.name == FOLDER else inbox.leftovers(folder)
 
 
 class Unanswered(Exception):
@@ -142,8 +136,7 @@ class Door:
         while True:
             try:
                 prepare_folder(self._folder)
-                for name in leftovers(self._folder):
-                    peer_socket.clear_if_dead(self._folder / name)
+                peer_socket.clear_dead(self._folder, _SOCKET)
                 listener = peer_socket.listen(self.path)
                 made = self.path.lstat().st_ino
             except (OSError, AgentbusError) as error:
@@ -256,10 +249,5 @@ async def _request(connection: socket.socket) -> dict[str, Any]:
 
 async def _answer(connection: socket.socket, said: dict[str, Any]) -> None:
     body = json.dumps(said, ensure_ascii=False).encode()
-    left = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    left += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    while left:
-        try:
-            left = left[connection.send(left) :]
-        except BlockingIOError:
-            await anyio.wait_writable(connection)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    await peer_socket.write(connection, b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))

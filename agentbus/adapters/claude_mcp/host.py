@@ -186,8 +186,7 @@ def choose(
     held = _holding(host) if choice.make is not None and is_held else None
     if asked in ("auto", ModDelivery.carrier):
         choice = _mod_first(choice, host, held)
-    choice = replace(choice, held=held)
-    return replace(choice, twin=twin)
+    return replace(choice, held=held, twin=twin)
 
 
 def _holding(host: Host) -> Callable[[], str]:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from agentbus.adapters.mcp.transcript import instant, piece
+from agentbus.adapters.mcp.transcript import instant, lines_of, piece
 from agentbus.core.ports import Shown
 
 __all__ = ["Rollout", "shown"]
@@ -110,14 +110,8 @@ class Rollout:
 
 def shown(place: str) -> set[Shown] | None:
     """All that the rollout at `place` shows as read; None if it cannot be read. For a session that has ended."""
-    found: set[Shown] = set()
-    reading, offset = _Reading(), 0
+    reading = _Reading()
     try:
-        while True:
-            lines, after = piece(Path(place), offset)
-            if after == offset:
-                return found
-            found = found.union(*map(reading.take, lines))
-            offset = after
+        return {one for line in lines_of(Path(place)) for one in reading.take(line)}
     except OSError:
         return None

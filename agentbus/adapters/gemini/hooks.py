@@ -39,16 +39,15 @@ _LOOK_S = 3.0
 # How long a hook can take to say its line, and to print its answer; how long that line can be.
 _LINE_S = 3.0
 _MAX_LINE_BYTES = 131_072
+# How a socket of ours is called: the agent process, and digits that no other has.
+_SOCKET = re.compile(r"\d+-[0-9a-f]{8}\.sock")
 # What Gemini CLI calls a session.
 _SESSION_ID = re.compile(r"[0-9a-zA-Z-]{8,64}")
 
 
 def leftovers(folder: Path) -> list[str]:
     """The names in `folder` of the home that are sockets of ours. [UNINST-2]"""
-    try:
-        return sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+-[0-9a-f]{8}\.sock", name))
-    except OSError:
-        return []
+    return peer_socket.leftovers(folder, _SOCKET)
 
 
 class Hooks:
@@ -82,8 +81,7 @@ class Hooks:
         # What Gemini CLI calls the session; "" before the first hook.
         self.session = ""
         delivery.troubled = self.trouble
-        for name in leftovers(self._folder):
-            peer_socket.clear_if_dead(self._folder / name)
+        peer_socket.clear_dead(self._folder, _SOCKET)
 
     @property
     def is_main_agent(self) -> bool | None:
@@ -104,14 +102,9 @@ class Hooks:
     def _listen(self) -> None:
         try:
             prepare_folder(self._folder)
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.setblocking(False)
-            self._listener.bind(str(self._path))
-            self._path.chmod(0o600)
-            self._listener.listen(64)
+            self._listener = peer_socket.listen(self._path)
             self._no_socket = ""
         except (OSError, AgentbusError) as error:
-            self.close()
             self._no_socket = str(error)
 
     def close(self) -> None:
@@ -209,10 +202,5 @@ async def _line(connection: socket.socket) -> bytes:
 
 
 async def _write(connection: socket.socket, data: bytes) -> None:
-    left = memoryview(data)
     with anyio.fail_after(_LINE_S):
-        while left:
-            try:
-                left = left[connection.send(left) :]
-            except BlockingIOError:
-                await anyio.wait_writable(connection)
+        await peer_socket.write(connection, data)

@@ -68,7 +68,6 @@ class GeminiCli:
             make=self._make,
             # `gemini --acp` starts its servers twice.
             twin=lambda: "Gemini CLI has started it a second time, or there is an entry of the user's own",
-            beside=self._listen,
             end=self._close,
             record=self._chat,
         )
@@ -79,11 +78,8 @@ class GeminiCli:
     def _make(self, link: Link) -> HookDelivery:
         delivery = HookDelivery(self._chat, link.frames)
         self._hooks = Hooks(self.host.process, link.home, self._chat, delivery, link.gate, link.report)
+        link.beside(self._hooks.run)
         return delivery
-
-    async def _listen(self) -> None:
-        assert self._hooks is not None, "the delivery is made first"
-        await self._hooks.run()
 
     def _close(self) -> None:
         if self._hooks is not None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentbus.adapters.mcp.transcript import instant, messages, piece
+from agentbus.adapters.mcp.transcript import instant, lines_of, messages, piece
 from agentbus.core.ports import Shown
 
 __all__ = ["Chat", "shown"]
@@ -81,15 +81,13 @@ class _File:
         self.reading = _Reading()
         self.read: list[Shown] = []
 
-    def follow(self) -> bool:
-        """Read the next piece. Returns whether there was one. Raises OSError."""
+    def follow(self) -> None:
+        """Read the next piece, if there is one. Raises OSError."""
         if self._path.stat().st_size == self._offset:
-            return False
-        lines, after = piece(self._path, self._offset)
-        is_new, self._offset = after != self._offset, after
+            return
+        lines, self._offset = piece(self._path, self._offset)
         for line in lines:
             self.read += sorted(self.reading.take(line))
-        return is_new
 
 
 class Chat:
@@ -140,10 +138,8 @@ class Chat:
 
 def shown(place: str) -> set[Shown] | None:
     """All that the file at `place` shows as read; None if it cannot be read. For a session that has ended. [STATE-6]"""
-    file = _File(place)
+    reading = _Reading()
     try:
-        while file.follow():
-            pass
+        return {one for line in lines_of(Path(place)) for one in reading.take(line)}
     except OSError:
         return None
-    return set(file.read)

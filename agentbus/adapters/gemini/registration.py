@@ -15,10 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agentbus import __version__
 from agentbus.adapters.gemini.delivery import AFTER_AGENT, AFTER_TOOL, BEFORE_AGENT
 from agentbus.adapters.gemini.hooks import BEFORE_TOOL, SUBAGENT_TOOL
-from agentbus.adapters.mcp.extension_folder import OURS, ExtensionFolder
+from agentbus.adapters.mcp.extension_folder import ExtensionFolder, describing
 from agentbus.adapters.mcp.registration import Unreadable, read_object
 from agentbus.core.adapter import Manifest, Registration, own_command
 from agentbus.core.config import expanded, other_program
@@ -56,12 +55,6 @@ class GeminiRegistration(ExtensionFolder):
     def __init__(self, manifest: Manifest, *, own: Callable[[], list[str]] = own_command) -> None:
         def make(command: Sequence[str]) -> dict[str, str]:
             name = manifest.server_name
-            said = {
-                "name": name,
-                "version": __version__,
-                "description": f"{OURS}messages between the sessions on this machine",
-                "mcpServers": {name: {"command": command[0], "args": list(command[1:])}},
-            }
             # The same interpreter, with the module that does nothing else: see hook.py.
             run = shlex.join([*command[: -len(manifest.serve) - 1], _MODULE])
             hook = {"type": "command", "name": name, "command": run, "timeout": _HOOK_MS}
@@ -70,7 +63,7 @@ class GeminiRegistration(ExtensionFolder):
             }
             hooks[BEFORE_TOOL] = [{"matcher": f"^{SUBAGENT_TOOL}$", "hooks": [hook]}]
             return {
-                _MAIN: json.dumps(said, indent=2) + "\n",
+                _MAIN: describing(name, command),
                 "hooks/hooks.json": json.dumps({"hooks": hooks}, indent=2) + "\n",
                 "GEMINI.md": _CONTEXT,
             }

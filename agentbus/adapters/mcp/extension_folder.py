@@ -6,6 +6,7 @@ Knows no client: an adapter says where that folder is, and what ours holds. Impl
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -17,12 +18,12 @@ from agentbus import __version__
 from agentbus.adapters.mcp.registration import (
     Unreadable,
     check_command,
+    check_version,
     command_of,
     launch_line,
     paste,
     read_object,
     servers,
-    version_of,
 )
 from agentbus.core.adapter import Manifest, Registered, Standing, own_command
 from agentbus.core.bus import HOOK, PULL
@@ -30,12 +31,23 @@ from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Finding, Level
 from agentbus.core.model import Peer
 
-__all__ = ["OURS", "ExtensionFolder"]
+__all__ = ["OURS", "ExtensionFolder", "describing"]
 
 # How the description in the first of our files begins. A folder whose first file says something else is not ours.
 OURS = "agentbus: "
 # A client that runs on Node answers `--version` in 1 to 3 s.
 _PATIENCE_S = 15.0
+
+
+def describing(name: str, command: Sequence[str]) -> str:
+    """A main file that registers the server `name`, in the form in which it is read here."""
+    described = {
+        "name": name,
+        "version": __version__,
+        "description": f"{OURS}messages between the sessions on this machine",
+        "mcpServers": {name: {"command": command[0], "args": list(command[1:])}},
+    }
+    return json.dumps(described, indent=2) + "\n"
 
 
 class ExtensionFolder:
@@ -194,7 +206,7 @@ class ExtensionFolder:
             if stands.standing is Standing.DISABLED:
                 return found
         else:
-            found = [self._version()]
+            found = [check_version(self._manifest.client, _PATIENCE_S, self._tried, self._update)]
         is_enabled = stands.standing is Standing.ENABLED
         level = Level.OK if is_enabled else Level.WRONG
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
@@ -207,17 +219,6 @@ class ExtensionFolder:
     def traps(self) -> list[Finding]:
         """What an adapter adds about the client's settings."""
         return []
-
-    def _version(self) -> Finding:
-        found = version_of(self._manifest.client, _PATIENCE_S)
-        if isinstance(found, Finding):
-            return found
-        where, version, numbers = found
-        tried = ".".join(map(str, self._tried))
-        if numbers[:2] < self._tried:
-            seen = f"{where} is version {version}; agentbus was tried with {tried}"
-            return Finding("client", Level.NOTE, seen, self._update)
-        return Finding("client", Level.OK, f"{where} is version {version} (tried with {tried})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""

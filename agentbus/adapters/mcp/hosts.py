@@ -115,9 +115,8 @@ class Choice:
     `peers` shows `delivery`. `make` makes the delivery; if it is None, nothing is pushed. `held` says why messages have
     to be held back just now, or nothing; if it is None, they never have to. `twin` is set where one agent process can
     have only one peer of the same wish: it says what else can have started the other server, and what removes that.
-    `beside` runs for as long as the session is a peer, and `end` is called when the server ends: for a delivery that
-    listens.
-    `record` is what the client records of what its model was given; None if it keeps no record. [PROOF-2]
+    `end` is called when the server ends: for a delivery that listens. `record` is what the client records of what its
+    model was given; None if it keeps no record. [PROOF-2]
     `settings` are those of this very session, where they are not those of this process. `conversation` is what the
     client calls the conversation. `guest_of` is the conversation whose subagent this server serves: then it is no peer
     itself, and its tools act for that one. [LATE-2]
@@ -130,7 +129,6 @@ class Choice:
     make: Callable[[Link], Delivery] | None = None
     held: Callable[[], str] | None = None
     twin: Callable[[], str] | None = None
-    beside: Callable[[], Coroutine[Any, Any, None]] | None = None
     end: Callable[[], None] | None = None
     record: Record | None = None
     settings: Settings | None = None

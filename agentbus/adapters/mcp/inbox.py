@@ -352,14 +352,9 @@ class InboxDelivery:
         return connection
 
     async def _write(self, connection: socket.socket, frame: bytes) -> None:
-        left = memoryview(frame)
         try:
             with anyio.fail_after(_PATIENCE_S):
-                while left:
-                    try:
-                        left = left[connection.send(left) :]
-                    except BlockingIOError:
-                        await anyio.wait_writable(connection)
+                await peer_socket.write(connection, frame)
             connection.shutdown(socket.SHUT_WR)
         except (OSError, TimeoutError) as error:
             # The session takes nothing from a post that is cut off, because its line has no end.

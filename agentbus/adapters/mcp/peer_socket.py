@@ -1,13 +1,14 @@
 """Unix stream sockets between our server and its agent process: each talks to the other alone.
 
 Connects to a socket of the agent process, and makes sockets of ours. Knows no client and no protocol. Implements
-[INBOX-5], [MOD-6].
+[INBOX-5], [MOD-6], [UNINST-2].
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import struct
@@ -15,10 +16,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
+
 from agentbus.core.errors import DeliveryFailed
 from agentbus.core.process import Process
 
-__all__ = ["caller", "clear_if_dead", "connect", "listen", "listener", "other_end"]
+__all__ = ["caller", "clear_dead", "connect", "leftovers", "listen", "listener", "other_end", "write"]
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -70,22 +73,35 @@ def listen(path: Path) -> socket.socket:
     try:
         made.setblocking(False)
         made.bind(str(path))
-        path.chmod(0o600)
-        made.listen(64)
+        try:
+            path.chmod(0o600)
+            made.listen(64)
+        except OSError:
+            path.unlink(missing_ok=True)  # else it is in the way of the next one
+            raise
     except OSError:
         made.close()
         raise
     return made
 
 
-def clear_if_dead(path: Path) -> None:
-    """Remove a socket on which nobody listens: its server was killed."""
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
+def leftovers(folder: Path, names: re.Pattern[str]) -> list[str]:
+    """The names in `folder` of the home that are such names of our sockets; none if it cannot be read. [UNINST-2]"""
+    try:
+        return sorted(name for name in os.listdir(folder) if names.fullmatch(name))
+    except OSError:
+        return []
+
+
+def clear_dead(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove such sockets on which nobody listens: their servers were killed."""
+    for name in leftovers(folder, names):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.setblocking(False)
+            try:
+                asking.connect(str(folder / name))
+            except ConnectionRefusedError:
+                (folder / name).unlink()
 
 
 def caller(connection: socket.socket) -> int | None:
@@ -97,6 +113,16 @@ def other_end(connection: socket.socket) -> tuple[int, int]:
     """The process and the user at the other end, as they were when it connected or listened. Raises OSError. Linux."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
+
+
+async def write(connection: socket.socket, data: bytes) -> None:
+    """Write all of `data`, for as long as that takes. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[connection.send(left) :]
+        except BlockingIOError:
+            await anyio.wait_writable(connection)
 
 
 def _check(path: Path) -> None:

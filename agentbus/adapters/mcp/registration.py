@@ -28,6 +28,7 @@ __all__ = [
     "ByHand",
     "Unreadable",
     "check_command",
+    "check_version",
     "command_of",
     "is_same",
     "launch_line",
@@ -210,6 +211,18 @@ def version_of(client: str, patience_s: float) -> Finding | tuple[str, str, tupl
     if numbers is None:
         return Finding("client", Level.NOTE, f"{where} does not print its version", remedy)
     return str(where), numbers[0], tuple(map(int, numbers.groups()))
+
+
+def check_version(client: str, patience_s: float, tried: tuple[int, ...], update: str) -> Finding:
+    """Whether a client is as new as the one with which agentbus was tried. `update` is what makes it newer."""
+    found = version_of(client, patience_s)
+    if isinstance(found, Finding):
+        return found
+    where, version, numbers = found
+    least = ".".join(map(str, tried))
+    if numbers[: len(tried)] < tried:
+        return Finding("client", Level.NOTE, f"{where} is version {version}; agentbus was tried with {least}", update)
+    return Finding("client", Level.OK, f"{where} is version {version} (tried with {least})")
 
 
 def check_command(client: str, command: Sequence[str], serve_words: int, mend: str) -> Finding:

@@ -179,8 +179,6 @@ def _make_session(
     if delivery is not None and choice.held is not None:
         delivery = watched = HeldDelivery(delivery, choice.held, report)
         beside.append(watched.watch)
-    if choice.beside is not None:
-        beside.append(choice.beside)
     held = watched.trouble if watched is not None else ""
     arrival = Arrival(
         host=choice.host,

@@ -131,8 +131,7 @@ class Argument:
         if self.is_flag:
             if isinstance(value, bool):
                 return value
-            shown = one_line(str(value), MAX_QUOTED_CHARS)
-            raise InvalidRequest(f"{name!r} is true or false, not {type(value).__name__} ({shown})")
+            raise InvalidRequest(f"{name!r} is true or false, not {type(value).__name__} ({_shown(value)})")
         given = value
         if self.low is not None and isinstance(value, str):
             # Models write ids as they see them: "1", "#1". [ARG-1]

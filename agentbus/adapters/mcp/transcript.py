@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from agentbus.adapters.mcp.inbox import NOT_HERE
 from agentbus.core.ports import Shown
 
-__all__ = ["Texts", "Transcript", "given", "instant", "messages", "piece", "shown"]
+__all__ = ["Texts", "Transcript", "given", "instant", "lines_of", "messages", "piece", "shown"]
 
 # Read at once: some 2 ms. A line can be longer, with an image in it; then more is read, up to the end of the line.
 _PIECE_BYTES = 1 << 20
@@ -83,6 +83,17 @@ def piece(path: Path, offset: int) -> tuple[list[bytes], int]:
     return whole.splitlines(), start + len(whole)
 
 
+def lines_of(path: Path) -> Iterator[bytes]:
+    """All whole lines of a file, a piece at a time in memory. Raises OSError."""
+    offset = 0
+    while True:
+        lines, after = piece(path, offset)
+        if after == offset:
+            return
+        yield from lines
+        offset = after
+
+
 class Transcript:
     """The record of a live session: see Record in the ports. An adapter adds `place`."""
 
@@ -108,14 +119,7 @@ class Transcript:
 
 def shown(place: str, texts: Texts) -> set[Shown] | None:
     """All that the transcript at `place` shows; None if it cannot be read. For a session that has ended. [STATE-6]"""
-    found: set[Shown] = set()
-    offset = 0
     try:
-        while True:
-            lines, after = piece(_find(place), offset)
-            if after == offset:
-                return found
-            found = found.union(*(given(line, texts) for line in lines))
-            offset = after
+        return {one for line in lines_of(_find(place)) for one in given(line, texts)}
     except OSError:
         return None

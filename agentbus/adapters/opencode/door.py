@@ -46,10 +46,7 @@ _PLACE = "the requests that OpenCode builds for its model"
 
 def leftovers(folder: Path) -> list[str]:
     """The names in `folder` of the home that are sockets of our plugin. [UNINST-2]"""
-    try:
-        return sorted(name for name in os.listdir(folder) if _SOCKET.fullmatch(name))
-    except OSError:
-        return []
+    return peer_socket.leftovers(folder, _SOCKET)
 
 
 class Door:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agentbus import __version__
-from agentbus.adapters.mcp.registration import check_command, command_of, launch_line, paste, version_of
+from agentbus.adapters.mcp.registration import check_command, check_version, command_of, launch_line, paste
 from agentbus.core.adapter import Manifest, Registered, Registration, Standing, own_command
 from agentbus.core.bus import PULL
 from agentbus.core.config import expanded, other_program
@@ -174,7 +174,10 @@ class OpenCodeRegistration:
         is_there = shutil.which(self._manifest.client) is not None
         if not is_there and stands.standing is Standing.DISABLED:
             return [self._absent()]
-        found = [self._version()] if is_there else [self._absent()]
+        if is_there:
+            found = [check_version(self._manifest.client, _PATIENCE_S, _TRIED_VERSION, "opencode upgrade")]
+        else:
+            found = [self._absent()]
         is_enabled = stands.standing is Standing.ENABLED
         level = Level.OK if is_enabled else Level.WRONG
         found.append(Finding("registration", level, f"{self._manifest.id}: {stands.seen}", stands.remedy))
@@ -220,17 +223,6 @@ class OpenCodeRegistration:
                 command = entry.get("command")
                 return [str(word) for word in command] if isinstance(command, list) else command_of(entry)
         return None
-
-    def _version(self) -> Finding:
-        found = version_of(self._manifest.client, _PATIENCE_S)
-        if isinstance(found, Finding):
-            return found
-        where, version, numbers = found
-        tried = ".".join(map(str, _TRIED_VERSION))
-        if numbers[:2] < _TRIED_VERSION:
-            seen = f"{where} is version {version}; agentbus was tried with {tried}"
-            return Finding("client", Level.NOTE, seen, "opencode upgrade")
-        return Finding("client", Level.OK, f"{where} is version {version} (tried with {tried})")
 
     def delivery(self, peer: Peer) -> Finding:
         """See Registration."""

@@ -18,7 +18,6 @@ from agentbus.core.process import Process
 __all__ = ["PROFILE", "serve"]
 
 PROFILE = Profile(
-    # OpenCode drops such events; it costs nothing. [MCP-2]
     # The entry that our plugin makes lets a call take 120 s.
     max_wait_s=100,
     frames=FRAMES,

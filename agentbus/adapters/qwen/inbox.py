@@ -56,10 +56,7 @@ def address() -> Address | None:
 
 def leftovers(folder: Path) -> list[str]:
     """The names in `folder` of the home that are sockets for receipts. [UNINST-2]"""
-    try:
-        return sorted(name for name in os.listdir(folder) if _SOCKET.fullmatch(name))
-    except OSError:
-        return []
+    return peer_socket.leftovers(folder, _SOCKET)
 
 
 class _Receipts:
@@ -119,8 +116,7 @@ class QwenInbox(Inbox):
     def listen(self, home: Path, budget: PostBudget) -> None:
         """Listen for receipts from now on. Where that cannot be (a home with a long path), what was read is taken."""
         self._budget, self._folder = budget, home / "receipts"
-        for name in leftovers(self._folder):
-            peer_socket.clear_if_dead(self._folder / name)
+        peer_socket.clear_dead(self._folder, _SOCKET)
 
     def connect(self) -> socket.socket:
         """See Inbox. Raises DeliveryFailed also when the session takes nothing any more. [QWEN-3]"""

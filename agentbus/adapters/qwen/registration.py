@@ -6,11 +6,9 @@ settings as documented, but not the bus. Implements [REG-7], [DOCTOR-8].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
-from agentbus import __version__
-from agentbus.adapters.mcp.extension_folder import OURS, ExtensionFolder
+from agentbus.adapters.mcp.extension_folder import ExtensionFolder, describing
 from agentbus.adapters.mcp.registration import Unreadable, read_object
 from agentbus.adapters.qwen.records import config_folder
 from agentbus.core.adapter import Manifest, Registration, own_command
@@ -32,13 +30,7 @@ class QwenRegistration(ExtensionFolder):
 
     def __init__(self, manifest: Manifest, *, own: Callable[[], list[str]] = own_command) -> None:
         def make(command: Sequence[str]) -> dict[str, str]:
-            said = {
-                "name": manifest.server_name,
-                "version": __version__,
-                "description": f"{OURS}messages between the sessions on this machine",
-                "mcpServers": {manifest.server_name: {"command": command[0], "args": list(command[1:])}},
-            }
-            return {_MAIN: json.dumps(said, indent=2) + "\n"}
+            return {_MAIN: describing(manifest.server_name, command)}
 
         super().__init__(
             manifest,
