@@ -278,16 +278,12 @@ class Console(App[None]):
         back = "" if desk.shown == EVERYTHING else ", Esc shows all"
         self.where.update(f"showing {desk.shown}{back}")
 
-    def _show_details(self) -> None:
-        selected = self.feed.selected
-        self.details.show(None if selected is None else look.details(selected))
-
     def _say(self, sentence: str) -> None:
         self.notify(escaped(sentence), markup=False, timeout=8)
 
     def on_feed_selected(self) -> None:
         """Show the details of what is selected now."""
-        self._show_details()
+        self.details.show(self.feed.selected)
 
     def on_feed_near_top(self) -> None:
         """Go back in the history."""
@@ -306,7 +302,6 @@ class Console(App[None]):
                 if came or not self.desk.has_more:
                     break
             self.feed.show(self.desk.threads)
-            self._show_details()
         finally:
             self._is_loading = False
 
