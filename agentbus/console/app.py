@@ -23,7 +23,7 @@ from textual.worker import WorkerFailed
 from agentbus import doctor, registry
 from agentbus.cli import common
 from agentbus.console import look, person
-from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter, person_name
+from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter
 from agentbus.console.dialogs import Choice, Question, Reading, Search
 from agentbus.console.feed import Feed
 from agentbus.console.panes import Composer, Details, Draft, PeerList
@@ -34,7 +34,7 @@ from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.findings import Level
 from agentbus.core.model import MessageState, Status
-from agentbus.core.names import is_group
+from agentbus.core.names import address, is_group
 from agentbus.core.search import MOST_RANKED
 from agentbus.core.text import escaped
 
@@ -631,8 +631,8 @@ def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
     # A database that is locked must not hold up the keys: it is waited for in the event loop. [STORE-4]
     with common.bus_and_settings(busy_ms=0) as (bus, settings):
         # Who reads the person's mail and answers as the person is believed as the person is. [CONSOLE-1]
-        common.person_here(bus, settings, "open the console")
-        desk = Desk(bus, settings, person_name(asked, settings))
+        name = common.person_here(bus, settings, "open the console")
+        desk = Desk(bus, settings, name if asked is None else address(asked))
         app = Console(desk, is_quiet=is_quiet, is_shown=is_shown)
         # What Textual has loaded stays: to look through it for garbage, again and again, holds up a key by 0.1 s.
         gc.collect()
