@@ -476,9 +476,7 @@ class Console(App[None]):
             return
         text = Text(f"Would a message to {name} reach its model?\n\n", "bold")
         for one in findings:
-            style = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}[one.level]
-            text.append(f"{one.level.value:<6}", style)
-            text.append(f"{one.code:<13} {escaped(one.seen)}\n")
+            text.append(doctor.line(one)).append("\n")
             if one.remedy and one.level is not Level.OK:
                 text.append(f"       -> {escaped(one.remedy)}\n", "bold")
         await self.push_screen_wait(Reading(text))
