@@ -264,7 +264,7 @@ class Console(App[None]):
                     pause=desk.pauses.get(peer.name),
                 ),
             )
-            for peer in sorted(desk.peers, key=lambda one: one.name)
+            for peer in desk.peers
         ]
         lines += [(group, look.group_line(group, members)) for group, members in desk.groups.items()]
         lines += [(name, look.offline_line(name, count)) for name, count in desk.waiting.items() if name not in present]
@@ -438,10 +438,11 @@ class Console(App[None]):
         if await self.push_screen_wait(Question(question)):
             await self._act(partial(act, name))
 
-    async def _act(self, act: Callable[[], str]) -> None:
-        said = await self._done(act)
-        if said:
-            self._say(said)
+    async def _act(self, *acts: Callable[[], str]) -> None:
+        for act in acts:
+            said = await self._done(act)
+            if said:
+                self._say(said)
         self._guarded(partial(self._look, thoroughly=True))
 
     def _other(self, message: Status) -> str:
@@ -457,8 +458,7 @@ class Console(App[None]):
         ids, names = ", ".join(f"#{row_id}" for row_id in pending.values()), ", ".join(pending)
         question = f"Take back {ids} to {names}? It is pending, and {names} never gets it."
         if await self.push_screen_wait(Question(question)):
-            for row_id in pending.values():
-                await self._act(partial(self.desk.take_back, row_id))
+            await self._act(*(partial(self.desk.take_back, row_id) for row_id in pending.values()))
 
     @work(group="question")
     async def action_doctor(self) -> None:
@@ -621,7 +621,7 @@ ACTIONS = {
 
 
 def _filter_of(name: str) -> Filter:
-    return Filter(group=name) if name.startswith("@") else Filter(peer=name)
+    return Filter(group=name) if is_group(name) else Filter(peer=name)
 
 
 def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
