@@ -7,33 +7,22 @@ needs, from the event to the call, is not counted. Beside that, `agentbus ask` a
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bench.delivery_latency import Pair
 from bench.report import Failed, JsonOption, PlotOption, Report, main, median, progress
+from bench.scale import command_ms
 from bench.sessions import Client, Contender, contenders
-from tests.support.command import clean_env
 
 CALL = "tool call written -> event or result held by the client, ms"
 PROCESS = "whole processes, ms"
 # The bound of an ask: there and back, and half of a message for the call that waits.
 _MOST = 2.5
-
-
-def one_way(web: Client, backend: Client) -> float:
-    """Send one message; return how long until the other client holds it, in milliseconds."""
-    seen = len(backend.events)
-    request, line = web.prepare_call("send_message", to="backend", text="one round")
-    written = time.perf_counter()
-    web.send_line(line)
-    backend.wait_events(seen + 1)
-    web.sent(request)
-    return (backend.events[seen][0] - written) * 1_000
 
 
 def answered(backend: Client, to: str, seen: int) -> float:
@@ -60,21 +49,13 @@ def round_trip(web: Client, backend: Client) -> float:
     return (web.arrived[-1][0] - written) * 1_000 - here_ms
 
 
-def process_ms(home: str, *arguments: str) -> float:
-    """How long `agentbus` with these arguments takes, in milliseconds."""
-    began = time.perf_counter()
-    words = [sys.executable, "-m", "agentbus", *arguments]
-    subprocess.run(words, env=clean_env(home), stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)  # type: ignore[arg-type]
-    return (time.perf_counter() - began) * 1_000
-
-
-def asked_from_a_shell(home: str, backend: Client) -> float:
+def asked_from_a_shell(home: Path, backend: Client) -> float:
     """How long `agentbus ask` takes, without the one who answers, in milliseconds."""
     took: list[float] = []
     seen = len(backend.events)
     answering = threading.Thread(target=lambda: took.append(answered(backend, "ci", seen)))
     answering.start()
-    whole_ms = process_ms(home, "ask", "backend", "which port?", "--from", "ci")
+    whole_ms = command_ms(home, "ask", "backend", "which port?", "--from", "ci")
     answering.join()
     return whole_ms - took[0]
 
@@ -92,16 +73,17 @@ def command(
     report = Report("How long does an answer take, without the one who answers?")
     with contenders(Contender("agentbus")) as (field,):
         web, backend = field.start("web", "backend")
+        pair = Pair(web, backend)
         messages: list[float] = []
         asks: list[float] = []
         for _ in progress(range(rounds), "rounds"):
-            messages.append(one_way(web, backend))
+            messages.append(pair.call("backend", 0.0))
             asks.append(round_trip(web, backend))
         processes: dict[str, list[float]] = {"agentbus send": [], "agentbus ask": []}
         for number in progress(range(commands), "commands"):
-            processes["agentbus send"].append(process_ms(str(field.home), "send", "backend", "hello", "--from", "ci"))
+            processes["agentbus send"].append(command_ms(field.home, "send", "backend", "hello", "--from", "ci"))
             backend.wait_events(2 * rounds + 2 * number + 1)
-            processes["agentbus ask"].append(asked_from_a_shell(str(field.home), backend))
+            processes["agentbus ask"].append(asked_from_a_shell(field.home, backend))
     report.add_samples(CALL, {"a message, one way": messages, "an ask, there and back": asks})
     report.add_ratio(CALL, "an ask / a message", "an ask, there and back", "a message, one way", "p50", "p90")
     report.add_samples(PROCESS, processes)

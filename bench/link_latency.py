@@ -21,6 +21,7 @@ import typer
 
 import agentbus
 from bench.delivery_latency import Pair
+from bench.processes import cpu_ticks
 from bench.report import Failed, JsonOption, PlotOption, Report, main, median, percentile, progress
 from bench.sessions import Client, Field, temporary
 from tests.support import nats
@@ -132,17 +133,15 @@ async def programs(
 def cost(one: Machine, idle_s: float) -> tuple[float, float]:
     """What the link of a machine costs while nothing happens: memory in MB, and CPU time in percent. Linux only."""
     assert one.process is not None
-    stat = Path(f"/proc/{one.process.pid}/stat")
-
-    def ticks() -> int:
-        words = stat.read_text().rpartition(")")[2].split()
-        return int(words[11]) + int(words[12])
-
-    status = Path(f"/proc/{one.process.pid}/status").read_text()
+    pid = one.process.pid
+    status = Path(f"/proc/{pid}/status").read_text()
     rss_mb = int(status.split("VmRSS:")[1].split()[0]) / 1_024
-    before = ticks()
+    before = cpu_ticks(pid)
     time.sleep(idle_s)
-    return rss_mb, (ticks() - before) / _TICKS / idle_s * 100
+    after = cpu_ticks(pid)
+    if before is None or after is None:
+        raise Failed("the link has ended")
+    return rss_mb, (after - before) / _TICKS / idle_s * 100
 
 
 def command(

@@ -71,8 +71,8 @@ def soak(folder: Path, seconds: float, seed: int) -> tuple[Counter[str], list[st
             wait_until(lambda one=one: "since" in one.bus.store.machines.facts())  # type: ignore[misc]
         ways = [_Way(*machines), _Way(*reversed(machines))]
         cut_until = [0.0, 0.0]
-        end_at = next_at = time.monotonic() + seconds
-        next_at -= seconds
+        next_at = time.monotonic()
+        end_at = next_at + seconds
         while (now := time.monotonic()) < end_at:
             for way in ways:
                 way.send()
@@ -107,7 +107,7 @@ def soak(folder: Path, seconds: float, seed: int) -> tuple[Counter[str], list[st
         while not all(way.has_arrived() for way in ways) and time.monotonic() < give_up_at:
             time.sleep(0.1)
         done["messages"] = sum(way.count for way in ways)
-        wrong = [f"{way.sender.name} to {way.receiver.name}: {way.fault()}" for way in ways if way.fault()]
+        wrong = [f"{way.sender.name} to {way.receiver.name}: {fault}" for way in ways if (fault := way.fault())]
         wrong += [
             f"{way.sender.name} to {way.receiver.name}: not all are known to have arrived"
             for way in ways

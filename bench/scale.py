@@ -94,15 +94,21 @@ class Bench:
 
     def command(self, what: str, *words: str) -> None:
         """Measure a whole command."""
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "agentbus", *words],
-            env=clean_env(self.home),
-            stdout=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
-        self.note(what, (time.perf_counter() - began) * 1_000)
+        self.note(what, command_ms(self.home, *words))
+
+
+def command_ms(home: Path, *words: str, stderr: int | None = None) -> float:
+    """Run `agentbus` with these words, as a whole process. Returns how long it took, in milliseconds."""
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "agentbus", *words],
+        env=clean_env(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        check=True,
+    )
+    return (time.perf_counter() - began) * 1_000
 
 
 def one_message(sender: Client, receiver: Client) -> float:

@@ -24,7 +24,7 @@ import typer
 
 from agentbus.core.bus import Bus, now_ms
 from bench.report import Failed, JsonOption, PlotOption, Report, main, median, progress
-from bench.scale import BATCH_ROWS, execute, open_bus
+from bench.scale import BATCH_ROWS, command_ms, execute, open_bus
 from bench.sessions import Contender, contenders
 from tests.support.command import clean_env
 
@@ -192,18 +192,10 @@ def command(
         first_search(report, buses["searched"], searched.home, words[1_000])
         later_searches(report, buses["searched"], words, rounds)
         compare(report, buses["searched"], buses["plain"], rounds)
-        took = []
-        for _ in progress(range(commands), "commands"):
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "agentbus", "search", words[1_000]],
-                env=clean_env(searched.home),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=True,
-            )
-            took.append((time.perf_counter() - began) * 1_000)
+        took = [
+            command_ms(searched.home, "search", words[1_000], stderr=subprocess.DEVNULL)
+            for _ in progress(range(commands), "commands")
+        ]
         report.add_samples("a later search, the whole command: ms", {"a word of 1 in 700": took})
     report.finish(json_to, plot_to)
 

@@ -90,10 +90,9 @@ class Soak:
         """End a client, and record the messages that its session accepted and received."""
         client.end()
         self.renamed += [line for line in client.stderr.splitlines() if RENAMED in line]
-        for _, message in client.arrived:
-            for block in message.get("result", {}).get("content", []):
-                if block["text"].startswith(("sent ", "queued ")):
-                    self.accepted.update(int(row_id) for row_id in ACCEPTED.findall(block["text"]))
+        for _, text, _ in results(client):
+            if text.startswith(("sent ", "queued ")):
+                self.accepted.update(int(row_id) for row_id in ACCEPTED.findall(text))
         self._collect_asks(client)
         self.received.update(int(event["meta"]["msg_id"]) for _, event in client.events)
 

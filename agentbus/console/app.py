@@ -23,7 +23,7 @@ from textual.worker import WorkerFailed
 from agentbus import doctor, registry
 from agentbus.cli import common
 from agentbus.console import look, person
-from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter, person_name
+from agentbus.console.desk import EVERYTHING, MOST_COUNTED, Desk, Filter
 from agentbus.console.dialogs import Choice, Question, Reading, Search
 from agentbus.console.feed import Feed
 from agentbus.console.panes import Composer, Details, Draft, PeerList
@@ -34,7 +34,7 @@ from agentbus.core.changes import SAFETY_S, watching
 from agentbus.core.errors import AgentbusError, Refused
 from agentbus.core.findings import Level
 from agentbus.core.model import MessageState, Status
-from agentbus.core.names import is_group
+from agentbus.core.names import address, is_group
 from agentbus.core.search import MOST_RANKED
 from agentbus.core.text import escaped
 
@@ -264,7 +264,7 @@ class Console(App[None]):
                     pause=desk.pauses.get(peer.name),
                 ),
             )
-            for peer in sorted(desk.peers, key=lambda one: one.name)
+            for peer in desk.peers
         ]
         lines += [(group, look.group_line(group, members)) for group, members in desk.groups.items()]
         lines += [(name, look.offline_line(name, count)) for name, count in desk.waiting.items() if name not in present]
@@ -278,16 +278,12 @@ class Console(App[None]):
         back = "" if desk.shown == EVERYTHING else ", Esc shows all"
         self.where.update(f"showing {desk.shown}{back}")
 
-    def _show_details(self) -> None:
-        selected = self.feed.selected
-        self.details.show(None if selected is None else look.details(selected))
-
     def _say(self, sentence: str) -> None:
         self.notify(escaped(sentence), markup=False, timeout=8)
 
     def on_feed_selected(self) -> None:
         """Show the details of what is selected now."""
-        self._show_details()
+        self.details.show(self.feed.selected)
 
     def on_feed_near_top(self) -> None:
         """Go back in the history."""
@@ -306,7 +302,6 @@ class Console(App[None]):
                 if came or not self.desk.has_more:
                     break
             self.feed.show(self.desk.threads)
-            self._show_details()
         finally:
             self._is_loading = False
 
@@ -443,10 +438,11 @@ class Console(App[None]):
         if await self.push_screen_wait(Question(question)):
             await self._act(partial(act, name))
 
-    async def _act(self, act: Callable[[], str]) -> None:
-        said = await self._done(act)
-        if said:
-            self._say(said)
+    async def _act(self, *acts: Callable[[], str]) -> None:
+        for act in acts:
+            said = await self._done(act)
+            if said:
+                self._say(said)
         self._guarded(partial(self._look, thoroughly=True))
 
     def _other(self, message: Status) -> str:
@@ -462,8 +458,7 @@ class Console(App[None]):
         ids, names = ", ".join(f"#{row_id}" for row_id in pending.values()), ", ".join(pending)
         question = f"Take back {ids} to {names}? It is pending, and {names} never gets it."
         if await self.push_screen_wait(Question(question)):
-            for row_id in pending.values():
-                await self._act(partial(self.desk.take_back, row_id))
+            await self._act(*(partial(self.desk.take_back, row_id) for row_id in pending.values()))
 
     @work(group="question")
     async def action_doctor(self) -> None:
@@ -481,9 +476,7 @@ class Console(App[None]):
             return
         text = Text(f"Would a message to {name} reach its model?\n\n", "bold")
         for one in findings:
-            style = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}[one.level]
-            text.append(f"{one.level.value:<6}", style)
-            text.append(f"{one.code:<13} {escaped(one.seen)}\n")
+            text.append(doctor.line(one)).append("\n")
             if one.remedy and one.level is not Level.OK:
                 text.append(f"       -> {escaped(one.remedy)}\n", "bold")
         await self.push_screen_wait(Reading(text))
@@ -628,7 +621,7 @@ ACTIONS = {
 
 
 def _filter_of(name: str) -> Filter:
-    return Filter(group=name) if name.startswith("@") else Filter(peer=name)
+    return Filter(group=name) if is_group(name) else Filter(peer=name)
 
 
 def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
@@ -636,8 +629,8 @@ def open_console(asked: str | None, *, is_quiet: bool, is_shown: bool) -> None:
     # A database that is locked must not hold up the keys: it is waited for in the event loop. [STORE-4]
     with common.bus_and_settings(busy_ms=0) as (bus, settings):
         # Who reads the person's mail and answers as the person is believed as the person is. [CONSOLE-1]
-        common.person_here(bus, settings, "open the console")
-        desk = Desk(bus, settings, person_name(asked, settings))
+        name = common.person_here(bus, settings, "open the console")
+        desk = Desk(bus, settings, name if asked is None else address(asked))
         app = Console(desk, is_quiet=is_quiet, is_shown=is_shown)
         # What Textual has loaded stays: to look through it for garbage, again and again, holds up a key by 0.1 s.
         gc.collect()

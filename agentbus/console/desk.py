@@ -15,11 +15,11 @@ from agentbus.core.bus import Bus
 from agentbus.core.config import Settings
 from agentbus.core.errors import Refused
 from agentbus.core.model import MessageState, Pause, Peer, Status
-from agentbus.core.names import address, is_group, login_name
+from agentbus.core.names import is_group
 from agentbus.core.search import Found
 from agentbus.core.session import Session
 
-__all__ = ["EVERYTHING", "MOST_COUNTED", "MOST_OF_THREAD", "Desk", "Filter", "Look", "Thread", "person_name"]
+__all__ = ["EVERYTHING", "MOST_COUNTED", "MOST_OF_THREAD", "Desk", "Filter", "Look", "Thread"]
 
 # What one page of the history shows, and how far one read goes back to find it: a filter that few messages meet must
 # not keep a key waiting.
@@ -39,13 +39,6 @@ _ASK_S = 86_400
 # How these messages are delivered, and how it is known that they were read.
 CARRIER = "console"
 READ_BY = "person"
-
-
-def person_name(asked: str | None, settings: Settings) -> str:
-    """The name of the person. Raises InvalidRequest for a bad name."""
-    if asked is not None:
-        return address(asked)
-    return settings.name if settings.name_was_asked else login_name()
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,19 +98,12 @@ class Feed(ScrollView, can_focus=True):
     def show(self, threads: Sequence[Thread]) -> None:
         """Show these threads. What is at the top of the screen stays there, unless the list follows its end."""
         self._threads = threads
-        anchor = self._anchor()
-        self._build()
+        self._rebuild()
         chosen = None if self.selected is None else self._message(self.selected.id)
         newest = self._newest()
         changed = newest if self.is_following or chosen is None else chosen
-        is_other = (changed and changed.id) != (self.selected and self.selected.id) or changed != self.selected
-        self.selected = changed
-        if self.is_following:
-            self.scroll_end(animate=False, immediate=True, x_axis=False)
-        elif anchor is not None:
-            self._return_to(*anchor)
-        self.refresh()
-        if is_other:
+        if changed != self.selected:
+            self.selected = changed
             self.post_message(self.Selected())
 
     def _build(self) -> None:

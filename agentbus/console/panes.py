@@ -16,7 +16,9 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Label, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
+from agentbus.console import look
 from agentbus.core.errors import AgentbusError
+from agentbus.core.model import Status
 from agentbus.core.names import address
 from agentbus.core.text import escaped
 
@@ -71,15 +73,26 @@ class Details(VerticalScroll):
     def __init__(self) -> None:
         super().__init__()
         self._text = Static(markup=False)
+        self._message: Status | None = None
 
     def compose(self) -> ComposeResult:
         """One text."""
         yield self._text
 
-    def show(self, text: Text | None) -> None:
-        """Show `text`, from its beginning."""
-        self._text.update(text or "")
-        self.scroll_home(animate=False)
+    def show(self, message: Status | None) -> None:
+        """Show this message, from its beginning; or none."""
+        self._message = message
+        # A new text has the whole screen laid out anew, which doubles what a key costs: not where nobody sees it.
+        if self.display:
+            self._draw()
+            self.scroll_home(animate=False)
+
+    def on_show(self) -> None:
+        """There is room for it now."""
+        self._draw()
+
+    def _draw(self) -> None:
+        self._text.update("" if self._message is None else look.details(self._message))
 
 
 @dataclass(frozen=True, slots=True)

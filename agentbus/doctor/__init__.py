@@ -49,7 +49,7 @@ from agentbus.doctor.link import check_far, check_link
 from agentbus.doctor.peers import check_mailboxes, check_one, check_peers
 from agentbus.registry import Triggers
 
-__all__ = ["run", "set_aside"]
+__all__ = ["about", "line", "run", "set_aside"]
 
 _STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
 # The former names of a code. --json also prints these for one more version, for scripts that look for them. [DOCTOR-1]
@@ -78,15 +78,20 @@ def run(peer: str | None, *, as_json: bool) -> int:
                     {"code": code, "level": one.level.value, "seen": one.seen, "remedy": one.remedy or None}
                 )
             continue
-        text = Text()
-        text.append(f"{one.level.value:<6}", _STYLES[one.level])
-        out.print(text.append(f"{one.code:<13} {escaped(one.seen)}"))
+        out.print(line(one))
         if one.remedy and one.level is not Level.OK:
             out.print(Text(" " * 20 + "-> ", "dim").append(escaped(one.remedy), "bold"))
     wrong = sum(one.level is Level.WRONG for one in found)
     if not as_json and peer is None:
         out.print(f"{wrong or 'nothing'} {'thing is' if wrong == 1 else 'things are' if wrong else 'is'} wrong")
     return 1 if wrong else 0
+
+
+def line(one: Finding) -> Text:
+    """A finding on one line, without its remedy."""
+    text = Text()
+    text.append(f"{one.level.value:<6}", _STYLES[one.level])
+    return text.append(f"{one.code:<13} {escaped(one.seen)}")
 
 
 def about(peer: str) -> list[Finding]:

@@ -615,12 +615,22 @@ async def test_one_goes_on_in_a_group_and_takes_back_what_is_pending_of_its_mess
 
 
 @pytest.mark.spec("CONSOLE-6")
-async def test_a_terminal_that_grows_while_a_window_is_open_shows_more(home: Path) -> None:
+async def test_a_terminal_that_grows_while_a_window_is_open_shows_more(home: Path, store: Store) -> None:
+    store.send("a", "b", "the first", now=1)
+    store.send("a", "b", "the second", now=2)
     async with console(home, size=(80, 24)) as window:
+        await window.shows("the second")
         await window.press("question_mark")
         await window.pilot.resize_terminal(180, 50)
         await window.press("escape")
         await window.until(lambda: window.app.details.display)
+        # The details of what was selected while there was no room for them.
+        await window.until(lambda: window.screen.count("the second") == 2)
+        await window.pilot.resize_terminal(80, 24)
+        await window.until(lambda: not window.app.details.display)
+        await window.press("up")
+        await window.pilot.resize_terminal(180, 50)
+        await window.until(lambda: (window.screen.count("the first"), window.screen.count("the second")) == (2, 1))
 
 
 @pytest.mark.spec("CONSOLE-9")
