@@ -49,6 +49,13 @@ class Window:
     async def type(self, text: str) -> None:
         await self.press(*("space" if one == " " else one for one in text))
 
+    async def write(self, key: str, to: str, text: str) -> None:
+        """Begin with this key, and write a name and a text; not sent yet."""
+        await self.press(key)
+        await self.type(to)
+        await self.press("enter")
+        await self.type(text)
+
     async def until(self, condition: Callable[[], object], what: str = "") -> None:
         with anyio.move_on_after(PATIENCE_S):
             while not condition():
@@ -339,10 +346,7 @@ async def test_a_search_leads_to_the_thread_and_says_what_it_cannot_understand(h
 @pytest.mark.spec("CONSOLE-3", "CONSOLE-5")
 async def test_a_question_stands_out_until_it_is_answered(home: Path) -> None:
     async with console(home) as window, agentbus.join("backend", home=home) as backend:
-        await window.press("a")
-        await window.type("backend")
-        await window.press("enter")
-        await window.type("which port?")
+        await window.write("a", "backend", "which port?")
         await window.press("enter")
         asked = await receive(backend)
         assert asked.answer_by is not None
@@ -356,10 +360,7 @@ async def test_a_question_stands_out_until_it_is_answered(home: Path) -> None:
         await window.press("f", "down", "down", "enter")
         await window.until(lambda: "which port?" not in window.screen)
         # One asks one peer.
-        await window.press("a")
-        await window.type("@all-of-them")
-        await window.press("enter")
-        await window.type("well?")
+        await window.write("a", "@all-of-them", "well?")
         await window.press("enter")
         await window.shows("a question goes to one peer")
 
@@ -494,10 +495,7 @@ async def test_while_the_database_is_busy_a_message_waits_and_a_second_enter_doe
 ) -> None:
     async with console(home) as window:
         with store._writing():
-            await window.press("s")
-            await window.type("backend")
-            await window.press("enter")
-            await window.type("once")
+            await window.write("s", "backend", "once")
             await window.press("enter", "enter")
             await window.shows("wait: the message before is being sent")
         await window.until(lambda: not window.app.composer.is_open)
@@ -510,10 +508,7 @@ async def test_what_fails_after_the_composer_was_closed_is_said_and_the_draft_is
 ) -> None:
     async with console(home) as window:
         with store._writing():
-            await window.press("s")
-            await window.type("backend")
-            await window.press("enter")
-            await window.type("x")
+            await window.write("s", "backend", "x")
             await window.press("enter", "escape")
             monkeypatch.setattr(window.app.desk.bus, "send", raising(Refused("no room")))
         await window.until(lambda: "not sent, the draft is kept: no room" in window.said)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +21,12 @@ from agentbus.core.errors import InvalidRequest, Refused
 from agentbus.core.model import MessageState
 from agentbus.core.session import Session
 from agentbus.core.store import Question
-from tests.core.test_session import World, until
+from tests.core.test_session import World, until, world
 from tests.support.fakes import FakeDelivery
 
+__all__ = ["world"]
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def world(home: Path) -> Iterator[World]:
-    world = World(prepare_home(home))
-    yield world
-    world.store.close()
 
 
 class Call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -20,19 +20,12 @@ from agentbus.core.session import Session
 from agentbus.core.store import Store
 from agentbus.member import join
 from tests.core.test_groups import Town, town
-from tests.core.test_session import World, until
+from tests.core.test_session import World, until, world
 from tests.support.fakes import FakeDelivery, tool_context
 
-__all__ = ["town"]
+__all__ = ["town", "world"]
 
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def world(home: Path) -> Iterator[World]:
-    world = World(prepare_home(home))
-    yield world
-    world.store.close()
 
 
 def sends(town: Town, name: str) -> list[Callable[[], object]]:
