@@ -54,6 +54,13 @@ def agentbus(
     )
 
 
+def succeeds(home: Path, *arguments: str) -> str:
+    """Run the command line to its end, which is exit code 0 with nothing on stderr, and return its output."""
+    done = agentbus(home, *arguments)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, with what is in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

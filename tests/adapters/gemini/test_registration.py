@@ -17,7 +17,7 @@ from agentbus.core import process
 from agentbus.core.adapter import Standing
 from agentbus.core.findings import Level
 from agentbus.core.model import Peer
-from tests.support.command import agentbus, program_on_path, tree
+from tests.support.command import agentbus, program_on_path, succeeds, tree
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -44,26 +44,21 @@ def made() -> GeminiRegistration:
 def test_in_and_out_and_every_file_as_it_was(folder: Path, home: Path) -> None:
     before = tree(folder)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        done = agentbus(home, *words)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done
-
-    assert "AGENTBUS_NAME=frontend gemini" in run("install").stdout
+    assert "AGENTBUS_NAME=frontend gemini" in succeeds(home, "install")
     after = tree(folder)
     assert set(after) - set(before) == OURS
-    assert "nothing was changed" in run("enable", "gemini").stdout
+    assert "nothing was changed" in succeeds(home, "enable", "gemini")
     assert tree(folder) == after
-    rows = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in succeeds(home, "list", "--json").splitlines()]
     assert {row["id"]: row["standing"] for row in rows}["gemini"] == "enabled"
     launched = agentbus(home, "launch", "gemini", "backend")
     assert launched.stdout == "AGENTBUS_NAME=backend gemini\n"
     assert "[[rule]]" in launched.stderr
-    assert "removed" in run("disable", "gemini").stdout
+    assert "removed" in succeeds(home, "disable", "gemini")
     assert tree(folder) == before
     assert not (folder / "extensions").exists()
-    run("enable", "gemini")
-    run("uninstall")
+    succeeds(home, "enable", "gemini")
+    succeeds(home, "uninstall")
     assert tree(folder) == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from agentbus.adapters.opencode.registration import OpenCodeRegistration
 from agentbus.core.adapter import Standing
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Level
-from tests.support.command import agentbus, program_on_path, tree
+from tests.support.command import agentbus, program_on_path, succeeds, tree
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -42,25 +41,20 @@ def made(command: str = "/opt/agentbus") -> OpenCodeRegistration:
 def test_in_and_out_and_every_file_as_it_was(folder: Path, home: Path) -> None:
     before = tree(folder)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        done = agentbus(home, *words)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done
-
-    assert "wrote" in run("enable", "opencode").stdout
+    assert "wrote" in succeeds(home, "enable", "opencode")
     after = tree(folder)
     assert set(after) - set(before) == {"plugin/agentbus.js"}
-    assert "nothing was changed" in run("enable", "opencode").stdout
+    assert "nothing was changed" in succeeds(home, "enable", "opencode")
     assert tree(folder) == after
-    rows = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in succeeds(home, "list", "--json").splitlines()]
     assert {row["id"]: row["standing"] for row in rows}["opencode"] == "enabled"
-    assert run("launch", "opencode", "backend").stdout == "AGENTBUS_NAME=backend opencode\n"
-    assert "removed" in run("disable", "opencode").stdout
+    assert succeeds(home, "launch", "opencode", "backend") == "AGENTBUS_NAME=backend opencode\n"
+    assert "removed" in succeeds(home, "disable", "opencode")
     assert tree(folder) == before
     assert not (folder / "plugin").exists()
-    assert "nothing to do" in run("disable", "opencode").stdout
-    run("enable", "opencode")
-    run("uninstall")
+    assert "nothing to do" in succeeds(home, "disable", "opencode")
+    succeeds(home, "enable", "opencode")
+    succeeds(home, "uninstall")
     assert tree(folder) == before
     assert not home.exists()
 

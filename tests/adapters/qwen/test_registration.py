@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from agentbus.adapters.qwen.registration import QwenRegistration
 from agentbus.core.adapter import Standing
 from agentbus.core.errors import BrokenSetup
 from agentbus.core.findings import Level
-from tests.support.command import agentbus, program_on_path, tree
+from tests.support.command import agentbus, program_on_path, succeeds, tree
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -37,25 +36,20 @@ def made(command: str = "/opt/agentbus") -> QwenRegistration:
 def test_in_and_out_and_every_file_as_it_was(folder: Path, home: Path) -> None:
     before = tree(folder)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        done = agentbus(home, *words)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done
-
-    assert "AGENTBUS_NAME=frontend qwen" in run("install").stdout
+    assert "AGENTBUS_NAME=frontend qwen" in succeeds(home, "install")
     after = tree(folder)
     assert set(after) - set(before) == {"extensions/agentbus/qwen-extension.json"}
-    assert "nothing was changed" in run("enable", "qwen").stdout
+    assert "nothing was changed" in succeeds(home, "enable", "qwen")
     assert tree(folder) == after
-    rows = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in succeeds(home, "list", "--json").splitlines()]
     assert {row["id"]: row["standing"] for row in rows}["qwen"] == "enabled"
     assert agentbus(home, "launch", "qwen", "backend").stdout == "AGENTBUS_NAME=backend qwen\n"
-    assert "removed" in run("disable", "qwen").stdout
+    assert "removed" in succeeds(home, "disable", "qwen")
     assert tree(folder) == before
     assert not (folder / "extensions").exists()
-    assert "nothing to do" in run("disable", "qwen").stdout
-    run("enable", "qwen")
-    run("uninstall")
+    assert "nothing to do" in succeeds(home, "disable", "qwen")
+    succeeds(home, "enable", "qwen")
+    succeeds(home, "uninstall")
     assert tree(folder) == before
 
 
