@@ -156,7 +156,8 @@ def print_to(stdout: int, command: str, home: Path, **variables: str) -> tuple[i
     """Run a command with `stdout`; its exit code and what it says on stderr."""
     done = subprocess.run(
         [*PYTHON, *command.split()],
-        env=clean_env(home, **variables),
+        # Otherwise --show-completion takes no shell, and looks for one among the processes above it.
+        env=clean_env(home, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1", **variables),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
