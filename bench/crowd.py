@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from agentbus.core.session import HEARTBEAT_S
 from bench.processes import cpu_ms, memory
 from bench.report import Report, median, progress
 from bench.sessions import Contender, contenders
@@ -35,7 +36,9 @@ def crowd(count: int, idle_s: float) -> Crowd:
         started = one.start(*(f"session{number}" for number in range(count)), shake=False)
         one.shake(started, gate_s=0)
         up_s = time.perf_counter() - began
-        time.sleep(3.0)  # until all have passed the ready gate, and have looked for their client's inbox
+        # Until all have passed the ready gate, have looked for their client's inbox, and have had the first heartbeat,
+        # which reads what the later ones need not.
+        time.sleep(HEARTBEAT_S + 3.0)
         pids = [client.process.pid for client in started]
         before = [cpu_ms(pid) for pid in pids]
         time.sleep(idle_s)

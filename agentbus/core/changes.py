@@ -43,6 +43,9 @@ class _Polled:
     def is_reachable(self) -> bool:
         return True
 
+    def release(self) -> None:
+        """Does nothing: it looks by itself, before long."""
+
 
 @asynccontextmanager
 async def watching(watchers: Watchers, *, poll_ms: int, say: Callable[[str], None]) -> AsyncIterator[Wakes]:

@@ -392,6 +392,14 @@ class Database:
         except apsw.Error as error:
             raise self.explain(error) from error
 
+    def mark(self) -> tuple[int, int, int]:
+        """What is another value once anybody, this program included, has committed, or another file was opened."""
+        try:
+            found: int = self._connection.execute("PRAGMA data_version").get
+        except apsw.Error as error:
+            raise self.explain(error) from error
+        return self.generation, found, self._connection.total_changes()
+
     def writing(self) -> Transaction:
         """A new transaction, to be used in a `with` statement."""
         return Transaction(self, self._connection)

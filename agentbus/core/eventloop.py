@@ -7,7 +7,8 @@ cores with spaced messages, the median delivery went from 0.98 to 0.74 ms. Loads
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from agentbus.core.errors import BrokenSetup
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["asyncio_loop", "caller_from_threads", "run"]
+__all__ = ["asyncio_loop", "caller_from_threads", "looking", "run"]
 
 # How often a loop that no thread can wake looks for itself: as often as the thread that watches a wake file.
 _TICK_S = 0.02
@@ -44,7 +45,14 @@ def run(main: Callable[..., Awaitable[_T]], *arguments: object) -> _T:
             is_woken = True
         except OSError:  # a sandbox that refuses sendto(2)
             is_woken = False
-    return anyio.run(main if is_woken else _ticking(main), *arguments, backend="asyncio")
+    from agentbus.core.resting import RestingLoop
+
+    return anyio.run(
+        main if is_woken else _ticking(main),
+        *arguments,
+        backend="asyncio",
+        backend_options={"loop_factory": RestingLoop},
+    )
 
 
 def _ticking(main: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
@@ -75,6 +83,18 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
     except RuntimeError:
         return None
     return loop
+
+
+@contextmanager
+def looking(look: Callable[[], bool], every_s: float) -> Iterator[bool]:
+    """See `RestingLoop.looking`. Yields False in a loop that `run` did not start: the caller has to look by itself."""
+    resting = sys.modules.get("agentbus.core.resting")
+    loop = asyncio_loop()
+    if resting is None or not isinstance(loop, resting.RestingLoop):
+        yield False
+        return
+    with loop.looking(look, every_s) as is_looking:
+        yield is_looking
 
 
 def caller_from_threads() -> Callable[[Callable[[], object]], object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from agentbus.core import brakes, database, groups
@@ -140,6 +140,7 @@ class Peers:
         self._database = database.Database(path, busy_ms=busy_ms, sync=sync, on_wal=on_wal)
         self._read = self._database.read
         self._writing = self._database.writing
+        self.mark = self._database.mark
         self.queries = Queries(self._read)
         self.presence = Presence(os.path.dirname(path))
         self._life = life or self._judge
@@ -569,14 +570,18 @@ class Peers:
     def _present(execute: Callable[..., Any]) -> list[Peer]:
         return [peer_of(row) for row in execute(_PRESENT).fetchall()]
 
-    def doubtful(self, name: str) -> list[Peer]:
-        """Those of the peers that follow `name`, after the last the first, that are not known to live. [PRES-2]"""
+    def following(self, name: str) -> list[Peer]:
+        """The few peers that follow `name`, after the last the first: looked after by it. [PRES-2]"""
         rows = self._read(
             f"SELECT {PEER} FROM peers WHERE left_at IS NULL AND name <> ?1 ORDER BY name < ?1, name LIMIT ?2",
             *(name, MOST_LOOKED_AFTER),
         )
+        return [peer_of(row) for row in rows]
+
+    def doubtful(self, peers: Iterable[Peer]) -> list[Peer]:
+        """Those of `peers` that are not known to live. [PRES-1]"""
         with one_look():
-            return [peer for peer in map(peer_of, rows) if self._life(peer) is not Life.LIVES]
+            return [peer for peer in peers if self._life(peer) is not Life.LIVES]
 
     def reap(self, *, now: int, silent: Collection[str] = (), among: Sequence[Peer] | None = None) -> list[Peer]:
         """End the presence of peers that have ended, forget aliases and sessions of the past. [PRES-2]

@@ -63,6 +63,9 @@ class Wakes(Protocol):
     def is_reachable(self) -> bool:
         """Whether senders still find this listener: False once the thing they look for has been removed."""
 
+    def release(self) -> None:
+        """Make the `wait` that is under way return, if there is one; sooner or later where that takes a clock."""
+
 
 class Trigger(Protocol):
     """How a peer is woken. A wake is a hint: it may be lost, repeated or spurious, and carries no data."""

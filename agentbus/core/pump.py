@@ -48,7 +48,8 @@ class Pump:
 
     `read(limit)` returns the oldest pending envelopes, ascending, at most `limit`. `mark(ids)` stamps them as
     delivered. Both can raise TryAgain: then the pump tries again. Any other error, theirs or the delivery's, ends the
-    pump.
+    pump. With `is_watched`, somebody else looks whether anything is new while it is idle, and ends its wait then.
+    [DRAIN-5]
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pump:
         delivery: Delivery,
         wakes: Wakes,
         pace: Pace | None = None,
+        is_watched: bool = False,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._read = read
@@ -66,6 +68,7 @@ class Pump:
         self._delivery = delivery
         self._wakes = wakes
         self._clock = clock
+        self._is_watched = is_watched
         self._pace = pace or Pace()
         self._drain = Drain(self._pace)
         self._batch = self._room = BATCH
@@ -108,6 +111,11 @@ class Pump:
         self._out.clear()
         self._out_ids.clear()
         self._taken = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything is delivered and marked, as far as it was read."""
+        return self._drain.state is State.IDLE
 
     def is_out(self, envelope_id: int) -> bool:
         """Whether an envelope was handed over but is not marked yet."""
@@ -220,7 +228,7 @@ class Pump:
             # With jitter, sessions that met at a lock do not meet there again.
             await anyio.sleep(sleep_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         else:
-            was_nudged = await self._wakes.wait(sleep_s)
+            was_nudged = await self._wakes.wait(None if self._is_watched and self.is_idle else sleep_s)
             is_read = not self._is_more and self._clock() - self._read_at < self._pace.safety_s
             if is_read and not was_nudged and self._drain.state is State.HOLDING:
                 return Fact.DUE

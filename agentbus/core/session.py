@@ -23,15 +23,16 @@ from agentbus.core.checkpoints import Checkpoints
 from agentbus.core.config import MEMBER_DAYS, RETENTION, prepare_home
 from agentbus.core.drain import Pace
 from agentbus.core.errors import AgentbusError, BrokenSetup, Busy, Refused, TryAgain
+from agentbus.core.lookout import Lookout
 from agentbus.core.model import Arrival, Envelope, Peer, Renamed, Unread
 from agentbus.core.names import BUS_NAME, is_group
 from agentbus.core.ports import Delivery, Record, Trigger, Wakes
-from agentbus.core.presence import BEAT, Held, Silence
-from agentbus.core.process import Life, life, one_look
+from agentbus.core.presence import BEAT, Held
+from agentbus.core.process import Life, life
 from agentbus.core.proof import Followed, Proofs
 from agentbus.core.pump import Pump
 from agentbus.core.queries import OLD_MS
-from agentbus.core.upkeep import about_old, clean_up, join_groups, lengthen
+from agentbus.core.upkeep import Upkeep, about_old, join_groups, lengthen, settle_ended
 from agentbus.core.wakes import SharedWakes
 
 __all__ = ["Checkpoints", "Session"]
@@ -91,7 +92,6 @@ class Session:
         self._lengthened = {RETENTION: retention_hours, MEMBER_DAYS: member_days}
         self._groups = groups
         self._pace = pace
-        self._heartbeat_s = heartbeat_s
         # Whether much old mail is not pushed; up to which id it is held back; the line that says so. [OLD-4]
         self._holds_old = holds_old
         self._held = 0
@@ -120,7 +120,10 @@ class Session:
         # The bus that was joined, and through which opening of its file. [STORE-6], [STORE-7]
         self._bus_id = ""
         self._generation = bus.store.generation
-        self._silence = Silence()
+        self._upkeep = Upkeep(bus, say, self._wake_itself)
+        # Whether the last read found mail that it did not hand out.
+        self._is_held_back = False
+        self._heartbeat_s = heartbeat_s
         # What the model has to be told with the next answer: that its name has changed under it. [PRES-5]
         self._notice = ""
         # Whether another process is the peer, and this one only acts for it. [LATE-2]
@@ -169,7 +172,7 @@ class Session:
         await self._set_up()
         await self._begin_proofs()
         try:
-            await self._settle()
+            await settle_ended(self.bus, self._say)
         except AgentbusError as error:
             self._say(f"what earlier sessions took was not looked at: {error}")  # the next heartbeat tries again
         if self._holds_old:
@@ -232,16 +235,6 @@ class Session:
         carrier = self._delivery.carrier if self._delivery is not None else PULL
         await retry_while_busy(lambda: self.bus.mark_read(self.peer, ids, read_by="transcript", carrier=carrier))
 
-    async def _settle(self) -> None:
-        """Look through the records of sessions that have ended; what they do not show is pending again. [STATE-6]"""
-        for ended in self.bus.store.unsettled():
-            # A record can be long, and this session has to answer its client meanwhile.
-            shown, is_whole = await anyio.to_thread.run_sync(self.bus.look_through, ended)
-            returned = await retry_while_busy(partial(self.bus.settle, ended, shown, is_whole=is_whole))
-            if returned:
-                count = f"{len(returned)} message{'s' if len(returned) > 1 else ''}"
-                self._say(f"{count} that an ended session took and its model never had: pending again")
-
     def count_earlier(self) -> int:
         """How many messages an earlier session of this name took, of which nothing tells whether they were read."""
         return self.bus.store.count_earlier(self.peer.session, self.peer.process.pid)
@@ -269,21 +262,22 @@ class Session:
         try:
             with self._scope:
                 wakes = self._wakes = SharedWakes(await self._arm(self._arming))
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._heartbeat)
-                    tasks.start_soon(self._checkpoints.run, self._say)
-                    for one in self._beside:
-                        tasks.start_soon(one)
-                    if self._proofs is not None:
-                        tasks.start_soon(self._proofs.run)
-                    if self._delivery is None:
-                        task_status.started()
-                        await wakes.listen()
-                    else:
-                        self._pump = self._make_pump(wakes, self._delivery)
-                        task_status.started()
-                        await self._pump.run()
-                    tasks.cancel_scope.cancel()
+                with self._make_lookout(wakes).watching() as lookout:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(self._heartbeat, lookout)
+                        tasks.start_soon(self._checkpoints.run, self._say)
+                        for one in self._beside:
+                            tasks.start_soon(one)
+                        if self._proofs is not None:
+                            tasks.start_soon(self._proofs.run)
+                        if self._delivery is None:
+                            task_status.started()
+                            await wakes.listen()
+                        else:
+                            self._pump = self._make_pump(wakes, self._delivery, is_watched=lookout.is_watching)
+                            task_status.started()
+                            await self._pump.run()
+                        tasks.cancel_scope.cancel()
         finally:
             # Disarming awaits nothing, so a cancelled task can do it too.
             await self._arming.aclose()
@@ -310,19 +304,32 @@ class Session:
             if self._claimed.held is not None:
                 self._claimed.held.release()
 
-    def _make_pump(self, wakes: Wakes, delivery: Delivery) -> Pump:
+    def _make_lookout(self, wakes: Wakes) -> Lookout:
+        return Lookout(
+            self.bus.store.mark,
+            heartbeat_s=self._heartbeat_s,
+            safety_s=(self._pace or Pace()).safety_s,
+            is_quiet=self._is_quiet,
+            is_idle=lambda: self._pump is not None and self._pump.is_idle,
+            is_held_back=lambda: self._is_held_back,
+            release=wakes.release,
+        )
+
+    def _make_pump(self, wakes: Wakes, delivery: Delivery, *, is_watched: bool) -> Pump:
         def mark(ids: Iterable[int]) -> None:
             self._mark(ids, delivery.carrier)
 
         followed = delivery if self._proofs is None else Followed(delivery, self._proofs)
-        return Pump(read=self._read, mark=mark, delivery=followed, wakes=wakes, pace=self._pace)
+        return Pump(read=self._read, mark=mark, delivery=followed, wakes=wakes, pace=self._pace, is_watched=is_watched)
 
     def _read(self, limit: int) -> list[Envelope]:
         checked = self._checked
+        self._is_held_back = False
         try:
             pending = self.bus.pending(self.peer, limit + len(checked) + len(self._asking), self._held)
             # Asked last: a read that finds nothing, as most do, does not pay for it. [BRAKE-1]
             if (pending or self._first) and self.bus.pause_of(self.peer) is not None:
+                self._is_held_back = True
                 return []
         except Busy:
             raise
@@ -332,7 +339,11 @@ class Session:
         first = self._first
         if first is not None:
             pending = [first, *(envelope for envelope in pending if envelope.id != first.id)][:limit]
-        return [one for one in pending if self._is_free(one)][:limit] if checked or self._asking else pending
+        if not checked and not self._asking:
+            return pending
+        free = [one for one in pending if self._is_free(one)][:limit]
+        self._is_held_back = bool(pending) and not free
+        return free
 
     def _is_free(self, envelope: Envelope) -> bool:
         """Whether no call has it, or waits for it."""
@@ -395,14 +406,28 @@ class Session:
         assert self._claimed is not None
         self._claimed = replace(self._claimed, peer=peer)
 
-    async def _heartbeat(self) -> None:
+    async def _heartbeat(self, lookout: Lookout) -> None:
         while True:
-            await anyio.sleep(self._heartbeat_s)
+            await lookout.beat()
             try:
                 await self._beat()
             except AgentbusError as error:
                 # The lock says that this session lives, whatever a beat could not do; the next one tries again.
                 self._say(f"heartbeat: {error}")
+
+    def _is_quiet(self) -> bool:
+        """Whether a heartbeat would find nothing to do. Costs a tenth of one."""
+        held = self._claimed.held if self._claimed is not None else None
+        return (
+            held is not None
+            and held.is_in_place()
+            and life(self._arrival.host) is not Life.ENDED
+            and self._wakes is not None
+            and self._wakes.is_reachable()
+            and self._conversation() in ("", self._arrival.conversation)
+            and not self.bus.store.is_replaced()
+            and self._upkeep.is_quiet()
+        )
 
     async def _beat(self) -> None:
         # A process that cannot be seen from here is not a dead one: then the end of stdin tells. [LIFE-2]
@@ -415,14 +440,7 @@ class Session:
             await self._arm_anew(self._wakes)
         await self._show_presence()
         await self._follow_conversation()
-        doubtful = self.bus.store.doubtful(self.peer.name)
-        silent = self._silent(doubtful)
-        await retry_while_busy(lambda: self.bus.reap(silent, doubtful))
-        await self._settle()
-        store = self.bus.store
-        if await retry_while_busy(lambda: store.forget_asks(now=self.bus.clock())):
-            self._wake_itself()
-        await clean_up(self.bus, self._say)
+        await self._upkeep.look_after(self.peer.name)
 
     async def _follow_conversation(self) -> None:
         """Record the conversation that the client has turned to, as by `/clear`: it keeps this name. [NAME-8]"""
@@ -443,20 +461,6 @@ class Session:
             await self._reclaim_name()
         elif peer.presence == BEAT:
             await retry_while_busy(lambda: store.beat(peer.session, peer.process.pid, now=self.bus.clock()))
-
-    def _silent(self, doubtful: Sequence[Peer]) -> set[str]:
-        """Those that this session has watched stay silent for too long, where no lock can tell. [PRES-3]"""
-        store = self.bus.store
-        beats = {}
-        with one_look():
-            unknown = [peer for peer in doubtful if store.life(peer) is Life.UNKNOWN]
-        for peer in unknown:
-            if peer.presence == BEAT:
-                beats[peer.session] = peer.last_seen
-            elif store.presence.is_missing(peer.session):
-                # A live session makes its lock file again with its next beat.
-                beats[peer.session] = 0
-        return self._silence.watch(beats, anyio.current_time())
 
     async def _arm_anew(self, wakes: SharedWakes) -> None:
         """Listen again at the endpoint that senders use, after the socket or its folder was removed. [WAKE-6]"""

@@ -508,6 +508,17 @@ class Store(Memberships):
                 self.presence.clear(waiter)
         return bool(past)
 
+    def waits_for_an_end(self) -> bool:
+        """Whether there is something to do here once a process ends that is no peer. Nobody writes that down.
+
+        The command behind an ask, and the agent process of a session that has ended and can still give its model mail.
+        """
+        rows = self._read(
+            "SELECT EXISTS (SELECT 1 FROM asks)"
+            " OR EXISTS (SELECT 1 FROM peers WHERE left_at IS NOT NULL AND proof IS NOT NULL AND proof != '')"
+        )
+        return bool(rows[0][0])
+
     # -- what a session took and is not known to have read ---------------------------------------------------
 
     def proof(self, session: str) -> str | None:

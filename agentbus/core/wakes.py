@@ -67,6 +67,10 @@ class SharedWakes:
     def is_reachable(self) -> bool:
         return self._wakes.is_reachable()
 
+    def release(self) -> None:
+        """Make the task that waits for the trigger return from that."""
+        self._wakes.release()
+
     async def listen(self) -> None:
         """Keep waiting for wakes, for a session in which no pump does so."""
         while True:

@@ -227,6 +227,9 @@ class _Nudges:
         # If the watch failed, the file has been closed.
         return self._file.is_in_place()
 
+    def release(self) -> None:
+        self._nudged.set()
+
     def stop(self) -> None:
         """Wake the waiting task. The thread ends within one step and closes the watch; nothing waits for the thread."""
         self._stop.is_asked_for = True

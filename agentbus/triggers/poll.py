@@ -34,6 +34,9 @@ class _Ticks:
     def is_reachable(self) -> bool:
         return True
 
+    def release(self) -> None:
+        """Does nothing: the next tick ends the wait."""
+
 
 class PollTrigger:
     """Wakes its peer every `poll_ms` milliseconds, whether there is mail or not."""

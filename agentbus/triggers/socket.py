@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import asyncio
     from pathlib import Path
 
+    import anyio
+
 __all__ = ["SocketTrigger", "make"]
 
 
@@ -102,12 +104,13 @@ class _Nudges:
 
     def __init__(self, listener: _Listener) -> None:
         self._listener = listener
+        self._waiting: anyio.CancelScope | None = None
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         import anyio
 
         try:
-            with anyio.move_on_after(timeout_s):
+            with anyio.move_on_after(timeout_s) as self._waiting:
                 while not self._listener.empty():
                     await anyio.wait_readable(self._listener.socket)
                 return True
@@ -120,6 +123,10 @@ class _Nudges:
 
     def is_reachable(self) -> bool:
         return self._listener.is_in_place()
+
+    def release(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 class _LoopNudges:
@@ -145,7 +152,7 @@ class _LoopNudges:
             self._is_reading = False
         elif self._listener.empty():
             self._was_nudged = True
-            self._release()
+            self.release()
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         if not self._is_reading and not self._is_closed:
@@ -153,7 +160,7 @@ class _LoopNudges:
         if not self._was_nudged:
             self._waiter = self._loop.create_future()
             # The loop's own timer costs a fifth of a cancel scope, and this code runs for each message.
-            timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._release)
+            timer = None if timeout_s is None else self._loop.call_later(timeout_s, self.release)
             try:
                 await self._waiter
             finally:
@@ -163,7 +170,7 @@ class _LoopNudges:
         was_nudged, self._was_nudged = self._was_nudged, False
         return was_nudged
 
-    def _release(self) -> None:
+    def release(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -175,7 +182,7 @@ class _LoopNudges:
         self._loop.remove_reader(self._listener.socket)
         # A task that still waits here must now wait elsewhere, and might have missed a nudge.
         self._was_nudged = True
-        self._release()
+        self.release()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import anyio
 import apsw
 import pytest
 
-from agentbus.core import database, process
+from agentbus.core import database, process, upkeep
 from agentbus.core.bus import Bus, Sent, retry_while_busy
 from agentbus.core.config import RETENTION, prepare_home
 from agentbus.core.drain import Pace
@@ -22,6 +22,7 @@ from agentbus.core.errors import BrokenSetup, Busy
 from agentbus.core.model import Peer
 from agentbus.core.peers import MOST_LOOKED_AFTER
 from agentbus.core.process import Process
+from agentbus.core.resting import RestingLoop
 from agentbus.core.session import Checkpoints, Session
 from agentbus.core.store import Store
 from agentbus.triggers.file_watch import FileWatchTrigger
@@ -59,7 +60,7 @@ class World:
             member_days=options.pop("member_days", 0),
             groups=options.pop("groups", ()),
             # The safety poll is so slow that no test passes because of it.
-            pace=Pace(safety_s=600.0),
+            pace=Pace(safety_s=options.pop("safety_s", 600.0)),
             heartbeat_s=options.pop("heartbeat_s", 0.01),
         )
 
@@ -73,6 +74,11 @@ class World:
             yield session, delivery
             await session.stop()
         session.close()
+
+
+@pytest.fixture(params=[{}, {"loop_factory": RestingLoop}], ids=["any loop", "the loop of a session"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return "asyncio", request.param
 
 
 @pytest.fixture
@@ -241,6 +247,74 @@ async def test_how_long_history_is_kept_holds_for_all_and_a_session_can_only_len
         assert world.store.queries.newest_id() == 1, "nor after that session has left"
         world.clock.now += 5 * HOUR_MS
         await until(lambda: world.store.queries.newest_id() == 0)
+
+
+def counted(owner: object, name: str) -> list[tuple[object, ...]]:
+    """The calls of a method from here on."""
+    calls: list[tuple[object, ...]] = []
+    method = getattr(owner, name)
+
+    def noted(*arguments: object) -> object:
+        calls.append(arguments)
+        return method(*arguments)
+
+    setattr(owner, name, noted)
+    return calls
+
+
+def write_unseen(world: World, to: str) -> None:
+    """Send as a program does that dies before it wakes anybody."""
+    store = Store(world.path, busy_ms=10_000)
+    store.send("alice", to, "x", now=world.clock())
+    store.close()
+
+
+@pytest.mark.spec("DRAIN-5")
+async def test_mail_that_nobody_announced_is_found_whatever_the_loop(world: World) -> None:
+    async with world.running("web", safety_s=0.02, heartbeat_s=600.0) as (session, delivery):
+        for number in range(1, 4):
+            write_unseen(world, "web")
+            await until(lambda number=number: len(delivery.handed) == number)
+        # Held back while it is paused. Nobody writes when a pause ends by itself.
+        world.bus.pause("web", by="user", for_ms=60_000)
+        write_unseen(world, "web")
+        await anyio.sleep(0.2)
+        assert len(delivery.handed) == 3
+        world.clock.now += 60_001
+        await until(lambda: len(delivery.handed) == 4)
+        # And what the session itself has committed, without a wake.
+        world.store.send("alice", "web", "x", now=world.clock())
+        await until(lambda: len(delivery.handed) == 5)
+        assert session.peer.name == "web"
+
+
+@pytest.mark.spec("DRAIN-5", "PRES-6")
+async def test_an_idle_session_reads_only_what_somebody_has_written(
+    world: World, anyio_backend: tuple[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "MOST_QUIET", 1_000_000)
+    zed = world.bus.claim(arrival("zed"), str, join_crowd=True)
+    assert zed is not None
+    assert zed.held is not None
+    async with world.running("web", safety_s=0.01, heartbeat_s=0.01) as (session, _):
+        reads, beats = counted(world.bus, "pending"), counted(session, "_beat")
+        await anyio.sleep(0.15)
+        assert len(beats) <= 2
+        assert len(reads) <= 3 or not anyio_backend[1], "only its own loop can look without reading"
+        lock = world.store.presence.folder / session.peer.session
+        for change in (
+            lambda: write_unseen(world, "nobody"),
+            lambda: world.store.send("alice", "nobody", "by the connection of the session", now=world.clock()),
+            lock.unlink,
+            lambda: monkeypatch.setattr(upkeep, "MOST_QUIET", 5),  # what only the clock brings about is found, too
+            zed.held.release,
+        ):
+            monkeypatch.setattr(upkeep, "MOST_QUIET", 1_000_000)
+            await anyio.sleep(0.05)
+            seen = len(beats)
+            change()
+            await until(lambda seen=seen: len(beats) > seen)
+        assert lock.exists()
 
 
 @pytest.mark.spec("DRAIN-5")

@@ -12,10 +12,23 @@ ROOT = Path(__file__).parents[2] / "agentbus"
 
 # 1. Core modules stand in one list. Each may import those before it, and no other room.
 CORE = (
-    *("errors", "shadows", "values", "process", "eventloop", "text", "stderr", "stdout", "names", "model", "a2a"),
+    *(
+        "errors",
+        "shadows",
+        "values",
+        "process",
+        "resting",
+        "eventloop",
+        "text",
+        "stderr",
+        "stdout",
+        "names",
+        "model",
+        "a2a",
+    ),
     *("findings", "ports", "config", "presence", "drain", "adapter", "wakes", "watchers", "files", "upgrade"),
     *("database", "checkpoints", "groups", "brakes", "queries", "search", "machines", "peers", "memberships", "store"),
-    *("linkstore", "bus", "asking", "proof", "pump", "upkeep", "session", "changes"),
+    *("linkstore", "bus", "asking", "proof", "pump", "upkeep", "lookout", "session", "changes"),
 )
 # 2. What the files at the top and the faces may import besides core and their own room. registry opens the edges by
 # name, when they are used: no file imports one.

@@ -13,7 +13,21 @@ from agentbus.adapters.claude_mcp import registration as claude_registration
 from agentbus.adapters.claude_mcp import server as claude_server
 from agentbus.adapters.mcp import element, fast_path, gate, hold, inbox, lines, rate_limit, server
 from agentbus.cli import common
-from agentbus.core import bus, changes, config, database, peers, presence, proof, pump, queries, session, store, text
+from agentbus.core import (
+    bus,
+    changes,
+    config,
+    database,
+    peers,
+    presence,
+    proof,
+    pump,
+    queries,
+    session,
+    store,
+    text,
+    upkeep,
+)
 from agentbus.core.adapter import Variable
 from agentbus.core.drain import Pace
 from agentbus.core.names import MAX_NAME_CHARS
@@ -43,6 +57,8 @@ PROMISES = [
     ("PRES-3", "every {} s", session.HEARTBEAT_S),
     ("PRES-3", "for {} s of its own", presence.SILENT_S),
     ("PRES-3", "gap of {} s", presence._LONGEST_GAP_S),
+    ("PRES-6", "{} such heartbeats", upkeep.MOST_QUIET),
+    ("PRES-6", "those {} hold", peers.MOST_LOOKED_AFTER),
     ("WAKE-4", "default {})", config.DEFAULT_POLL_MS),
     ("LIFE-1", "{} ms", (server._STOP_S + server._CLOSE_PATIENCE_S) * 1_000 + 20),  # the rest is for the system
     ("MCP-3", "{} MiB", lines.MAX_LINE_BYTES / (1 << 20)),

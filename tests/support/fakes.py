@@ -85,6 +85,9 @@ class FakeWakes:
     def is_reachable(self) -> bool:
         return True
 
+    def release(self) -> None:
+        self.event.set()
+
 
 class FakeTrigger:
     """A trigger in memory, for one event loop. Endpoints in `dead` were left by a process that died."""

@@ -51,6 +51,9 @@ class Looks:
     def is_reachable(self) -> bool:
         return True
 
+    def release(self) -> None:
+        pass
+
 
 class Made:
     """A mailbox with its pump, the hooks that it drains into, and a session."""
