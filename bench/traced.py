@@ -109,7 +109,7 @@ def main() -> None:
         _trace_trigger(type(trigger), stamp)
     triggers.close()
     _around(Store, "send", b"called", b"committed", stamp)
-    _around(Store, "pending", None, b"found", stamp)
+    _around(Store, "due", None, b"found", stamp)
     _trace_delivery(stamp)
     registry.serve("claude-mcp")
 

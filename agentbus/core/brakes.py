@@ -15,12 +15,14 @@ TYPE_CHECKING = False  # true for a type checker; importing typing would cost `a
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["HOUR_MS", "PAUSES", "carry", "check", "forget", "pause", "resume", "sent_lately"]
+__all__ = ["HOUR_MS", "PAUSED", "PAUSES", "carry", "check", "forget", "pause", "resume", "sent_lately"]
 
 # The time for which the slow guard counts. [BRAKE-4]
 HOUR_MS = 3_600_000
 # The pauses that hold at an instant. There are few rows, mostly none: no index is worth its writes.
 PAUSES = "SELECT name, paused_by, paused_at, until FROM pauses WHERE (until IS NULL OR until > ?)"
+# The same for the session of a peer p, at the instant ?5.
+PAUSED = "SELECT 1 FROM pauses WHERE pauses.name = p.name AND (until IS NULL OR until > ?5)"
 # So many of the messages that were delivered last are looked at to count what a session has sent: 10 ms. A bus with
 # more than that in an hour has no loop of two models as its problem.
 _MOST_COUNTED = 20_000

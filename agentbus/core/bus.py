@@ -447,6 +447,10 @@ class Bus:
         """The oldest `limit` pending messages for `peer`, ascending. Empty if it was taken for dead. [DRAIN-1]"""
         return self.store.pending(peer.session, peer.process.pid, limit, above)
 
+    def due(self, peer: Peer, limit: int, above: int) -> list[Envelope] | None:
+        """The same; None if there are some, and `peer` is paused. [BRAKE-1]"""
+        return self.store.due(peer.session, peer.process.pid, limit, above, now=self.clock())
+
     def mark(self, peer: Peer, ids: Iterable[int], carrier: str) -> None:
         """Stamp messages as delivered to `peer` by `carrier`, all or none. [STATE-2]
 

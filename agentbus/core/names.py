@@ -78,6 +78,11 @@ _TYPED = ("THAI ", "LAO ", "HANGUL LETTER ")
 _ALIKE = ("LATIN", "GREEK", "COPTIC", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU")
 
 
+# Names that are in their one form. A session sends to a few, and each message asks for its name several times.
+_known: set[str] = set()
+_MOST_KNOWN = 1_000
+
+
 def normalise_name(raw: object) -> str:
     """The one form of a name: NFC, without case, a space as `-`. Idempotent. [NAME-1]
 
@@ -85,6 +90,8 @@ def normalise_name(raw: object) -> str:
     """
     if not isinstance(raw, str):
         raise InvalidRequest(f"a name is text, not {type(raw).__name__}")
+    if raw in _known:
+        return raw
     text = raw.strip()
     # The length is checked first: a name of a million characters then costs nothing but its refusal.
     if len(text) > _MAX_RAW_CHARS:
@@ -95,6 +102,9 @@ def normalise_name(raw: object) -> str:
     if len(name) > MAX_NAME_CHARS:
         raise _too_long(raw, len(name))
     _check_alphabets(raw, name)
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known.add(name)
     return name
 
 

@@ -8,6 +8,7 @@ and `mark`. The listener is armed before the pump starts, so that the first read
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Pump:
         wakes: Wakes,
         pace: Pace | None = None,
         is_watched: bool = False,
-        clock: Callable[[], float] = anyio.current_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
         self._mark = mark

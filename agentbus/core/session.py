@@ -326,9 +326,8 @@ class Session:
         checked = self._checked
         self._is_held_back = False
         try:
-            pending = self.bus.pending(self.peer, limit + len(checked) + len(self._asking), self._held)
-            # Asked last: a read that finds nothing, as most do, does not pay for it. [BRAKE-1]
-            if (pending or self._first) and self.bus.pause_of(self.peer) is not None:
+            pending = self.bus.due(self.peer, limit + len(checked) + len(self._asking), self._held)
+            if pending is None or (self._first and self.bus.pause_of(self.peer) is not None):
                 self._is_held_back = True
                 return []
         except Busy:

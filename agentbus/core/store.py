@@ -69,6 +69,13 @@ _TO_MACHINE = "UPDATE messages SET host = ?, bus = (SELECT value FROM link WHERE
 _SEAT = "FROM peers WHERE session = ?1 AND pid = ?2 AND left_at IS NULL"
 # A command waits for an answer: the peer of its name leaves that to it. [ASK-5]
 _NOT_AWAITED = "(reply_to IS NULL OR coalesce(thread, reply_to) NOT IN (SELECT question FROM asks))"
+# The oldest ?4 pending messages for a present session; whether it is paused at the instant ?5; for `read_checked`.
+_PENDING = (
+    f"SELECT {MESSAGE}, EXISTS ({brakes.PAUSED}), (SELECT oldest FROM bus)"
+    " FROM peers p JOIN messages m ON m.recipient = p.name"
+    " WHERE p.session = ?1 AND p.pid = ?2 AND p.left_at IS NULL AND m.delivered_at IS NULL AND m.id > ?3"
+    f" AND m.kept_from IS NOT p.session AND {_NOT_AWAITED} ORDER BY m.id LIMIT ?4"
+)
 _UNREAD = (
     f"recipient = (SELECT name {_SEAT}) AND delivered_at IS NULL AND kept_from IS NOT ?1"  # [NAME-12]
     f" AND {_NOT_AWAITED}",
@@ -362,16 +369,13 @@ class Store(Memberships):
 
         Empty if `session` is not present in process `pid`: a session that was taken for dead no longer drains.
         """
-        rows = self._read(
-            f"SELECT {MESSAGE} FROM peers p JOIN messages m ON m.recipient = p.name"
-            " WHERE p.session = ? AND p.pid = ? AND p.left_at IS NULL AND m.delivered_at IS NULL AND m.id > ?"
-            f" AND m.kept_from IS NOT p.session AND {_NOT_AWAITED} ORDER BY m.id LIMIT ?",
-            session,
-            pid,
-            above,
-            limit,
-        )
+        rows = self._database.read_checked(_PENDING, session, pid, above, limit, 0)
         return [Envelope.from_row(row) for row in rows]
+
+    def due(self, session: str, pid: int, limit: int, above: int, *, now: int) -> list[Envelope] | None:
+        """The same; None if there are some, and `session` is paused at the instant `now`. [BRAKE-1]"""
+        rows = self._database.read_checked(_PENDING, session, pid, above, limit, now)
+        return None if rows and rows[0][-2] else [Envelope.from_row(row) for row in rows]
 
     def mark_delivered(self, ids: Iterable[int], *, session: str, carrier: str, now: int) -> None:
         """Stamp pending messages as delivered to `session` by `carrier`, in one transaction. [STATE-2]"""

@@ -85,18 +85,22 @@ class _Listener:
         was_nudged = False
         for _ in range(_MAX_NUDGES):
             try:
-                was_nudged |= self._is_ours()
+                was_nudged |= self.take()
             except BlockingIOError:
                 return was_nudged
         return True
 
-    def _is_ours(self) -> bool:
+    def take(self) -> bool:
+        """Take one nudge, and return whether it came from our own user. Raises BlockingIOError when there is none."""
         if not _CREDENTIALS:
             self.socket.recv(1)
             return True
         _, ancillary, _, _ = self.socket.recvmsg(1, _CREDENTIALS_SPACE)
         # The kernel vouches for these: unix(7), SCM_CREDENTIALS. [TRUST-3]
-        return any(kind == _SCM_CREDENTIALS and data[_UID] == self._uid for _, kind, data in ancillary)
+        for _, kind, data in ancillary:
+            if kind == _SCM_CREDENTIALS:
+                return data[_UID] == self._uid
+        return False
 
 
 class _Nudges:
@@ -150,13 +154,21 @@ class _LoopNudges:
             # No task waits; the next wait finds the nudge. Until then, more nudges must not call this again and again.
             self._loop.remove_reader(self._listener.socket)
             self._is_reading = False
-        elif self._listener.empty():
+            return
+        try:
+            # One is enough to go and read the mailbox. The next wait looks for others: that ends with an exception.
+            is_ours = self._listener.take()
+        except BlockingIOError:
+            return
+        if is_ours:
             self._was_nudged = True
             self.release()
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         if not self._is_reading and not self._is_closed:
             self._read()
+        if not self._was_nudged and not self._is_closed:
+            self._was_nudged = self._listener.empty()
         if not self._was_nudged:
             self._waiter = self._loop.create_future()
             # The loop's own timer costs a fifth of a cancel scope, and this code runs for each message.
@@ -240,6 +252,7 @@ class SocketTrigger:
     ) -> None:
         self.folder = folder
         self._folder = f"{home}/{folder}"
+        self._folder_bytes = len(os.fsencode(self._folder))
         self._fd_folder = fd_folder
         self._max_path_bytes = max_path_bytes
         self._sender: socket.socket | None = None
@@ -336,7 +349,7 @@ class SocketTrigger:
 
     def _address(self, endpoint: str) -> str:
         path = f"{self._folder}/{endpoint}"
-        if len(os.fsencode(path)) <= self._max_path_bytes:
+        if self._folder_bytes + len(endpoint) < self._max_path_bytes and endpoint.isascii():
             return path
         # [WAKE-3]
         if self._fd_folder:

@@ -218,6 +218,7 @@ def test_the_form_is_the_same_however_the_text_is_written(raw: str) -> None:
         name = normalise_name(raw)
     except InvalidRequest:
         return
+    names._known.clear()  # what is known is not looked at again
     assert normalise_name(name) == name
     for form in ("NFC", "NFD"):
         assert normalise_name(unicodedata.normalize(form, raw)) == name

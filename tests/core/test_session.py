@@ -297,7 +297,7 @@ async def test_an_idle_session_reads_only_what_somebody_has_written(
     assert zed is not None
     assert zed.held is not None
     async with world.running("web", safety_s=0.01, heartbeat_s=0.01) as (session, _):
-        reads, beats = counted(world.bus, "pending"), counted(session, "_beat")
+        reads, beats = counted(world.bus, "due"), counted(session, "_beat")
         await anyio.sleep(0.15)
         assert len(beats) <= 2
         assert len(reads) <= 3 or not anyio_backend[1], "only its own loop can look without reading"

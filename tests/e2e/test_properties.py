@@ -126,6 +126,26 @@ def test_lines_come_out_however_they_are_cut(data: bytes, cuts: list[int]) -> No
     assert found == data.split(b"\n")[:-1]
 
 
+@pytest.mark.spec("MCP-3", "DESK-1")
+@given(
+    st.dictionaries(ANY_TEXT, ANY_JSON, max_size=4),
+    st.booleans(),
+    st.sampled_from([b"", b" ", b"\t\r", b"x", b"{}", b",", b"\xff", b"\xef\xbb\xbf"]),
+    st.sampled_from([b"", b" ", b"\r", b"x", b"{}", b"\xff"]),
+)
+@PATIENT
+def test_a_line_is_parsed_as_json_loads_would(
+    message: dict[str, Any], is_ascii: bool, head: bytes, tail: bytes
+) -> None:
+    line = head + json.dumps(message, ensure_ascii=is_ascii).encode(errors="surrogatepass") + tail
+    try:
+        expected = json.loads(line)
+        json.dumps(expected, ensure_ascii=False).encode()
+    except ValueError:
+        expected = None
+    assert repr(jsonrpc.parse(line)) == repr(expected)  # NaN is not equal to itself
+
+
 @pytest.mark.spec("MCP-1", "MCP-3")
 @given(ANY_JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
 @PATIENT

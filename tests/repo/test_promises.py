@@ -50,6 +50,7 @@ PROMISES = [
     ("DRAIN-6", "start at {} ms", PACE.retry_s[0] * 1_000),
     ("DRAIN-6", "up to {} s", PACE.retry_s[1]),
     ("DRAIN-7", "up to {} ms", PACE.mark_s * 1_000),
+    ("DRAIN-7", "once in {} ms", PACE.stream_s * 1_000),
     ("DRAIN-7", "within\n  {} ms", pump._STREAM_GAP_S * 1_000),
     ("DRAIN-8", "batches of {} envelopes", pump.BATCH),
     ("DRAIN-8", "at most {}\n", pump.MOST_OUT),

@@ -7,6 +7,7 @@ channel events from such a server. Pure: a line in, an answer or nothing out. Im
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["HANDSHAKE_VERSIONS", "error_line", "is_id", "parse", "refusal", "refuse", "salvage"]
@@ -24,6 +25,9 @@ HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 _DISCOVER = "server/discover"
 
 
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
 def error_line(request_id: object, code: int, message: str, data: dict[str, Any] | None = None) -> bytes:
     """A JSON-RPC error response, with its newline. ASCII, so that no text can break it."""
     error: dict[str, Any] = {"code": code, "message": message}
@@ -35,7 +39,14 @@ def error_line(request_id: object, code: int, message: str, data: dict[str, Any]
 def parse(line: bytes) -> dict[str, Any] | None:
     """The JSON object in `line`; None if there is none, or if its content cannot be encoded as text."""
     try:
-        message = json.loads(line)
+        text = line.decode()
+        try:
+            # What json.loads ends in, without the 13 calls before that.
+            message, end = _scan(text, 0)
+        except StopIteration:
+            end = -1
+        if end != len(text):  # spaces around it, or an error
+            message = json.loads(line)
         if b"\\u" in line:
             json.dumps(message, ensure_ascii=False).encode()  # a lone surrogate is not text: the SDK refuses it
     except (ValueError, RecursionError):

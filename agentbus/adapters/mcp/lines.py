@@ -20,6 +20,8 @@ class LineBuffer:
 
     def feed(self, data: bytes) -> list[bytes | None]:
         """The lines that `data` completes, without their newline; None for a line of more than MAX_LINE_BYTES."""
+        if not self._size and data.find(b"\n") == len(data) - 1 < MAX_LINE_BYTES:
+            return [data[:-1]] if data else []  # one whole line, as a client that waits for each answer sends them
         *whole, rest = data.split(b"\n")
         found = []
         for piece in whole:

@@ -363,7 +363,8 @@ def _finished(context: ToolContext, session: Session, result: ToolResult) -> Too
         result = replace(result, text=f"{result.text}\n{notice}")
     if result.settle is None:
         # No message stands in it, but a folder can have a tag of the client in its name. [TRUST-5]
-        result = replace(result, text=context.profile.frames.defused(result.text))
+        text = context.profile.frames.defused(result.text)
+        result = result if text == result.text else replace(result, text=text)
     if context.is_pushed or result.settle is not None:
         return result
     return ToolResult(result.text + unread_line(session), result.is_error)
