@@ -213,8 +213,11 @@ async def _watch(store: Store, settings: config.Settings, display: _Display) -> 
 
 async def _follow(store: Store, settings: config.Settings, display: _Display) -> None:
     changes = Changes(store)
+    watchers = registry.watchers(settings)
     while True:
-        async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=display.say) as wakes:
+        if store.is_replaced():
+            config.prepare_home(settings.home)  # there is nothing to bind a socket in, if the whole home was removed
+        async with watching(watchers, poll_ms=settings.poll_ms, say=display.say) as wakes:
             thoroughly = True
             # If the socket was removed while we listened, the outer loop arms it again. [WAKE-6]
             while wakes.is_reachable():

@@ -174,8 +174,9 @@ class Console(App[None]):
     async def _follow(self) -> None:
         """Look at the bus whenever it changes. [WATCH-1]"""
         settings = self.desk.settings
+        watchers = registry.watchers(settings)
         while True:
-            async with watching(registry.watchers(settings), poll_ms=settings.poll_ms, say=self._say) as wakes:
+            async with watching(watchers, poll_ms=settings.poll_ms, say=self._say) as wakes:
                 # If the socket was removed while we listened, the outer loop arms it again. [WAKE-6]
                 while wakes.is_reachable():
                     self._by_itself(self._look)

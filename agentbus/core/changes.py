@@ -6,6 +6,7 @@ Reads and never writes. Knows no trigger by name, and nothing about how changes 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -31,17 +32,22 @@ _STAGES = (MessageState.PENDING, MessageState.DELIVERED, MessageState.READ)
 
 
 class _Polled:
-    """The wakes of a reader that no socket can wake: it looks every `poll_s` seconds."""
+    """The wakes of a reader that no socket can wake: it looks every `poll_s` seconds.
+
+    What kept the socket from it can be over at any moment, as a home that somebody has just removed. So it is worth
+    arming again every SAFETY_S seconds. [WATCH-3]
+    """
 
     def __init__(self, poll_s: float) -> None:
         self._poll_s = poll_s
+        self._until = time.monotonic() + SAFETY_S
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         await anyio.sleep(self._poll_s if timeout_s is None else min(timeout_s, self._poll_s))
         return False
 
     def is_reachable(self) -> bool:
-        return True
+        return time.monotonic() < self._until
 
     def release(self) -> None:
         """Does nothing: it looks by itself, before long."""
@@ -51,15 +57,19 @@ class _Polled:
 async def watching(watchers: Watchers, *, poll_ms: int, say: Callable[[str], None]) -> AsyncIterator[Wakes]:
     """Yields a `Wakes` that fires on every change. Earlier changes are not reported, so read the database once first.
 
-    Where no socket can be bound, it polls every `poll_ms` milliseconds, and `say` gets the reason. [WATCH-1]
+    Where no socket can be bound, it polls every `poll_ms` milliseconds, and `say` gets the reason, once for the same
+    `watchers` until one can be bound. Arm again when it is not reachable any longer. [WATCH-1], [WATCH-3]
     """
     async with AsyncExitStack() as stack:
         stack.callback(watchers.close)
         wakes: Wakes
         try:
             wakes = await stack.enter_async_context(watchers.trigger().arm(watchers.endpoint()))
+            watchers.is_unwoken = False
         except BrokenSetup as error:
-            say(watchers.unwoken(poll_ms, error))
+            if not watchers.is_unwoken:
+                say(watchers.unwoken(poll_ms, error))
+            watchers.is_unwoken = True
             wakes = _Polled(poll_ms / 1_000)
         yield wakes
 

@@ -25,6 +25,8 @@ class Watchers:
         self._folder = folder
         self._make = make
         self._made: ListeningTrigger | None = None
+        # Whether the last watcher could not be woken by a socket, and that was said.
+        self.is_unwoken = False
 
     def trigger(self) -> ListeningTrigger:
         """The trigger that wakes them."""

@@ -92,6 +92,7 @@ PROMISES = [
     ("LEDGER-3", "for {} days", peers.SESSIONS_KEPT_MS / 86_400_000),
     ("WATCH-1", "costs {} s", changes.SAFETY_S),
     ("WATCH-2", "more than {} messages", changes._MAX_FOLLOWED),
+    ("WATCH-3", "tried again every {} s", changes.SAFETY_S),
     ("BYPASS-1", "last {} bytes", mode._TAIL_BYTES),
     ("BYPASS-2", "every {} s", hold._LOOK_S),
     ("WAIT-3", "0 to {} s", common._LONGEST_S),
