@@ -106,8 +106,8 @@ class Pace:
     # How long marks wait for others. Of messages a millisecond apart, the mark of one would meet the next on its way:
     # that costs the next a fifth of its time. The messages that a crash doubles grow by as much.
     mark_s: float = 0.003
-    # How often a mark that waits is thought of, and a stream is read and marked. It costs at most a thousand
-    # transactions a second, and its sender has to compete with them; a single message costs no extra one.
+    # How often a mark that waits is thought of, and a stream is read. The marks of a stream are some 300 transactions a
+    # second, with which its sender has to compete; a single message costs no extra one.
     stream_s: float = 0.001
     # A writer is done in 0.1 ms; a full disk or a stopped writer can take much longer.
     retry_s: tuple[float, float] = (0.000_5, 0.5)

@@ -74,7 +74,11 @@ class Lookout:
         is_left = False
         if now >= self._beat_at:
             self._beat_at = now + self._heartbeat_s
-            if not self._is_quiet():
+            try:
+                is_quiet = self._is_quiet()
+            except AgentbusError:
+                is_quiet = False  # the heartbeat meets the same, and says so
+            if not is_quiet:
                 self._beat_is_due.set()
                 is_left = True
         if now >= self._mail_at:

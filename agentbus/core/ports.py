@@ -64,7 +64,7 @@ class Wakes(Protocol):
         """Whether senders still find this listener: False once the thing they look for has been removed."""
 
     def release(self) -> None:
-        """Make the `wait` that is under way return, if there is one; sooner or later where that takes a clock."""
+        """Make the `wait` that is under way return, if there is one."""
 
 
 class Trigger(Protocol):

@@ -35,15 +35,17 @@ class _Selector(selectors.DefaultSelector):
             found = super().select(max(0.0, until - now))
             now = time.monotonic()
             if now >= self.due_at:
+                is_left = self.look()
+                now = time.monotonic()  # a look takes time, and what it measures with its own clock must be over then
                 self.due_at = now + self.every_s
-                if self.look():
+                if is_left:
                     return found
             if found or (give_up_at is not None and now >= give_up_at):
                 return found
 
 
 class RestingLoop(asyncio.SelectorEventLoop):
-    """The event loop of a process that is nothing but a session."""
+    """The event loop of the processes of agentbus: sessions, and commands that wait."""
 
     def __init__(self) -> None:
         self._resting = _Selector()

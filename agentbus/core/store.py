@@ -519,7 +519,10 @@ class Store(Memberships):
         """
         rows = self._read(
             "SELECT EXISTS (SELECT 1 FROM asks)"
-            " OR EXISTS (SELECT 1 FROM peers WHERE left_at IS NOT NULL AND proof IS NOT NULL AND proof != '')"
+            # Of a process of another domain, as before a restart of the machine, nothing is ever seen from here.
+            " OR EXISTS (SELECT 1 FROM peers WHERE left_at IS NOT NULL AND proof IS NOT NULL AND proof != ''"
+            " AND domain = ? AND domain != '')",
+            self.here,
         )
         return bool(rows[0][0])
 

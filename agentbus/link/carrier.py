@@ -103,7 +103,7 @@ class LinkBus(Bus):
             self.links.begin(self._machine)
         return claimed
 
-    def pending(self, _peer: Peer, limit: int, _above: int = 0) -> list[Envelope]:
+    def due(self, _peer: Peer, limit: int, _above: int) -> list[Envelope] | None:
         """The oldest `limit` messages that have to leave."""
         return list(self.links.outbound(limit))
 

@@ -54,7 +54,7 @@ _RESULTS = {
     errno.ENOENT: Wake.ABSENT,
     errno.ENOTDIR: Wake.ABSENT,
     errno.ECONNREFUSED: Wake.STALE,
-    # The queue is full: wakes are already waiting, and the peer empties the queue before it reads its mailbox.
+    # The queue is full: wakes are already waiting, and the peer takes one of them before it reads its mailbox.
     errno.EAGAIN: Wake.FULL,
     errno.ENOBUFS: Wake.FULL,  # macOS reports a full queue with this
 }
@@ -167,8 +167,12 @@ class _LoopNudges:
     async def wait(self, timeout_s: float | None = None) -> bool:
         if not self._is_reading and not self._is_closed:
             self._read()
-        if not self._was_nudged and not self._is_closed:
-            self._was_nudged = self._listener.empty()
+        if not self._was_nudged and not self._is_closed and self._listener.empty():
+            self._was_nudged = True
+            # Not at once: who nudges again and again must not keep all other tasks waiting.
+            import anyio.lowlevel
+
+            await anyio.lowlevel.checkpoint()
         if not self._was_nudged:
             self._waiter = self._loop.create_future()
             # The loop's own timer costs a fifth of a cancel scope, and this code runs for each message.

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -21,10 +22,11 @@ from agentbus.core.drain import Pace
 from agentbus.core.errors import BrokenSetup, Busy
 from agentbus.core.model import Peer
 from agentbus.core.peers import MOST_LOOKED_AFTER
+from agentbus.core.ports import Wake
 from agentbus.core.process import Process
 from agentbus.core.resting import RestingLoop
 from agentbus.core.session import Checkpoints, Session
-from agentbus.core.store import Store
+from agentbus.core.store import Question, Store
 from agentbus.triggers.file_watch import FileWatchTrigger
 from agentbus.triggers.poll import PollTrigger
 from agentbus.triggers.socket import SocketTrigger
@@ -33,6 +35,11 @@ from tests.support.fakes import FakeClock, FakeDelivery, FakeTrigger, arrival
 pytestmark = pytest.mark.anyio
 
 HOUR_MS = 3_600_000
+# Holds the lock of a command that waits for an answer.
+HOLD = (
+    "import sys, time; from agentbus.core.presence import Presence; held = Presence(sys.argv[1]).hold('0' * 8);"
+    " print(flush=True); time.sleep(100)"
+)
 
 
 class World:
@@ -58,6 +65,7 @@ class World:
             say=self.said.append,
             retention_hours=options.pop("retention_hours", 0),
             member_days=options.pop("member_days", 0),
+            conversation=options.pop("conversation", str),
             groups=options.pop("groups", ()),
             # The safety poll is so slow that no test passes because of it.
             pace=Pace(safety_s=options.pop("safety_s", 600.0)),
@@ -317,6 +325,102 @@ async def test_an_idle_session_reads_only_what_somebody_has_written(
         assert lock.exists()
 
 
+async def until_quiet(beats: list[tuple[object, ...]]) -> None:
+    """Wait until the heartbeats find nothing to do any more."""
+    with anyio.fail_after(10):
+        seen = -1
+        while seen != len(beats):
+            seen = len(beats)
+            await anyio.sleep(0.1)
+
+
+@pytest.mark.spec("PRES-6", "LIFE-2", "WAKE-6", "NAME-8", "STATE-6", "ASK-5", "STORE-6")
+async def test_a_session_that_has_become_quiet_still_sees_to_all_that_a_heartbeat_is_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "MOST_QUIET", 1_000_000)
+    world.bus.recorded = lambda _runtime, _place: set()
+    root, here, conversation = world.path.parent, process.domain(), ["one"]
+    trigger = SocketTrigger(root)
+    world.triggers["socket"] = trigger
+    with subprocess.Popen(["sleep", "100"]) as host, subprocess.Popen(["sleep", "100"]) as other:
+        web = replace(arrival("web", conversation="one"), host=process.look_up(host.pid), domain=here)
+        old = world.bus.claim(
+            replace(arrival("old"), host=process.look_up(other.pid), domain=here), str, join_crowd=True
+        )
+        assert old is not None
+        assert old.held is not None
+        taken, _ = world.store.send("alice", "old", "never read", now=world.clock())
+        world.bus.mark(old.peer, [taken], "channel")
+        async with world.running(
+            "web",
+            arrival=web,
+            triggers=[trigger],
+            heartbeat_s=0.02,
+            safety_s=0.02,
+            conversation=lambda: conversation[0],
+        ) as (session, delivery):
+            beats = counted(session, "_beat")
+            read = world.store._read
+            await until_quiet(beats)
+            conversation[0] = "two"
+            await until(lambda: read("SELECT 1 FROM conversations WHERE conversation = 'two'"))
+            for file in (root / "sock" / session.peer.endpoint, root / "live" / session.peer.session):
+                await until_quiet(beats)
+                file.unlink()
+                await until(file.exists)
+            # A session has ended that took a message, and its agent process ends later.
+            world.store.set_proof(old.peer.session, "a record")
+            world.bus.leave(old.peer)
+            old.held.release()
+            await anyio.sleep(0.1)
+            other.kill()
+            other.wait()
+            await until(lambda: read("SELECT 1 FROM messages WHERE id = ? AND delivered_at IS NULL", taken))
+            await until_quiet(beats)
+            # A command that waits for an answer is killed.
+            with subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE) as command:
+                assert command.stdout is not None
+                command.stdout.readline()
+                question = Question(world.clock() + 60_000, "0" * 8)
+                asked, _ = world.store.send("web", "zed", "?", now=world.clock(), question=question)
+                world.store.send("zed", "web", "late", now=world.clock(), reply_to=asked)
+                await anyio.sleep(0.1)
+                assert delivery.handed == []
+                command.kill()
+            await until(lambda: [one.text for one in delivery.handed] == ["late"])
+            await until_quiet(beats)
+            shutil.rmtree(root)
+            await until(lambda: world.path.exists() and any("another bus" in line for line in world.said))
+            await until_quiet(beats)
+            host.kill()
+            host.wait()
+            with anyio.fail_after(10):
+                await session.orphaned.wait()
+
+
+@pytest.mark.spec("DRAIN-5", "READ-1")
+async def test_what_a_check_gives_back_is_found_though_the_wake_for_it_is_lost(world: World) -> None:
+    async with world.running("web", safety_s=0.02, heartbeat_s=600.0) as (session, delivery):
+        write_unseen(world, "web")
+        (unread,) = await session.check(0, 10)
+        await anyio.sleep(0.1)
+        assert delivery.handed == []
+        world.trigger.notify = lambda _endpoint: Wake.ABSENT  # type: ignore[method-assign]
+        await session.checked([unread.envelope.id], reached=False)
+        await until(lambda: len(delivery.handed) == 1)
+
+
+@pytest.mark.spec("DRAIN-5", "WAKE-4")
+async def test_a_slow_poll_does_not_make_a_look_slow(world: World) -> None:
+    slow = PollTrigger(poll_ms=60_000)
+    world.triggers["poll"] = slow
+    async with world.running("web", triggers=[slow], safety_s=0.02, heartbeat_s=600.0) as (_, delivery):
+        await anyio.sleep(0.1)
+        write_unseen(world, "web")
+        await until(lambda: len(delivery.handed) == 1)
+
+
 @pytest.mark.spec("DRAIN-5")
 async def test_a_rename_takes_what_waits_under_the_new_name_at_once(world: World) -> None:
     """The safety poll of these sessions takes 600 s, and one conversation has both names."""
@@ -431,6 +535,8 @@ async def test_a_session_merges_the_wal_by_itself(world: World) -> None:
             world.bus.send("alice", "nobody", "x" * 900)
         assert world.path.with_name("bus.db-wal").stat().st_size > database.CHECKPOINT_PAGES * 4_096
         await until(lambda: world.path.stat().st_size > empty)
+        # The thread still has the file open, and the folder is removed when the test has ended.
+        await until(lambda: anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0)
 
 
 @pytest.mark.spec("NAME-7")

@@ -13,7 +13,8 @@ from agentbus.core import process
 from agentbus.core import store as store_module
 from agentbus.core.bus import Bus
 from agentbus.core.config import prepare_home
-from agentbus.core.errors import InvalidRequest, MailboxFull, Refused
+from agentbus.core.database import SCHEMA
+from agentbus.core.errors import BrokenSetup, InvalidRequest, MailboxFull, Refused
 from agentbus.core.model import Peer, Renamed
 from agentbus.core.peers import SESSIONS_KEPT_MS
 from agentbus.core.presence import BEAT, Held
@@ -684,3 +685,20 @@ def test_a_reply_to_what_its_sender_neither_sent_nor_received_is_refused(bench: 
     with bench.store._writing() as execute:
         execute("UPDATE peers SET conversation = 'one' WHERE session IN (?, ?)", (bob.session, again.session))
     assert send("bob-2", "alice", "yes", now=7, reply_to=row_id, sender_session=again.session)
+
+
+@pytest.mark.spec("STORE-9")
+def test_mail_that_waits_is_not_handed_out_by_the_rules_of_an_older_program(bench: Bench) -> None:
+    web = bench.claim("web")
+    bench.store.send("alice", "web", "x", now=1)
+    newer = apsw.Connection(str(bench.store.path))
+    newer.execute(f"PRAGMA user_version = {SCHEMA + 1}; UPDATE bus SET oldest = {SCHEMA}")
+    assert bench.pending(web) == ["x"], "the newer program says that this one can go on"
+    newer.execute(f"UPDATE bus SET oldest = {SCHEMA + 1}")
+    newer.close()
+    for read in (
+        lambda: bench.pending(web),
+        lambda: bench.store.due(web.session, web.process.pid, 10, 0, now=0),
+    ):
+        with pytest.raises(BrokenSetup, match="was upgraded while this session ran"):
+            read()

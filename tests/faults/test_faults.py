@@ -361,8 +361,10 @@ def test_a_database_locked_for_five_seconds_delays_and_breaks_nothing(start: Sta
 
 FAST_HEART = (
     "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
+    "from agentbus.core import upkeep\n"
     "from agentbus.core.session import Session\n"
     "Session.__init__.__kwdefaults__['heartbeat_s'] = 0.1\n"
+    "upkeep.MOST_QUIET = 1_000_000\n"
     "from agentbus.__main__ import main; main()\n"
 )
 

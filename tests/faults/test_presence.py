@@ -26,8 +26,10 @@ ROOT = Path(__file__).parents[2]
 # Ten heartbeats a second: what goes wrong with a heartbeat goes wrong within the second that a test waits.
 FAST = (
     "import sys; sys.argv = ['agentbus', 'serve', 'claude-mcp']\n"
+    "from agentbus.core import upkeep\n"
     "from agentbus.core.session import Session\n"
     "Session.__init__.__kwdefaults__['heartbeat_s'] = 0.1\n"
+    "upkeep.MOST_QUIET = 1_000_000\n"
 )
 RUN = "from agentbus.__main__ import main; main()\n"
 BEATS_S = 1.0
