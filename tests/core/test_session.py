@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,9 +341,12 @@ async def test_a_session_that_has_become_quiet_still_sees_to_all_that_a_heartbea
     monkeypatch.setattr(upkeep, "MOST_QUIET", 1_000_000)
     world.bus.recorded = lambda _runtime, _place: set()
     root, here, conversation = world.path.parent, process.domain(), ["one"]
-    trigger = SocketTrigger(root)
-    world.triggers["socket"] = trigger
-    with subprocess.Popen(["sleep", "100"]) as host, subprocess.Popen(["sleep", "100"]) as other:
+    with (
+        closing(SocketTrigger(root)) as trigger,
+        subprocess.Popen(["sleep", "100"]) as host,
+        subprocess.Popen(["sleep", "100"]) as other,
+    ):
+        world.triggers["socket"] = trigger
         web = replace(arrival("web", conversation="one"), host=process.look_up(host.pid), domain=here)
         old = world.bus.claim(
             replace(arrival("old"), host=process.look_up(other.pid), domain=here), str, join_crowd=True
@@ -390,7 +393,8 @@ async def test_a_session_that_has_become_quiet_still_sees_to_all_that_a_heartbea
                 command.kill()
             await until(lambda: [one.text for one in delivery.handed] == ["late"])
             await until_quiet(beats)
-            shutil.rmtree(root)
+            for file in root.glob("bus.db*"):  # no other file of the home tells of it
+                file.unlink()
             await until(lambda: world.path.exists() and any("another bus" in line for line in world.said))
             await until_quiet(beats)
             host.kill()
