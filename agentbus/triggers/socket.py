@@ -112,9 +112,11 @@ class _Nudges:
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         import anyio
+        import anyio.lowlevel
 
         try:
             with anyio.move_on_after(timeout_s) as self._waiting:
+                await anyio.lowlevel.checkpoint()  # also where a nudge waits: the other tasks get their turn
                 while not self._listener.empty():
                     await anyio.wait_readable(self._listener.socket)
                 return True

@@ -702,3 +702,13 @@ def test_mail_that_waits_is_not_handed_out_by_the_rules_of_an_older_program(benc
     ):
         with pytest.raises(BrokenSetup, match="was upgraded while this session ran"):
             read()
+
+
+@pytest.mark.spec("PRES-6", "STATE-6")
+def test_what_ended_before_a_restart_of_the_machine_keeps_nobody_reading(bench: Bench) -> None:
+    assert not bench.store.waits_for_an_end()
+    for number, (domain, waits) in enumerate((("boot-before pid:[1]", False), ("", False), (bench.store.here, True))):
+        ended = bench.claim(f"ended{number}", domain=domain, host=Process(40 + number, "x"))
+        bench.store.set_proof(ended.session, "a record")
+        bench.store.leave(ended.session, ended.process.pid, now=1)
+        assert bench.store.waits_for_an_end() is waits, domain

@@ -579,3 +579,22 @@ def test_a_trigger_without_a_folder_has_left_nothing(home: Path) -> None:
     for trigger in registry.Triggers(settings(home)).values():
         if trigger.folder is None:
             assert list(trigger.leftovers()) == []
+
+
+@pytest.mark.spec("WAKE-1")
+async def test_who_nudges_again_and_again_keeps_no_other_task_waiting(trigger: Trigger) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with trigger.arm(trigger.endpoint("web")) as wakes, anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        for _ in range(20):
+            trigger.notify(trigger.endpoint("web"))
+            await wakes.wait(0.05)
+        assert turns >= 10
+        tasks.cancel_scope.cancel()
