@@ -116,9 +116,10 @@ class _Nudges:
 
         try:
             with anyio.move_on_after(timeout_s) as self._waiting:
-                await anyio.lowlevel.checkpoint()  # also where a nudge waits: the other tasks get their turn
                 while not self._listener.empty():
                     await anyio.wait_readable(self._listener.socket)
+                # The other tasks get their turn, and the nudge that was taken is not lost by a cancellation.
+                await anyio.lowlevel.cancel_shielded_checkpoint()
                 return True
         except (anyio.ClosedResourceError, ValueError, OSError):
             if self._listener.socket.fileno() >= 0:
