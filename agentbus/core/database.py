@@ -403,7 +403,10 @@ class Database:
         return rows
 
     def mark(self) -> tuple[int, int, int]:
-        """What is another value once anybody, this program included, has committed, or another file was opened."""
+        """What is another value once anybody, this program included, has committed, or another file was opened.
+
+        Raises what `read` raises.
+        """
         try:
             found: int = self._connection.execute("PRAGMA data_version").get
         except apsw.Error as error:

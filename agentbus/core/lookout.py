@@ -64,7 +64,7 @@ class Lookout:
         """Return when a heartbeat is due that has something to do."""
         while not self.is_watching:
             await anyio.sleep(self._heartbeat_s)
-            if not self._is_quiet():
+            if self._has_work():
                 return
         await self._beat_is_due.wait()
         self._beat_is_due = anyio.Event()
@@ -74,11 +74,7 @@ class Lookout:
         is_left = False
         if now >= self._beat_at:
             self._beat_at = now + self._heartbeat_s
-            try:
-                is_quiet = self._is_quiet()
-            except AgentbusError:
-                is_quiet = False  # the heartbeat meets the same, and says so
-            if not is_quiet:
+            if self._has_work():
                 self._beat_is_due.set()
                 is_left = True
         if now >= self._mail_at:
@@ -87,6 +83,12 @@ class Lookout:
                 self._release()
                 is_left = True
         return is_left
+
+    def _has_work(self) -> bool:
+        try:
+            return not self._is_quiet()
+        except AgentbusError:
+            return True  # the heartbeat meets the same, and says so
 
     def _can_be_new(self) -> bool:
         before = self._looked_at

@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from agentbus.core.bus import Bus, retry_while_busy
 from agentbus.core.config import RETENTION, Shared
-from agentbus.core.errors import AgentbusError, Refused
+from agentbus.core.errors import Refused
 from agentbus.core.model import Peer
 from agentbus.core.presence import BEAT, Silence
 from agentbus.core.process import Life, one_look
@@ -84,14 +84,10 @@ class Upkeep:
         self._quiet = 0
 
     def is_quiet(self) -> bool:
-        """Whether nothing has happened that asks for `look_after`."""
+        """Whether nothing has happened that asks for `look_after`. Raises what `Database.mark` raises."""
         store = self._bus.store
         self._quiet += 1
-        try:
-            is_same = self._quiet <= MOST_QUIET and store.mark() == self._mark
-        except AgentbusError:
-            return False  # what `look_after` reads meets the same, and says so
-        return is_same and not store.doubtful(self._following)
+        return self._quiet <= MOST_QUIET and store.mark() == self._mark and not store.doubtful(self._following)
 
     async def look_after(self, name: str) -> None:
         """Do all there is to do, as the session called `name`. [PRES-2], [STATE-4], [STATE-6], [ASK-5]"""
